@@ -8,9 +8,12 @@ import (
 	"strings"
 )
 
-// An Encoder appends XDR to a buffer. The zero value is ready to use.
+// An Encoder appends XDR to a buffer. The zero value is ready to use. The first
+// error sticks, so that callers check Err once, at the end; what was encoded is
+// then of no use.
 type Encoder struct {
 	buf []byte
+	err error
 }
 
 // NewEncoder returns an Encoder that appends to buf.
@@ -18,6 +21,16 @@ func NewEncoder(buf []byte) *Encoder { return &Encoder{buf: buf} }
 
 // Bytes returns everything encoded so far. It aliases the Encoder's buffer.
 func (e *Encoder) Bytes() []byte { return e.buf }
+
+// Err returns the first error met.
+func (e *Encoder) Err() error { return e.err }
+
+// Fail records err, unless an earlier error stands.
+func (e *Encoder) Fail(err error) {
+	if e.err == nil {
+		e.err = err
+	}
+}
 
 // Len returns the number of bytes encoded so far.
 func (e *Encoder) Len() int { return len(e.buf) }
@@ -51,37 +64,37 @@ func (e *Encoder) Bool(v bool) {
 }
 
 // Count writes the number of elements of a list, at most max.
-func (e *Encoder) Count(n int, max uint32) error {
+func (e *Encoder) Count(n int, max uint32) {
 	if uint64(n) > uint64(max) {
-		return fmt.Errorf("list has %d elements, the protocol allows %d: ask for fewer at a time", n, max)
+		e.Fail(fmt.Errorf("list has %d elements, the protocol allows %d: ask for fewer at a time", n, max))
+		return
 	}
 	e.Uint32(uint32(n))
-	return nil
 }
 
 // String writes s, at most max bytes. It ends at the first NUL byte, as every
 // string that a C peer could have sent does.
-func (e *Encoder) String(s string, max uint32) error {
+func (e *Encoder) String(s string, max uint32) {
 	if i := strings.IndexByte(s, 0); i >= 0 {
 		s = s[:i]
 	}
 	if uint64(len(s)) > uint64(max) {
-		return fmt.Errorf("string is %d bytes long, the protocol allows %d: shorten it", len(s), max)
+		e.Fail(fmt.Errorf("string is %d bytes long, the protocol allows %d: shorten it", len(s), max))
+		return
 	}
 	e.Uint32(uint32(len(s)))
 	e.buf = append(e.buf, s...)
 	e.pad(len(s))
-	return nil
 }
 
 // Opaque writes a length and packed bytes, at most max.
-func (e *Encoder) Opaque(b []byte, max uint32) error {
+func (e *Encoder) Opaque(b []byte, max uint32) {
 	if uint64(len(b)) > uint64(max) {
-		return fmt.Errorf("data is %d bytes long, the protocol allows %d: send less at a time", len(b), max)
+		e.Fail(fmt.Errorf("data is %d bytes long, the protocol allows %d: send less at a time", len(b), max))
+		return
 	}
 	e.Uint32(uint32(len(b)))
 	e.FixedOpaque(b)
-	return nil
 }
 
 // FixedOpaque writes packed bytes whose number both sides know.
@@ -91,12 +104,10 @@ func (e *Encoder) FixedOpaque(b []byte) {
 }
 
 // Chars writes a length and one word for each C char, at most max of them.
-func (e *Encoder) Chars(b []byte, max uint32) error {
-	if err := e.Count(len(b), max); err != nil {
-		return err
+func (e *Encoder) Chars(b []byte, max uint32) {
+	if e.Count(len(b), max); e.err == nil {
+		e.FixedChars(b)
 	}
-	e.FixedChars(b)
-	return nil
 }
 
 // FixedChars writes one word for each C char. Chars are signed, as on amd64:

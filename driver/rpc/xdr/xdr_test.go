@@ -9,12 +9,6 @@ import (
 
 // The expected bytes are what glibc's and libtirpc's xdr_* functions produce.
 func TestEncoding(t *testing.T) {
-	check := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, tt := range []struct {
 		name   string
 		encode func(*Encoder)
@@ -26,15 +20,15 @@ func TestEncoding(t *testing.T) {
 		{"unsigned hyper", func(e *Encoder) { e.Uint64(1 << 40) }, "\x00\x00\x01\x00\x00\x00\x00\x00"},
 		{"double", func(e *Encoder) { e.Float64(1.5) }, "\x3f\xf8\x00\x00\x00\x00\x00\x00"},
 		{"bool", func(e *Encoder) { e.Bool(true); e.Bool(false) }, "\x00\x00\x00\x01\x00\x00\x00\x00"},
-		{"string", func(e *Encoder) { check(e.String("vz-01", 5)) }, "\x00\x00\x00\x05vz-01\x00\x00\x00"},
-		{"whole words", func(e *Encoder) { check(e.String("four", 9)) }, "\x00\x00\x00\x04four"},
-		{"empty string", func(e *Encoder) { check(e.String("", 0)) }, "\x00\x00\x00\x00"},
-		{"string with NUL", func(e *Encoder) { check(e.String("ab\x00cd", 2)) }, "\x00\x00\x00\x02ab\x00\x00"},
-		{"opaque", func(e *Encoder) { check(e.Opaque([]byte{1, 0, 2}, 3)) }, "\x00\x00\x00\x03\x01\x00\x02\x00"},
+		{"string", func(e *Encoder) { e.String("vz-01", 5) }, "\x00\x00\x00\x05vz-01\x00\x00\x00"},
+		{"whole words", func(e *Encoder) { e.String("four", 9) }, "\x00\x00\x00\x04four"},
+		{"empty string", func(e *Encoder) { e.String("", 0) }, "\x00\x00\x00\x00"},
+		{"string with NUL", func(e *Encoder) { e.String("ab\x00cd", 2) }, "\x00\x00\x00\x02ab\x00\x00"},
+		{"opaque", func(e *Encoder) { e.Opaque([]byte{1, 0, 2}, 3) }, "\x00\x00\x00\x03\x01\x00\x02\x00"},
 		{"fixed opaque", func(e *Encoder) { e.FixedOpaque([]byte{1, 2, 3, 4, 5}) }, "\x01\x02\x03\x04\x05\x00\x00\x00"},
-		{"chars", func(e *Encoder) { check(e.Chars([]byte{'a', 0xff}, 2)) }, "\x00\x00\x00\x02\x00\x00\x00a\xff\xff\xff\xff"},
+		{"chars", func(e *Encoder) { e.Chars([]byte{'a', 0xff}, 2) }, "\x00\x00\x00\x02\x00\x00\x00a\xff\xff\xff\xff"},
 		{"fixed chars", func(e *Encoder) { e.FixedChars([]byte("ab")) }, "\x00\x00\x00a\x00\x00\x00b"},
-		{"count", func(e *Encoder) { check(e.Count(3, 3)) }, "\x00\x00\x00\x03"},
+		{"count", func(e *Encoder) { e.Count(3, 3) }, "\x00\x00\x00\x03"},
 	} {
 		var e Encoder
 		tt.encode(&e)
@@ -99,13 +93,18 @@ func TestLeniency(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	var e Encoder
-	for name, err := range map[string]error{
-		"string": e.String("abc", 2), "opaque": e.Opaque(make([]byte, 3), 2),
-		"chars": e.Chars(make([]byte, 3), 2), "count": e.Count(3, 2), "negative": e.Count(-1, 2),
+	for name, write := range map[string]func(*Encoder){
+		"string": func(e *Encoder) { e.String("abc", 2) }, "opaque": func(e *Encoder) { e.Opaque(make([]byte, 3), 2) },
+		"chars": func(e *Encoder) { e.Chars(make([]byte, 3), 2) }, "count": func(e *Encoder) { e.Count(3, 2) },
+		"negative": func(e *Encoder) { e.Count(-1, 2) },
 	} {
-		if err == nil || e.Len() != 0 {
-			t.Errorf("encoding a %s over its limit: error %v, %d bytes written", name, err, e.Len())
+		var e Encoder
+		if write(&e); e.Err() == nil || e.Len() != 0 {
+			t.Errorf("encoding a %s over its limit: error %v, %d bytes written", name, e.Err(), e.Len())
+		}
+		first := e.Err()
+		if e.Fail(ErrShort); e.Err() != first {
+			t.Errorf("%s: a later error hides the first", name)
 		}
 	}
 	over := []byte{0, 0, 0, 3, 'a', 'b', 'c', 0, 0, 0, 0, 0, 0, 0, 0, 0}
