@@ -1,0 +1,79 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/godbus/dbus/v5"
+)
+
+const machinedName = "org.freedesktop.machine1"
+
+func machined(name string) method {
+	return method{service: machinedName, path: "/org/freedesktop/machine1", name: machinedName + ".Manager." + name}
+}
+
+// Machine is an entry of machinectl. Name comes from MachineName. Leader is the init's process id on the host; it
+// must be in its scope already, machined takes the unit from there. NetIfs are indices of the host's ends of
+// the environment's links. Root is what machinectl shows as root directory, "" for none.
+type Machine struct {
+	Name           string
+	UUID           [16]byte
+	Service, Class string // "virtvzd"; "container", or "vm"
+	Leader         uint32
+	Root           string
+	NetIfs         []int32
+}
+
+// RegisterMachine announces a machine. machined forgets it by itself when the leader dies. It is not needed for
+// anything else to work: with errors.Is(err, ErrNoMachined) go on without it.
+func (c *Conn) RegisterMachine(ctx context.Context, m Machine) error {
+	if m.NetIfs == nil {
+		m.NetIfs = []int32{}
+	}
+	register := machined("RegisterMachineWithNetwork")
+	var path dbus.ObjectPath
+	err := c.call(ctx, register, []any{m.Name, m.UUID[:], m.Service, m.Class, m.Leader, m.Root, m.NetIfs}, &path)
+	return machineError(m.Name, err)
+}
+
+// UnregisterMachine removes the entry and touches no process; an unknown name is nil.
+func (c *Conn) UnregisterMachine(ctx context.Context, name string) error {
+	return unlessUnknown(machineError(name, c.call(ctx, machined("UnregisterMachine"), []any{name})))
+}
+
+// TerminateMachine stops the machine's scope as Stop does, without waiting; an unknown name is nil.
+func (c *Conn) TerminateMachine(ctx context.Context, name string) error {
+	return unlessUnknown(machineError(name, c.call(ctx, machined("TerminateMachine"), []any{name})))
+}
+
+// noMachined are the answers when the bus can activate machined and then cannot: the package is half there or the
+// unit is masked.
+var noMachined = map[string]bool{
+	"org.freedesktop.systemd1.NoSuchUnit":   true,
+	"org.freedesktop.systemd1.UnitMasked":   true,
+	"org.freedesktop.systemd1.LoadFailed":   true,
+	"org.freedesktop.systemd1.ShuttingDown": true,
+}
+
+func machineError(name string, err error) error {
+	var gone *UnavailableError
+	var answer *Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &gone) && absent(gone.Err):
+		return fmt.Errorf("%w (%v)", ErrNoMachined, gone.Err)
+	case errors.As(err, &answer) && noMachined[answer.Name]:
+		return fmt.Errorf("%w (%s)", ErrNoMachined, answer.Message)
+	}
+	return fmt.Errorf("machine %s: %w", name, err)
+}
+
+func unlessUnknown(err error) error {
+	if errors.Is(err, errNoSuchMachine) {
+		return nil
+	}
+	return err
+}
