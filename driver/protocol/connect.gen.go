@@ -553,108 +553,138 @@ func (v *ConnectSetIdentityArgs) DecodeXDR(d *xdr.Decoder) {
 var ConnectOpen = call[ConnectOpenArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 1, Name: "CONNECT_OPEN",
 	Function: "virConnectOpen",
+	Priority: true,
+	ACL:      []string{"connect:getattr"},
 })
 
 // ConnectClose is procedure 2 of the remote program.
 var ConnectClose = call[xdr.Void, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 2, Name: "CONNECT_CLOSE",
 	Function: "virConnectClose",
+	Priority: true,
 })
 
 // ConnectGetType is procedure 3 of the remote program.
 var ConnectGetType = call[xdr.Void, ConnectGetTypeRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 3, Name: "CONNECT_GET_TYPE",
 	Function: "virConnectGetType",
+	Priority: true,
+	ACL:      []string{"connect:getattr"},
 })
 
 // ConnectGetVersion is procedure 4 of the remote program.
 var ConnectGetVersion = call[xdr.Void, ConnectGetVersionRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 4, Name: "CONNECT_GET_VERSION",
 	Function: "virConnectGetVersion",
+	Priority: true,
+	ACL:      []string{"connect:getattr"},
 })
 
 // ConnectGetMaxVcpus is procedure 5 of the remote program.
 var ConnectGetMaxVcpus = call[ConnectGetMaxVcpusArgs, ConnectGetMaxVcpusRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 5, Name: "CONNECT_GET_MAX_VCPUS",
 	Function: "virConnectGetMaxVcpus",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // ConnectGetCapabilities is procedure 7 of the remote program.
 var ConnectGetCapabilities = call[xdr.Void, ConnectGetCapabilitiesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 7, Name: "CONNECT_GET_CAPABILITIES",
 	Function: "virConnectGetCapabilities",
+	ACL:      []string{"connect:read"},
 })
 
 // ConnectGetHostname is procedure 59 of the remote program.
 var ConnectGetHostname = call[xdr.Void, ConnectGetHostnameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 59, Name: "CONNECT_GET_HOSTNAME",
 	Function: "virConnectGetHostname",
+	Priority: true,
+	ACL:      []string{"connect:getattr"},
 })
 
 // ConnectSupportsFeature is procedure 60 of the remote program.
 var ConnectSupportsFeature = call[ConnectSupportsFeatureArgs, ConnectSupportsFeatureRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 60, Name: "CONNECT_SUPPORTS_FEATURE",
 	Function: "virConnectSupportsFeature",
+	Priority: true,
+	ACL:      []string{"connect:getattr"},
 })
 
 // ConnectGetUri is procedure 110 of the remote program.
 var ConnectGetUri = call[xdr.Void, ConnectGetUriRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 110, Name: "CONNECT_GET_URI",
 	Function: "virConnectGetURI",
+	Priority: true,
+	ACL:      []string{"connect:getattr"},
 })
 
 // ConnectIsSecure is procedure 149 of the remote program.
 var ConnectIsSecure = call[xdr.Void, ConnectIsSecureRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 149, Name: "CONNECT_IS_SECURE",
 	Function: "virConnectIsSecure",
+	Priority: true,
 })
 
 // ConnectGetLibVersion is procedure 157 of the remote program.
 var ConnectGetLibVersion = call[xdr.Void, ConnectGetLibVersionRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 157, Name: "CONNECT_GET_LIB_VERSION",
 	Function: "virConnectGetLibVersion",
+	Priority: true,
+	ACL:      []string{"connect:getattr"},
 })
 
 // ConnectCompareCPU is procedure 158 of the remote program.
 var ConnectCompareCPU = call[ConnectCompareCPUArgs, ConnectCompareCPURet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 158, Name: "CONNECT_COMPARE_CPU",
 	Function: "virConnectCompareCPU",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // ConnectBaselineCPU is procedure 162 of the remote program.
 var ConnectBaselineCPU = call[ConnectBaselineCPUArgs, ConnectBaselineCPURet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 162, Name: "CONNECT_BASELINE_CPU",
 	Function: "virConnectBaselineCPU",
+	ACL:      []string{"connect:read"},
 })
 
 // ConnectGetSysinfo is procedure 203 of the remote program.
 var ConnectGetSysinfo = call[ConnectGetSysinfoArgs, ConnectGetSysinfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 203, Name: "CONNECT_GET_SYSINFO",
 	Function: "virConnectGetSysinfo",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // ConnectGetCPUModelNames is procedure 312 of the remote program.
 var ConnectGetCPUModelNames = call[ConnectGetCPUModelNamesArgs, ConnectGetCPUModelNamesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 312, Name: "CONNECT_GET_CPU_MODEL_NAMES",
 	Function: "virConnectGetCPUModelNames",
+	ACL:      []string{"connect:read"},
 })
 
 // ConnectRegisterCloseCallback is procedure 360 of the remote program.
 var ConnectRegisterCloseCallback = call[xdr.Void, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 360, Name: "CONNECT_REGISTER_CLOSE_CALLBACK",
 	Function: "virConnectRegisterCloseCallback",
+	Priority: true,
+	ACL:      []string{"connect:getattr"},
 })
 
 // ConnectUnregisterCloseCallback is procedure 361 of the remote program.
 var ConnectUnregisterCloseCallback = call[xdr.Void, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 361, Name: "CONNECT_UNREGISTER_CLOSE_CALLBACK",
 	Function: "virConnectUnregisterCloseCallback",
+	Priority: true,
+	ACL:      []string{"connect:getattr"},
 })
 
 // ConnectCompareHypervisorCPU is procedure 393 of the remote program.
 var ConnectCompareHypervisorCPU = call[ConnectCompareHypervisorCPUArgs, ConnectCompareHypervisorCPURet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 393, Name: "CONNECT_COMPARE_HYPERVISOR_CPU",
 	Function: "virConnectCompareHypervisorCPU",
+	ACL:      []string{"connect:write"},
 	Access:   Refused,
 })
 
@@ -662,6 +692,7 @@ var ConnectCompareHypervisorCPU = call[ConnectCompareHypervisorCPUArgs, ConnectC
 var ConnectBaselineHypervisorCPU = call[ConnectBaselineHypervisorCPUArgs, ConnectBaselineHypervisorCPURet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 394, Name: "CONNECT_BASELINE_HYPERVISOR_CPU",
 	Function: "virConnectBaselineHypervisorCPU",
+	ACL:      []string{"connect:write"},
 	Access:   Refused,
 })
 
@@ -669,4 +700,5 @@ var ConnectBaselineHypervisorCPU = call[ConnectBaselineHypervisorCPUArgs, Connec
 var ConnectSetIdentity = call[ConnectSetIdentityArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 419, Name: "CONNECT_SET_IDENTITY",
 	Function: "virConnectSetIdentity",
+	ACL:      []string{"connect:write"},
 })

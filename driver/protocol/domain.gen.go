@@ -1430,6 +1430,7 @@ func (v *DomainSetAutostartOnceArgs) DecodeXDR(d *xdr.Decoder) {
 var DomainCreate = call[DomainCreateArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 9, Name: "DOMAIN_CREATE",
 	Function: "virDomainCreate",
+	ACL:      []string{"domain:start"},
 	Access:   Refused,
 })
 
@@ -1437,6 +1438,7 @@ var DomainCreate = call[DomainCreateArgs, xdr.Void](Info{
 var DomainCreateXML = call[DomainCreateXMLArgs, DomainCreateXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 10, Name: "DOMAIN_CREATE_XML",
 	Function: "virDomainCreateXML",
+	ACL:      []string{"domain:write", "domain:start"},
 	Access:   Refused,
 })
 
@@ -1444,6 +1446,8 @@ var DomainCreateXML = call[DomainCreateXMLArgs, DomainCreateXMLRet](Info{
 var DomainDefineXML = call[DomainDefineXMLArgs, DomainDefineXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 11, Name: "DOMAIN_DEFINE_XML",
 	Function: "virDomainDefineXML",
+	Priority: true,
+	ACL:      []string{"domain:write", "domain:save"},
 	Access:   Refused,
 })
 
@@ -1451,6 +1455,8 @@ var DomainDefineXML = call[DomainDefineXMLArgs, DomainDefineXMLRet](Info{
 var DomainDestroy = call[DomainDestroyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 12, Name: "DOMAIN_DESTROY",
 	Function: "virDomainDestroy",
+	Priority: true,
+	ACL:      []string{"domain:stop"},
 	Access:   Refused,
 })
 
@@ -1458,6 +1464,7 @@ var DomainDestroy = call[DomainDestroyArgs, xdr.Void](Info{
 var DomainGetXMLDesc = conditional(call[DomainGetXMLDescArgs, DomainGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 14, Name: "DOMAIN_GET_XML_DESC",
 	Function: "virDomainGetXMLDesc",
+	ACL:      []string{"domain:read", "domain:read_secure:VIR_DOMAIN_XML_SECURE", "domain:read_secure:VIR_DOMAIN_XML_MIGRATABLE"},
 }), func(a *DomainGetXMLDescArgs) bool {
 	return (a.Flags & (DomainXMLSecure | DomainXMLMigratable)) != 0
 })
@@ -1466,24 +1473,30 @@ var DomainGetXMLDesc = conditional(call[DomainGetXMLDescArgs, DomainGetXMLDescRe
 var DomainGetAutostart = call[DomainGetAutostartArgs, DomainGetAutostartRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 15, Name: "DOMAIN_GET_AUTOSTART",
 	Function: "virDomainGetAutostart",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetInfo is procedure 16 of the remote program.
 var DomainGetInfo = call[DomainGetInfoArgs, DomainGetInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 16, Name: "DOMAIN_GET_INFO",
 	Function: "virDomainGetInfo",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetOsType is procedure 19 of the remote program.
 var DomainGetOsType = call[DomainGetOsTypeArgs, DomainGetOsTypeRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 19, Name: "DOMAIN_GET_OS_TYPE",
 	Function: "virDomainGetOSType",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainReboot is procedure 27 of the remote program.
 var DomainReboot = call[DomainRebootArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 27, Name: "DOMAIN_REBOOT",
 	Function: "virDomainReboot",
+	ACL:      []string{"domain:init_control", "domain:write:VIR_DOMAIN_REBOOT_GUEST_AGENT"},
 	Access:   Refused,
 })
 
@@ -1491,6 +1504,7 @@ var DomainReboot = call[DomainRebootArgs, xdr.Void](Info{
 var DomainResume = call[DomainResumeArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 28, Name: "DOMAIN_RESUME",
 	Function: "virDomainResume",
+	ACL:      []string{"domain:suspend"},
 	Access:   Refused,
 })
 
@@ -1498,6 +1512,8 @@ var DomainResume = call[DomainResumeArgs, xdr.Void](Info{
 var DomainSetAutostart = call[DomainSetAutostartArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 29, Name: "DOMAIN_SET_AUTOSTART",
 	Function: "virDomainSetAutostart",
+	Priority: true,
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1505,6 +1521,7 @@ var DomainSetAutostart = call[DomainSetAutostartArgs, xdr.Void](Info{
 var DomainShutdown = call[DomainShutdownArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 33, Name: "DOMAIN_SHUTDOWN",
 	Function: "virDomainShutdown",
+	ACL:      []string{"domain:init_control"},
 	Access:   Refused,
 })
 
@@ -1512,6 +1529,7 @@ var DomainShutdown = call[DomainShutdownArgs, xdr.Void](Info{
 var DomainSuspend = call[DomainSuspendArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 34, Name: "DOMAIN_SUSPEND",
 	Function: "virDomainSuspend",
+	ACL:      []string{"domain:suspend"},
 	Access:   Refused,
 })
 
@@ -1519,6 +1537,8 @@ var DomainSuspend = call[DomainSuspendArgs, xdr.Void](Info{
 var DomainUndefine = call[DomainUndefineArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 35, Name: "DOMAIN_UNDEFINE",
 	Function: "virDomainUndefine",
+	Priority: true,
+	ACL:      []string{"domain:delete"},
 	Access:   Refused,
 })
 
@@ -1526,30 +1546,38 @@ var DomainUndefine = call[DomainUndefineArgs, xdr.Void](Info{
 var DomainGetSecurityLabel = call[DomainGetSecurityLabelArgs, DomainGetSecurityLabelRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 121, Name: "DOMAIN_GET_SECURITY_LABEL",
 	Function: "virDomainGetSecurityLabel",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainIsActive is procedure 150 of the remote program.
 var DomainIsActive = call[DomainIsActiveArgs, DomainIsActiveRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 150, Name: "DOMAIN_IS_ACTIVE",
 	Function: "virDomainIsActive",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainIsPersistent is procedure 151 of the remote program.
 var DomainIsPersistent = call[DomainIsPersistentArgs, DomainIsPersistentRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 151, Name: "DOMAIN_IS_PERSISTENT",
 	Function: "virDomainIsPersistent",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetJobInfo is procedure 163 of the remote program.
 var DomainGetJobInfo = call[DomainGetJobInfoArgs, DomainGetJobInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 163, Name: "DOMAIN_GET_JOB_INFO",
 	Function: "virDomainGetJobInfo",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainAbortJob is procedure 164 of the remote program.
 var DomainAbortJob = call[DomainAbortJobArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 164, Name: "DOMAIN_ABORT_JOB",
 	Function: "virDomainAbortJob",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1557,6 +1585,7 @@ var DomainAbortJob = call[DomainAbortJobArgs, xdr.Void](Info{
 var DomainCreateWithFlags = call[DomainCreateWithFlagsArgs, DomainCreateWithFlagsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 196, Name: "DOMAIN_CREATE_WITH_FLAGS",
 	Function: "virDomainCreateWithFlags",
+	ACL:      []string{"domain:start"},
 	Access:   Refused,
 })
 
@@ -1564,24 +1593,32 @@ var DomainCreateWithFlags = call[DomainCreateWithFlagsArgs, DomainCreateWithFlag
 var DomainIsUpdated = call[DomainIsUpdatedArgs, DomainIsUpdatedRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 202, Name: "DOMAIN_IS_UPDATED",
 	Function: "virDomainIsUpdated",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetState is procedure 212 of the remote program.
 var DomainGetState = call[DomainGetStateArgs, DomainGetStateRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 212, Name: "DOMAIN_GET_STATE",
 	Function: "virDomainGetState",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetControlInfo is procedure 229 of the remote program.
 var DomainGetControlInfo = call[DomainGetControlInfoArgs, DomainGetControlInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 229, Name: "DOMAIN_GET_CONTROL_INFO",
 	Function: "virDomainGetControlInfo",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainUndefineFlags is procedure 231 of the remote program.
 var DomainUndefineFlags = call[DomainUndefineFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 231, Name: "DOMAIN_UNDEFINE_FLAGS",
 	Function: "virDomainUndefineFlags",
+	Priority: true,
+	ACL:      []string{"domain:delete"},
 	Access:   Refused,
 })
 
@@ -1589,6 +1626,8 @@ var DomainUndefineFlags = call[DomainUndefineFlagsArgs, xdr.Void](Info{
 var DomainDestroyFlags = call[DomainDestroyFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 234, Name: "DOMAIN_DESTROY_FLAGS",
 	Function: "virDomainDestroyFlags",
+	Priority: true,
+	ACL:      []string{"domain:stop"},
 	Access:   Refused,
 })
 
@@ -1596,6 +1635,7 @@ var DomainDestroyFlags = call[DomainDestroyFlagsArgs, xdr.Void](Info{
 var DomainReset = call[DomainResetArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 245, Name: "DOMAIN_RESET",
 	Function: "virDomainReset",
+	ACL:      []string{"domain:reset"},
 	Access:   Refused,
 })
 
@@ -1603,6 +1643,7 @@ var DomainReset = call[DomainResetArgs, xdr.Void](Info{
 var DomainShutdownFlags = call[DomainShutdownFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 258, Name: "DOMAIN_SHUTDOWN_FLAGS",
 	Function: "virDomainShutdownFlags",
+	ACL:      []string{"domain:init_control", "domain:write:VIR_DOMAIN_SHUTDOWN_GUEST_AGENT"},
 	Access:   Refused,
 })
 
@@ -1610,6 +1651,7 @@ var DomainShutdownFlags = call[DomainShutdownFlagsArgs, xdr.Void](Info{
 var DomainSetMetadata = call[DomainSetMetadataArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 264, Name: "DOMAIN_SET_METADATA",
 	Function: "virDomainSetMetadata",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1617,24 +1659,29 @@ var DomainSetMetadata = call[DomainSetMetadataArgs, xdr.Void](Info{
 var DomainGetMetadata = call[DomainGetMetadataArgs, DomainGetMetadataRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 265, Name: "DOMAIN_GET_METADATA",
 	Function: "virDomainGetMetadata",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetSecurityLabelList is procedure 278 of the remote program.
 var DomainGetSecurityLabelList = call[DomainGetSecurityLabelListArgs, DomainGetSecurityLabelListRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 278, Name: "DOMAIN_GET_SECURITY_LABEL_LIST",
 	Function: "virDomainGetSecurityLabelList",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetJobStats is procedure 298 of the remote program.
 var DomainGetJobStats = call[DomainGetJobStatsArgs, DomainGetJobStatsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 298, Name: "DOMAIN_GET_JOB_STATS",
 	Function: "virDomainGetJobStats",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainCreateXMLWithFiles is procedure 309 of the remote program.
 var DomainCreateXMLWithFiles = call[DomainCreateXMLWithFilesArgs, DomainCreateXMLWithFilesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 309, Name: "DOMAIN_CREATE_XML_WITH_FILES",
 	Function: "virDomainCreateXMLWithFiles",
+	ACL:      []string{"domain:write", "domain:start"},
 	Access:   Refused,
 })
 
@@ -1642,6 +1689,7 @@ var DomainCreateXMLWithFiles = call[DomainCreateXMLWithFilesArgs, DomainCreateXM
 var DomainCreateWithFiles = call[DomainCreateWithFilesArgs, DomainCreateWithFilesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 310, Name: "DOMAIN_CREATE_WITH_FILES",
 	Function: "virDomainCreateWithFiles",
+	ACL:      []string{"domain:start"},
 	Access:   Refused,
 })
 
@@ -1649,6 +1697,8 @@ var DomainCreateWithFiles = call[DomainCreateWithFilesArgs, DomainCreateWithFile
 var DomainDefineXMLFlags = call[DomainDefineXMLFlagsArgs, DomainDefineXMLFlagsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 350, Name: "DOMAIN_DEFINE_XML_FLAGS",
 	Function: "virDomainDefineXMLFlags",
+	Priority: true,
+	ACL:      []string{"domain:write", "domain:save"},
 	Access:   Refused,
 })
 
@@ -1656,6 +1706,7 @@ var DomainDefineXMLFlags = call[DomainDefineXMLFlagsArgs, DomainDefineXMLFlagsRe
 var DomainRename = call[DomainRenameArgs, DomainRenameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 358, Name: "DOMAIN_RENAME",
 	Function: "virDomainRename",
+	ACL:      []string{"domain:write", "domain:save"},
 	Access:   Refused,
 })
 
@@ -1663,6 +1714,7 @@ var DomainRename = call[DomainRenameArgs, DomainRenameRet](Info{
 var DomainSetLifecycleAction = call[DomainSetLifecycleActionArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 390, Name: "DOMAIN_SET_LIFECYCLE_ACTION",
 	Function: "virDomainSetLifecycleAction",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1670,6 +1722,7 @@ var DomainSetLifecycleAction = call[DomainSetLifecycleActionArgs, xdr.Void](Info
 var DomainGetLaunchSecurityInfo = call[DomainGetLaunchSecurityInfoArgs, DomainGetLaunchSecurityInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 396, Name: "DOMAIN_GET_LAUNCH_SECURITY_INFO",
 	Function: "virDomainGetLaunchSecurityInfo",
+	ACL:      []string{"domain:read"},
 	Access:   Refused,
 })
 
@@ -1677,6 +1730,7 @@ var DomainGetLaunchSecurityInfo = call[DomainGetLaunchSecurityInfoArgs, DomainGe
 var DomainBackupBegin = call[DomainBackupBeginArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 421, Name: "DOMAIN_BACKUP_BEGIN",
 	Function: "virDomainBackupBegin",
+	ACL:      []string{"domain:checkpoint", "domain:block_write"},
 	Access:   Refused,
 })
 
@@ -1684,18 +1738,22 @@ var DomainBackupBegin = call[DomainBackupBeginArgs, xdr.Void](Info{
 var DomainBackupGetXMLDesc = call[DomainBackupGetXMLDescArgs, DomainBackupGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 422, Name: "DOMAIN_BACKUP_GET_XML_DESC",
 	Function: "virDomainBackupGetXMLDesc",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetMessages is procedure 426 of the remote program.
 var DomainGetMessages = call[DomainGetMessagesArgs, DomainGetMessagesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 426, Name: "DOMAIN_GET_MESSAGES",
 	Function: "virDomainGetMessages",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainStartDirtyRateCalc is procedure 427 of the remote program.
 var DomainStartDirtyRateCalc = call[DomainStartDirtyRateCalcArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 427, Name: "DOMAIN_START_DIRTY_RATE_CALC",
 	Function: "virDomainStartDirtyRateCalc",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1703,6 +1761,7 @@ var DomainStartDirtyRateCalc = call[DomainStartDirtyRateCalcArgs, xdr.Void](Info
 var DomainSetLaunchSecurityState = call[DomainSetLaunchSecurityStateArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 439, Name: "DOMAIN_SET_LAUNCH_SECURITY_STATE",
 	Function: "virDomainSetLaunchSecurityState",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1710,6 +1769,7 @@ var DomainSetLaunchSecurityState = call[DomainSetLaunchSecurityStateArgs, xdr.Vo
 var DomainAbortJobFlags = call[DomainAbortJobFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 442, Name: "DOMAIN_ABORT_JOB_FLAGS",
 	Function: "virDomainAbortJobFlags",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1717,6 +1777,7 @@ var DomainAbortJobFlags = call[DomainAbortJobFlagsArgs, xdr.Void](Info{
 var DomainFdAssociate = call[DomainFdAssociateArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 443, Name: "DOMAIN_FD_ASSOCIATE",
 	Function: "virDomainFDAssociate",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1724,11 +1785,15 @@ var DomainFdAssociate = call[DomainFdAssociateArgs, xdr.Void](Info{
 var DomainGetAutostartOnce = call[DomainGetAutostartOnceArgs, DomainGetAutostartOnceRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 449, Name: "DOMAIN_GET_AUTOSTART_ONCE",
 	Function: "virDomainGetAutostartOnce",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSetAutostartOnce is procedure 450 of the remote program.
 var DomainSetAutostartOnce = call[DomainSetAutostartOnceArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 450, Name: "DOMAIN_SET_AUTOSTART_ONCE",
 	Function: "virDomainSetAutostartOnce",
+	Priority: true,
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })

@@ -708,12 +708,14 @@ func (v *DomainSetBlockThresholdArgs) DecodeXDR(d *xdr.Decoder) {
 var DomainBlockStats = call[DomainBlockStatsArgs, DomainBlockStatsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 64, Name: "DOMAIN_BLOCK_STATS",
 	Function: "virDomainBlockStats",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainBlockPeek is procedure 103 of the remote program.
 var DomainBlockPeek = call[DomainBlockPeekArgs, DomainBlockPeekRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 103, Name: "DOMAIN_BLOCK_PEEK",
 	Function: "virDomainBlockPeek",
+	ACL:      []string{"domain:block_read"},
 	Access:   Refused,
 })
 
@@ -721,12 +723,14 @@ var DomainBlockPeek = call[DomainBlockPeekArgs, DomainBlockPeekRet](Info{
 var DomainGetBlockInfo = call[DomainGetBlockInfoArgs, DomainGetBlockInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 194, Name: "DOMAIN_GET_BLOCK_INFO",
 	Function: "virDomainGetBlockInfo",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSetBlkioParameters is procedure 205 of the remote program.
 var DomainSetBlkioParameters = call[DomainSetBlkioParametersArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 205, Name: "DOMAIN_SET_BLKIO_PARAMETERS",
 	Function: "virDomainSetBlkioParameters",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -734,12 +738,14 @@ var DomainSetBlkioParameters = call[DomainSetBlkioParametersArgs, xdr.Void](Info
 var DomainGetBlkioParameters = call[DomainGetBlkioParametersArgs, DomainGetBlkioParametersRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 206, Name: "DOMAIN_GET_BLKIO_PARAMETERS",
 	Function: "virDomainGetBlkioParameters",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainBlockJobAbort is procedure 237 of the remote program.
 var DomainBlockJobAbort = call[DomainBlockJobAbortArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 237, Name: "DOMAIN_BLOCK_JOB_ABORT",
 	Function: "virDomainBlockJobAbort",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -747,12 +753,14 @@ var DomainBlockJobAbort = call[DomainBlockJobAbortArgs, xdr.Void](Info{
 var DomainGetBlockJobInfo = call[DomainGetBlockJobInfoArgs, DomainGetBlockJobInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 238, Name: "DOMAIN_GET_BLOCK_JOB_INFO",
 	Function: "virDomainGetBlockJobInfo",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainBlockJobSetSpeed is procedure 239 of the remote program.
 var DomainBlockJobSetSpeed = call[DomainBlockJobSetSpeedArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 239, Name: "DOMAIN_BLOCK_JOB_SET_SPEED",
 	Function: "virDomainBlockJobSetSpeed",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -760,6 +768,7 @@ var DomainBlockJobSetSpeed = call[DomainBlockJobSetSpeedArgs, xdr.Void](Info{
 var DomainBlockPull = call[DomainBlockPullArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 240, Name: "DOMAIN_BLOCK_PULL",
 	Function: "virDomainBlockPull",
+	ACL:      []string{"domain:block_write"},
 	Access:   Refused,
 })
 
@@ -767,12 +776,14 @@ var DomainBlockPull = call[DomainBlockPullArgs, xdr.Void](Info{
 var DomainBlockStatsFlags = call[DomainBlockStatsFlagsArgs, DomainBlockStatsFlagsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 243, Name: "DOMAIN_BLOCK_STATS_FLAGS",
 	Function: "virDomainBlockStatsFlags",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainBlockResize is procedure 251 of the remote program.
 var DomainBlockResize = call[DomainBlockResizeArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 251, Name: "DOMAIN_BLOCK_RESIZE",
 	Function: "virDomainBlockResize",
+	ACL:      []string{"domain:block_write"},
 	Access:   Refused,
 })
 
@@ -780,6 +791,7 @@ var DomainBlockResize = call[DomainBlockResizeArgs, xdr.Void](Info{
 var DomainSetBlockIoTune = call[DomainSetBlockIoTuneArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 252, Name: "DOMAIN_SET_BLOCK_IO_TUNE",
 	Function: "virDomainSetBlockIoTune",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -787,18 +799,21 @@ var DomainSetBlockIoTune = call[DomainSetBlockIoTuneArgs, xdr.Void](Info{
 var DomainGetBlockIoTune = call[DomainGetBlockIoTuneArgs, DomainGetBlockIoTuneRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 253, Name: "DOMAIN_GET_BLOCK_IO_TUNE",
 	Function: "virDomainGetBlockIoTune",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetDiskErrors is procedure 263 of the remote program.
 var DomainGetDiskErrors = call[DomainGetDiskErrorsArgs, DomainGetDiskErrorsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 263, Name: "DOMAIN_GET_DISK_ERRORS",
 	Function: "virDomainGetDiskErrors",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainBlockRebase is procedure 266 of the remote program.
 var DomainBlockRebase = call[DomainBlockRebaseArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 266, Name: "DOMAIN_BLOCK_REBASE",
 	Function: "virDomainBlockRebase",
+	ACL:      []string{"domain:block_write"},
 	Access:   Refused,
 })
 
@@ -806,6 +821,7 @@ var DomainBlockRebase = call[DomainBlockRebaseArgs, xdr.Void](Info{
 var DomainBlockCommit = call[DomainBlockCommitArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 290, Name: "DOMAIN_BLOCK_COMMIT",
 	Function: "virDomainBlockCommit",
+	ACL:      []string{"domain:block_write"},
 	Access:   Refused,
 })
 
@@ -813,6 +829,7 @@ var DomainBlockCommit = call[DomainBlockCommitArgs, xdr.Void](Info{
 var DomainBlockCopy = call[DomainBlockCopyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 345, Name: "DOMAIN_BLOCK_COPY",
 	Function: "virDomainBlockCopy",
+	ACL:      []string{"domain:block_write"},
 	Access:   Refused,
 })
 
@@ -820,5 +837,6 @@ var DomainBlockCopy = call[DomainBlockCopyArgs, xdr.Void](Info{
 var DomainSetBlockThreshold = call[DomainSetBlockThresholdArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 386, Name: "DOMAIN_SET_BLOCK_THRESHOLD",
 	Function: "virDomainSetBlockThreshold",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })

@@ -267,6 +267,7 @@ func (v *DomainCheckpointDeleteArgs) DecodeXDR(d *xdr.Decoder) {
 var DomainCheckpointCreateXML = call[DomainCheckpointCreateXMLArgs, DomainCheckpointCreateXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 411, Name: "DOMAIN_CHECKPOINT_CREATE_XML",
 	Function: "virDomainCheckpointCreateXML",
+	ACL:      []string{"domain:checkpoint", "domain:fs_freeze:VIR_DOMAIN_CHECKPOINT_CREATE_QUIESCE"},
 	Access:   Refused,
 })
 
@@ -274,6 +275,7 @@ var DomainCheckpointCreateXML = call[DomainCheckpointCreateXMLArgs, DomainCheckp
 var DomainCheckpointGetXMLDesc = conditional(call[DomainCheckpointGetXMLDescArgs, DomainCheckpointGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 412, Name: "DOMAIN_CHECKPOINT_GET_XML_DESC",
 	Function: "virDomainCheckpointGetXMLDesc",
+	ACL:      []string{"domain:read", "domain:read_secure:VIR_DOMAIN_CHECKPOINT_XML_SECURE"},
 }), func(a *DomainCheckpointGetXMLDescArgs) bool {
 	return (a.Flags & DomainCheckpointXMLSecure) != 0
 })
@@ -282,29 +284,38 @@ var DomainCheckpointGetXMLDesc = conditional(call[DomainCheckpointGetXMLDescArgs
 var DomainListAllCheckpoints = call[DomainListAllCheckpointsArgs, DomainListAllCheckpointsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 413, Name: "DOMAIN_LIST_ALL_CHECKPOINTS",
 	Function: "virDomainListAllCheckpoints",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainCheckpointListAllChildren is procedure 414 of the remote program.
 var DomainCheckpointListAllChildren = call[DomainCheckpointListAllChildrenArgs, DomainCheckpointListAllChildrenRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 414, Name: "DOMAIN_CHECKPOINT_LIST_ALL_CHILDREN",
 	Function: "virDomainCheckpointListAllChildren",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainCheckpointLookupByName is procedure 415 of the remote program.
 var DomainCheckpointLookupByName = call[DomainCheckpointLookupByNameArgs, DomainCheckpointLookupByNameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 415, Name: "DOMAIN_CHECKPOINT_LOOKUP_BY_NAME",
 	Function: "virDomainCheckpointLookupByName",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainCheckpointGetParent is procedure 416 of the remote program.
 var DomainCheckpointGetParent = call[DomainCheckpointGetParentArgs, DomainCheckpointGetParentRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 416, Name: "DOMAIN_CHECKPOINT_GET_PARENT",
 	Function: "virDomainCheckpointGetParent",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainCheckpointDelete is procedure 417 of the remote program.
 var DomainCheckpointDelete = call[DomainCheckpointDeleteArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 417, Name: "DOMAIN_CHECKPOINT_DELETE",
 	Function: "virDomainCheckpointDelete",
+	ACL:      []string{"domain:checkpoint"},
 	Access:   Refused,
 })

@@ -388,6 +388,7 @@ func (v *DomainGraphicsReloadArgs) DecodeXDR(d *xdr.Decoder) {
 var DomainAttachDevice = call[DomainAttachDeviceArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 8, Name: "DOMAIN_ATTACH_DEVICE",
 	Function: "virDomainAttachDevice",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -395,6 +396,7 @@ var DomainAttachDevice = call[DomainAttachDeviceArgs, xdr.Void](Info{
 var DomainDetachDevice = call[DomainDetachDeviceArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 13, Name: "DOMAIN_DETACH_DEVICE",
 	Function: "virDomainDetachDevice",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -402,12 +404,15 @@ var DomainDetachDevice = call[DomainDetachDeviceArgs, xdr.Void](Info{
 var DomainInterfaceStats = call[DomainInterfaceStatsArgs, DomainInterfaceStatsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 65, Name: "DOMAIN_INTERFACE_STATS",
 	Function: "virDomainInterfaceStats",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainAttachDeviceFlags is procedure 160 of the remote program.
 var DomainAttachDeviceFlags = call[DomainAttachDeviceFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 160, Name: "DOMAIN_ATTACH_DEVICE_FLAGS",
 	Function: "virDomainAttachDeviceFlags",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -415,6 +420,7 @@ var DomainAttachDeviceFlags = call[DomainAttachDeviceFlagsArgs, xdr.Void](Info{
 var DomainDetachDeviceFlags = call[DomainDetachDeviceFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 161, Name: "DOMAIN_DETACH_DEVICE_FLAGS",
 	Function: "virDomainDetachDeviceFlags",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -422,6 +428,7 @@ var DomainDetachDeviceFlags = call[DomainDetachDeviceFlagsArgs, xdr.Void](Info{
 var DomainUpdateDeviceFlags = call[DomainUpdateDeviceFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 174, Name: "DOMAIN_UPDATE_DEVICE_FLAGS",
 	Function: "virDomainUpdateDeviceFlags",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -429,6 +436,7 @@ var DomainUpdateDeviceFlags = call[DomainUpdateDeviceFlagsArgs, xdr.Void](Info{
 var DomainSetInterfaceParameters = call[DomainSetInterfaceParametersArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 256, Name: "DOMAIN_SET_INTERFACE_PARAMETERS",
 	Function: "virDomainSetInterfaceParameters",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -436,12 +444,14 @@ var DomainSetInterfaceParameters = call[DomainSetInterfaceParametersArgs, xdr.Vo
 var DomainGetInterfaceParameters = call[DomainGetInterfaceParametersArgs, DomainGetInterfaceParametersRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 257, Name: "DOMAIN_GET_INTERFACE_PARAMETERS",
 	Function: "virDomainGetInterfaceParameters",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainDetachDeviceAlias is procedure 392 of the remote program.
 var DomainDetachDeviceAlias = call[DomainDetachDeviceAliasArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 392, Name: "DOMAIN_DETACH_DEVICE_ALIAS",
 	Function: "virDomainDetachDeviceAlias",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -449,6 +459,7 @@ var DomainDetachDeviceAlias = call[DomainDetachDeviceAliasArgs, xdr.Void](Info{
 var DomainGraphicsReload = call[DomainGraphicsReloadArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 448, Name: "DOMAIN_GRAPHICS_RELOAD",
 	Function: "virDomainGraphicsReload",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -456,6 +467,7 @@ var DomainGraphicsReload = call[DomainGraphicsReloadArgs, xdr.Void](Info{
 var DomainSetThrottleGroup = call[DomainSetThrottleGroupArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 451, Name: "DOMAIN_SET_THROTTLE_GROUP",
 	Function: "virDomainSetThrottleGroup",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -463,4 +475,6 @@ var DomainSetThrottleGroup = call[DomainSetThrottleGroupArgs, xdr.Void](Info{
 var DomainDelThrottleGroup = call[DomainDelThrottleGroupArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 452, Name: "DOMAIN_DEL_THROTTLE_GROUP",
 	Function: "virDomainDelThrottleGroup",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
+	Access:   Refused,
 })

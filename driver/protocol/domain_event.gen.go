@@ -1251,13 +1251,18 @@ func (v *DomainEventNicMacChangeMsg) DecodeXDR(d *xdr.Decoder) {
 // ConnectDomainEventRegister is procedure 105 of the remote program.
 var ConnectDomainEventRegister = call[xdr.Void, ConnectDomainEventRegisterRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 105, Name: "CONNECT_DOMAIN_EVENT_REGISTER",
-	Function: "virConnectDomainEventRegister",
+	Function:  "virConnectDomainEventRegister",
+	Priority:  true,
+	ACL:       []string{"connect:search_domains"},
+	ACLFilter: []string{"domain:getattr"},
 })
 
 // ConnectDomainEventDeregister is procedure 106 of the remote program.
 var ConnectDomainEventDeregister = call[xdr.Void, ConnectDomainEventDeregisterRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 106, Name: "CONNECT_DOMAIN_EVENT_DEREGISTER",
 	Function: "virConnectDomainEventDeregister",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // DomainEventLifecycle is event 107 of the remote program.
@@ -1268,13 +1273,18 @@ var DomainEventLifecycle = event[DomainEventLifecycleMsg](Info{
 // ConnectDomainEventRegisterAny is procedure 167 of the remote program.
 var ConnectDomainEventRegisterAny = call[ConnectDomainEventRegisterAnyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 167, Name: "CONNECT_DOMAIN_EVENT_REGISTER_ANY",
-	Function: "virConnectDomainEventRegisterAny",
+	Function:  "virConnectDomainEventRegisterAny",
+	Priority:  true,
+	ACL:       []string{"connect:search_domains"},
+	ACLFilter: []string{"domain:getattr"},
 })
 
 // ConnectDomainEventDeregisterAny is procedure 168 of the remote program.
 var ConnectDomainEventDeregisterAny = call[ConnectDomainEventDeregisterAnyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 168, Name: "CONNECT_DOMAIN_EVENT_DEREGISTER_ANY",
 	Function: "virConnectDomainEventDeregisterAny",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // DomainEventReboot is event 169 of the remote program.
@@ -1355,13 +1365,18 @@ var DomainEventDeviceRemoved = event[DomainEventDeviceRemovedMsg](Info{
 // ConnectDomainEventCallbackRegisterAny is procedure 316 of the remote program.
 var ConnectDomainEventCallbackRegisterAny = call[ConnectDomainEventCallbackRegisterAnyArgs, ConnectDomainEventCallbackRegisterAnyRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 316, Name: "CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY",
-	Function: "virConnectDomainEventRegisterAny",
+	Function:  "virConnectDomainEventRegisterAny",
+	Priority:  true,
+	ACL:       []string{"connect:search_domains"},
+	ACLFilter: []string{"domain:getattr"},
 })
 
 // ConnectDomainEventCallbackDeregisterAny is procedure 317 of the remote program.
 var ConnectDomainEventCallbackDeregisterAny = call[ConnectDomainEventCallbackDeregisterAnyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 317, Name: "CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY",
 	Function: "virConnectDomainEventDeregisterAny",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // DomainEventCallbackLifecycle is event 318 of the remote program.
@@ -1483,12 +1498,14 @@ var DomainEventCallbackJobCompleted = event[DomainEventCallbackJobCompletedMsg](
 var DomainGetPerfEvents = call[DomainGetPerfEventsArgs, DomainGetPerfEventsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 365, Name: "DOMAIN_GET_PERF_EVENTS",
 	Function: "virDomainGetPerfEvents",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSetPerfEvents is procedure 366 of the remote program.
 var DomainSetPerfEvents = call[DomainSetPerfEventsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 366, Name: "DOMAIN_SET_PERF_EVENTS",
 	Function: "virDomainSetPerfEvents",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 

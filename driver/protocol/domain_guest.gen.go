@@ -832,6 +832,8 @@ func (v *DomainAuthorizedSshKeysSetArgs) DecodeXDR(d *xdr.Decoder) {
 var DomainOpenConsole = call[DomainOpenConsoleArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 201, Name: "DOMAIN_OPEN_CONSOLE",
 	Function: "virDomainOpenConsole",
+	Stream:   ReadStream,
+	ACL:      []string{"domain:open_device"},
 	Access:   Refused,
 })
 
@@ -839,6 +841,7 @@ var DomainOpenConsole = call[DomainOpenConsoleArgs, xdr.Void](Info{
 var DomainInjectNmi = call[DomainInjectNmiArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 210, Name: "DOMAIN_INJECT_NMI",
 	Function: "virDomainInjectNMI",
+	ACL:      []string{"domain:inject_nmi"},
 	Access:   Refused,
 })
 
@@ -846,6 +849,8 @@ var DomainInjectNmi = call[DomainInjectNmiArgs, xdr.Void](Info{
 var DomainScreenshot = call[DomainScreenshotArgs, DomainScreenshotRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 211, Name: "DOMAIN_SCREENSHOT",
 	Function: "virDomainScreenshot",
+	Stream:   ReadStream,
+	ACL:      []string{"domain:screenshot"},
 	Access:   Refused,
 })
 
@@ -853,6 +858,7 @@ var DomainScreenshot = call[DomainScreenshotArgs, DomainScreenshotRet](Info{
 var DomainSendKey = call[DomainSendKeyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 226, Name: "DOMAIN_SEND_KEY",
 	Function: "virDomainSendKey",
+	ACL:      []string{"domain:send_input"},
 	Access:   Refused,
 })
 
@@ -860,6 +866,7 @@ var DomainSendKey = call[DomainSendKeyArgs, xdr.Void](Info{
 var DomainOpenGraphics = call[DomainOpenGraphicsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 249, Name: "DOMAIN_OPEN_GRAPHICS",
 	Function: "virDomainOpenGraphics",
+	ACL:      []string{"domain:open_graphics"},
 	Access:   Refused,
 })
 
@@ -867,6 +874,7 @@ var DomainOpenGraphics = call[DomainOpenGraphicsArgs, xdr.Void](Info{
 var DomainPmSuspendForDuration = call[DomainPmSuspendForDurationArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 261, Name: "DOMAIN_PM_SUSPEND_FOR_DURATION",
 	Function: "virDomainPMSuspendForDuration",
+	ACL:      []string{"domain:pm_control"},
 	Access:   Refused,
 })
 
@@ -874,6 +882,7 @@ var DomainPmSuspendForDuration = call[DomainPmSuspendForDurationArgs, xdr.Void](
 var DomainPmWakeup = call[DomainPmWakeupArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 267, Name: "DOMAIN_PM_WAKEUP",
 	Function: "virDomainPMWakeup",
+	ACL:      []string{"domain:pm_control"},
 	Access:   Refused,
 })
 
@@ -881,6 +890,7 @@ var DomainPmWakeup = call[DomainPmWakeupArgs, xdr.Void](Info{
 var DomainGetHostname = call[DomainGetHostnameArgs, DomainGetHostnameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 277, Name: "DOMAIN_GET_HOSTNAME",
 	Function: "virDomainGetHostname",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -888,6 +898,7 @@ var DomainGetHostname = call[DomainGetHostnameArgs, DomainGetHostnameRet](Info{
 var DomainFstrim = call[DomainFstrimArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 294, Name: "DOMAIN_FSTRIM",
 	Function: "virDomainFSTrim",
+	ACL:      []string{"domain:fs_trim"},
 	Access:   Refused,
 })
 
@@ -895,6 +906,7 @@ var DomainFstrim = call[DomainFstrimArgs, xdr.Void](Info{
 var DomainSendProcessSignal = call[DomainSendProcessSignalArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 295, Name: "DOMAIN_SEND_PROCESS_SIGNAL",
 	Function: "virDomainSendProcessSignal",
+	ACL:      []string{"domain:send_signal"},
 	Access:   Refused,
 })
 
@@ -902,6 +914,8 @@ var DomainSendProcessSignal = call[DomainSendProcessSignalArgs, xdr.Void](Info{
 var DomainOpenChannel = call[DomainOpenChannelArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 296, Name: "DOMAIN_OPEN_CHANNEL",
 	Function: "virDomainOpenChannel",
+	Stream:   ReadStream,
+	ACL:      []string{"domain:open_device"},
 	Access:   Refused,
 })
 
@@ -909,6 +923,7 @@ var DomainOpenChannel = call[DomainOpenChannelArgs, xdr.Void](Info{
 var DomainFsfreeze = call[DomainFsfreezeArgs, DomainFsfreezeRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 335, Name: "DOMAIN_FSFREEZE",
 	Function: "virDomainFSFreeze",
+	ACL:      []string{"domain:fs_freeze"},
 	Access:   Refused,
 })
 
@@ -916,6 +931,7 @@ var DomainFsfreeze = call[DomainFsfreezeArgs, DomainFsfreezeRet](Info{
 var DomainFsthaw = call[DomainFsthawArgs, DomainFsthawRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 336, Name: "DOMAIN_FSTHAW",
 	Function: "virDomainFSThaw",
+	ACL:      []string{"domain:fs_freeze"},
 	Access:   Refused,
 })
 
@@ -923,6 +939,7 @@ var DomainFsthaw = call[DomainFsthawArgs, DomainFsthawRet](Info{
 var DomainGetTime = call[DomainGetTimeArgs, DomainGetTimeRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 337, Name: "DOMAIN_GET_TIME",
 	Function: "virDomainGetTime",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -930,6 +947,7 @@ var DomainGetTime = call[DomainGetTimeArgs, DomainGetTimeRet](Info{
 var DomainSetTime = call[DomainSetTimeArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 338, Name: "DOMAIN_SET_TIME",
 	Function: "virDomainSetTime",
+	ACL:      []string{"domain:set_time"},
 	Access:   Refused,
 })
 
@@ -937,6 +955,7 @@ var DomainSetTime = call[DomainSetTimeArgs, xdr.Void](Info{
 var DomainOpenGraphicsFd = call[DomainOpenGraphicsFdArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 343, Name: "DOMAIN_OPEN_GRAPHICS_FD",
 	Function: "virDomainOpenGraphicsFD",
+	ACL:      []string{"domain:open_graphics"},
 	Access:   Refused,
 })
 
@@ -944,6 +963,7 @@ var DomainOpenGraphicsFd = call[DomainOpenGraphicsFdArgs, xdr.Void](Info{
 var DomainGetFsinfo = call[DomainGetFsinfoArgs, DomainGetFsinfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 349, Name: "DOMAIN_GET_FSINFO",
 	Function: "virDomainGetFSInfo",
+	ACL:      []string{"domain:fs_freeze"},
 	Access:   Refused,
 })
 
@@ -951,6 +971,7 @@ var DomainGetFsinfo = call[DomainGetFsinfoArgs, DomainGetFsinfoRet](Info{
 var DomainInterfaceAddresses = conditional(call[DomainInterfaceAddressesArgs, DomainInterfaceAddressesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 353, Name: "DOMAIN_INTERFACE_ADDRESSES",
 	Function: "virDomainInterfaceAddresses",
+	ACL:      []string{"domain:read", "domain:write::source:VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT"},
 }), func(a *DomainInterfaceAddressesArgs) bool {
 	return a.Source == DomainInterfaceAddressesSrcAgent
 })
@@ -959,6 +980,7 @@ var DomainInterfaceAddresses = conditional(call[DomainInterfaceAddressesArgs, Do
 var DomainSetUserPassword = call[DomainSetUserPasswordArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 357, Name: "DOMAIN_SET_USER_PASSWORD",
 	Function: "virDomainSetUserPassword",
+	ACL:      []string{"domain:set_password"},
 	Access:   Refused,
 })
 
@@ -966,6 +988,7 @@ var DomainSetUserPassword = call[DomainSetUserPasswordArgs, xdr.Void](Info{
 var DomainGetGuestInfo = call[DomainGetGuestInfoArgs, DomainGetGuestInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 418, Name: "DOMAIN_GET_GUEST_INFO",
 	Function: "virDomainGetGuestInfo",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -973,6 +996,7 @@ var DomainGetGuestInfo = call[DomainGetGuestInfoArgs, DomainGetGuestInfoRet](Inf
 var DomainAgentSetResponseTimeout = call[DomainAgentSetResponseTimeoutArgs, DomainAgentSetResponseTimeoutRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 420, Name: "DOMAIN_AGENT_SET_RESPONSE_TIMEOUT",
 	Function: "virDomainAgentSetResponseTimeout",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -980,6 +1004,7 @@ var DomainAgentSetResponseTimeout = call[DomainAgentSetResponseTimeoutArgs, Doma
 var DomainAuthorizedSshKeysGet = call[DomainAuthorizedSshKeysGetArgs, DomainAuthorizedSshKeysGetRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 424, Name: "DOMAIN_AUTHORIZED_SSH_KEYS_GET",
 	Function: "virDomainAuthorizedSSHKeysGet",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -987,5 +1012,6 @@ var DomainAuthorizedSshKeysGet = call[DomainAuthorizedSshKeysGetArgs, DomainAuth
 var DomainAuthorizedSshKeysSet = call[DomainAuthorizedSshKeysSetArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 425, Name: "DOMAIN_AUTHORIZED_SSH_KEYS_SET",
 	Function: "virDomainAuthorizedSSHKeysSet",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })

@@ -453,49 +453,68 @@ func (v *ConnectGetAllDomainStatsRet) DecodeXDR(d *xdr.Decoder) {
 // ConnectListDefinedDomains is procedure 21 of the remote program.
 var ConnectListDefinedDomains = call[ConnectListDefinedDomainsArgs, ConnectListDefinedDomainsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 21, Name: "CONNECT_LIST_DEFINED_DOMAINS",
-	Function: "virConnectListDefinedDomains",
+	Function:  "virConnectListDefinedDomains",
+	Priority:  true,
+	ACL:       []string{"connect:search_domains"},
+	ACLFilter: []string{"domain:getattr"},
 })
 
 // DomainLookupByID is procedure 22 of the remote program.
 var DomainLookupByID = call[DomainLookupByIDArgs, DomainLookupByIDRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 22, Name: "DOMAIN_LOOKUP_BY_ID",
 	Function: "virDomainLookupByID",
+	Priority: true,
+	ACL:      []string{"domain:getattr"},
 })
 
 // DomainLookupByName is procedure 23 of the remote program.
 var DomainLookupByName = call[DomainLookupByNameArgs, DomainLookupByNameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 23, Name: "DOMAIN_LOOKUP_BY_NAME",
 	Function: "virDomainLookupByName",
+	Priority: true,
+	ACL:      []string{"domain:getattr"},
 })
 
 // DomainLookupByUUID is procedure 24 of the remote program.
 var DomainLookupByUUID = call[DomainLookupByUUIDArgs, DomainLookupByUUIDRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 24, Name: "DOMAIN_LOOKUP_BY_UUID",
 	Function: "virDomainLookupByUUID",
+	Priority: true,
+	ACL:      []string{"domain:getattr"},
 })
 
 // ConnectNumOfDefinedDomains is procedure 25 of the remote program.
 var ConnectNumOfDefinedDomains = call[xdr.Void, ConnectNumOfDefinedDomainsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 25, Name: "CONNECT_NUM_OF_DEFINED_DOMAINS",
-	Function: "virConnectNumOfDefinedDomains",
+	Function:  "virConnectNumOfDefinedDomains",
+	Priority:  true,
+	ACL:       []string{"connect:search_domains"},
+	ACLFilter: []string{"domain:getattr"},
 })
 
 // ConnectListDomains is procedure 37 of the remote program.
 var ConnectListDomains = call[ConnectListDomainsArgs, ConnectListDomainsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 37, Name: "CONNECT_LIST_DOMAINS",
-	Function: "virConnectListDomains",
+	Function:  "virConnectListDomains",
+	Priority:  true,
+	ACL:       []string{"connect:search_domains"},
+	ACLFilter: []string{"domain:getattr"},
 })
 
 // ConnectNumOfDomains is procedure 51 of the remote program.
 var ConnectNumOfDomains = call[xdr.Void, ConnectNumOfDomainsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 51, Name: "CONNECT_NUM_OF_DOMAINS",
-	Function: "virConnectNumOfDomains",
+	Function:  "virConnectNumOfDomains",
+	Priority:  true,
+	ACL:       []string{"connect:search_domains"},
+	ACLFilter: []string{"domain:getattr"},
 })
 
 // ConnectDomainXMLFromNative is procedure 135 of the remote program.
 var ConnectDomainXMLFromNative = call[ConnectDomainXMLFromNativeArgs, ConnectDomainXMLFromNativeRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 135, Name: "CONNECT_DOMAIN_XML_FROM_NATIVE",
 	Function: "virConnectDomainXMLFromNative",
+	ACL:      []string{"connect:write"},
 	Access:   Refused,
 })
 
@@ -503,24 +522,31 @@ var ConnectDomainXMLFromNative = call[ConnectDomainXMLFromNativeArgs, ConnectDom
 var ConnectDomainXMLToNative = call[ConnectDomainXMLToNativeArgs, ConnectDomainXMLToNativeRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 136, Name: "CONNECT_DOMAIN_XML_TO_NATIVE",
 	Function: "virConnectDomainXMLToNative",
+	ACL:      []string{"connect:write"},
 	Access:   Refused,
 })
 
 // ConnectListAllDomains is procedure 273 of the remote program.
 var ConnectListAllDomains = call[ConnectListAllDomainsArgs, ConnectListAllDomainsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 273, Name: "CONNECT_LIST_ALL_DOMAINS",
-	Function: "virConnectListAllDomains",
+	Function:  "virConnectListAllDomains",
+	Priority:  true,
+	ACL:       []string{"connect:search_domains"},
+	ACLFilter: []string{"domain:getattr"},
 })
 
 // ConnectGetDomainCapabilities is procedure 342 of the remote program.
 var ConnectGetDomainCapabilities = call[ConnectGetDomainCapabilitiesArgs, ConnectGetDomainCapabilitiesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 342, Name: "CONNECT_GET_DOMAIN_CAPABILITIES",
 	Function: "virConnectGetDomainCapabilities",
+	ACL:      []string{"connect:write"},
 	Access:   Refused,
 })
 
 // ConnectGetAllDomainStats is procedure 344 of the remote program.
 var ConnectGetAllDomainStats = call[ConnectGetAllDomainStatsArgs, ConnectGetAllDomainStatsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 344, Name: "CONNECT_GET_ALL_DOMAIN_STATS",
-	Function: "virConnectGetAllDomainStats",
+	Function:  "virConnectGetAllDomainStats",
+	ACL:       []string{"connect:search_domains"},
+	ACLFilter: []string{"domain:read"},
 })

@@ -1125,6 +1125,7 @@ func (v *DomainMigrateStartPostCopyArgs) DecodeXDR(d *xdr.Decoder) {
 var DomainMigratePrepare = call[DomainMigratePrepareArgs, DomainMigratePrepareRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 61, Name: "DOMAIN_MIGRATE_PREPARE",
 	Function: "virDomainMigratePrepare",
+	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
 })
 
@@ -1132,6 +1133,7 @@ var DomainMigratePrepare = call[DomainMigratePrepareArgs, DomainMigratePrepareRe
 var DomainMigratePerform = call[DomainMigratePerformArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 62, Name: "DOMAIN_MIGRATE_PERFORM",
 	Function: "virDomainMigratePerform",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1139,6 +1141,7 @@ var DomainMigratePerform = call[DomainMigratePerformArgs, xdr.Void](Info{
 var DomainMigrateFinish = call[DomainMigrateFinishArgs, DomainMigrateFinishRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 63, Name: "DOMAIN_MIGRATE_FINISH",
 	Function: "virDomainMigrateFinish",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1146,6 +1149,7 @@ var DomainMigrateFinish = call[DomainMigrateFinishArgs, DomainMigrateFinishRet](
 var DomainMigratePrepare2 = call[DomainMigratePrepare2Args, DomainMigratePrepare2Ret](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 108, Name: "DOMAIN_MIGRATE_PREPARE2",
 	Function: "virDomainMigratePrepare2",
+	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
 })
 
@@ -1153,6 +1157,7 @@ var DomainMigratePrepare2 = call[DomainMigratePrepare2Args, DomainMigratePrepare
 var DomainMigrateFinish2 = call[DomainMigrateFinish2Args, DomainMigrateFinish2Ret](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 109, Name: "DOMAIN_MIGRATE_FINISH2",
 	Function: "virDomainMigrateFinish2",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1160,6 +1165,8 @@ var DomainMigrateFinish2 = call[DomainMigrateFinish2Args, DomainMigrateFinish2Re
 var DomainMigratePrepareTunnel = call[DomainMigratePrepareTunnelArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 148, Name: "DOMAIN_MIGRATE_PREPARE_TUNNEL",
 	Function: "virDomainMigratePrepareTunnel",
+	Stream:   WriteStream,
+	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
 })
 
@@ -1167,6 +1174,7 @@ var DomainMigratePrepareTunnel = call[DomainMigratePrepareTunnelArgs, xdr.Void](
 var DomainMigrateSetMaxDowntime = call[DomainMigrateSetMaxDowntimeArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 166, Name: "DOMAIN_MIGRATE_SET_MAX_DOWNTIME",
 	Function: "virDomainMigrateSetMaxDowntime",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1174,6 +1182,7 @@ var DomainMigrateSetMaxDowntime = call[DomainMigrateSetMaxDowntimeArgs, xdr.Void
 var DomainMigrateSetMaxSpeed = call[DomainMigrateSetMaxSpeedArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 207, Name: "DOMAIN_MIGRATE_SET_MAX_SPEED",
 	Function: "virDomainMigrateSetMaxSpeed",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1181,6 +1190,7 @@ var DomainMigrateSetMaxSpeed = call[DomainMigrateSetMaxSpeedArgs, xdr.Void](Info
 var DomainMigrateBegin3 = call[DomainMigrateBegin3Args, DomainMigrateBegin3Ret](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 213, Name: "DOMAIN_MIGRATE_BEGIN3",
 	Function: "virDomainMigrateBegin3",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1188,6 +1198,7 @@ var DomainMigrateBegin3 = call[DomainMigrateBegin3Args, DomainMigrateBegin3Ret](
 var DomainMigratePrepare3 = call[DomainMigratePrepare3Args, DomainMigratePrepare3Ret](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 214, Name: "DOMAIN_MIGRATE_PREPARE3",
 	Function: "virDomainMigratePrepare3",
+	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
 })
 
@@ -1195,6 +1206,8 @@ var DomainMigratePrepare3 = call[DomainMigratePrepare3Args, DomainMigratePrepare
 var DomainMigratePrepareTunnel3 = call[DomainMigratePrepareTunnel3Args, DomainMigratePrepareTunnel3Ret](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 215, Name: "DOMAIN_MIGRATE_PREPARE_TUNNEL3",
 	Function: "virDomainMigratePrepareTunnel3",
+	Stream:   WriteStream,
+	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
 })
 
@@ -1202,6 +1215,7 @@ var DomainMigratePrepareTunnel3 = call[DomainMigratePrepareTunnel3Args, DomainMi
 var DomainMigratePerform3 = call[DomainMigratePerform3Args, DomainMigratePerform3Ret](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 216, Name: "DOMAIN_MIGRATE_PERFORM3",
 	Function: "virDomainMigratePerform3",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1209,6 +1223,7 @@ var DomainMigratePerform3 = call[DomainMigratePerform3Args, DomainMigratePerform
 var DomainMigrateFinish3 = call[DomainMigrateFinish3Args, DomainMigrateFinish3Ret](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 217, Name: "DOMAIN_MIGRATE_FINISH3",
 	Function: "virDomainMigrateFinish3",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1216,6 +1231,7 @@ var DomainMigrateFinish3 = call[DomainMigrateFinish3Args, DomainMigrateFinish3Re
 var DomainMigrateConfirm3 = call[DomainMigrateConfirm3Args, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 218, Name: "DOMAIN_MIGRATE_CONFIRM3",
 	Function: "virDomainMigrateConfirm3",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1223,6 +1239,7 @@ var DomainMigrateConfirm3 = call[DomainMigrateConfirm3Args, xdr.Void](Info{
 var DomainMigrateGetMaxSpeed = call[DomainMigrateGetMaxSpeedArgs, DomainMigrateGetMaxSpeedRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 242, Name: "DOMAIN_MIGRATE_GET_MAX_SPEED",
 	Function: "virDomainMigrateGetMaxSpeed",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1230,12 +1247,14 @@ var DomainMigrateGetMaxSpeed = call[DomainMigrateGetMaxSpeedArgs, DomainMigrateG
 var DomainMigrateGetCompressionCache = call[DomainMigrateGetCompressionCacheArgs, DomainMigrateGetCompressionCacheRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 299, Name: "DOMAIN_MIGRATE_GET_COMPRESSION_CACHE",
 	Function: "virDomainMigrateGetCompressionCache",
+	ACL:      []string{"domain:migrate"},
 })
 
 // DomainMigrateSetCompressionCache is procedure 300 of the remote program.
 var DomainMigrateSetCompressionCache = call[DomainMigrateSetCompressionCacheArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 300, Name: "DOMAIN_MIGRATE_SET_COMPRESSION_CACHE",
 	Function: "virDomainMigrateSetCompressionCache",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1243,6 +1262,7 @@ var DomainMigrateSetCompressionCache = call[DomainMigrateSetCompressionCacheArgs
 var DomainMigrateBegin3Params = call[DomainMigrateBegin3ParamsArgs, DomainMigrateBegin3ParamsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 302, Name: "DOMAIN_MIGRATE_BEGIN3_PARAMS",
 	Function: "virDomainMigrateBegin3Params",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1250,6 +1270,7 @@ var DomainMigrateBegin3Params = call[DomainMigrateBegin3ParamsArgs, DomainMigrat
 var DomainMigratePrepare3Params = call[DomainMigratePrepare3ParamsArgs, DomainMigratePrepare3ParamsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 303, Name: "DOMAIN_MIGRATE_PREPARE3_PARAMS",
 	Function: "virDomainMigratePrepare3Params",
+	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
 })
 
@@ -1257,6 +1278,7 @@ var DomainMigratePrepare3Params = call[DomainMigratePrepare3ParamsArgs, DomainMi
 var DomainMigratePrepareTunnel3Params = call[DomainMigratePrepareTunnel3ParamsArgs, DomainMigratePrepareTunnel3ParamsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 304, Name: "DOMAIN_MIGRATE_PREPARE_TUNNEL3_PARAMS",
 	Function: "virDomainMigratePrepareTunnel3Params",
+	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
 })
 
@@ -1264,6 +1286,7 @@ var DomainMigratePrepareTunnel3Params = call[DomainMigratePrepareTunnel3ParamsAr
 var DomainMigratePerform3Params = call[DomainMigratePerform3ParamsArgs, DomainMigratePerform3ParamsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 305, Name: "DOMAIN_MIGRATE_PERFORM3_PARAMS",
 	Function: "virDomainMigratePerform3Params",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1271,6 +1294,7 @@ var DomainMigratePerform3Params = call[DomainMigratePerform3ParamsArgs, DomainMi
 var DomainMigrateFinish3Params = call[DomainMigrateFinish3ParamsArgs, DomainMigrateFinish3ParamsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 306, Name: "DOMAIN_MIGRATE_FINISH3_PARAMS",
 	Function: "virDomainMigrateFinish3Params",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1278,6 +1302,7 @@ var DomainMigrateFinish3Params = call[DomainMigrateFinish3ParamsArgs, DomainMigr
 var DomainMigrateConfirm3Params = call[DomainMigrateConfirm3ParamsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 307, Name: "DOMAIN_MIGRATE_CONFIRM3_PARAMS",
 	Function: "virDomainMigrateConfirm3Params",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1285,6 +1310,7 @@ var DomainMigrateConfirm3Params = call[DomainMigrateConfirm3ParamsArgs, xdr.Void
 var DomainMigrateStartPostCopy = call[DomainMigrateStartPostCopyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 364, Name: "DOMAIN_MIGRATE_START_POST_COPY",
 	Function: "virDomainMigrateStartPostCopy",
+	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
 })
 
@@ -1292,4 +1318,5 @@ var DomainMigrateStartPostCopy = call[DomainMigrateStartPostCopyArgs, xdr.Void](
 var DomainMigrateGetMaxDowntime = call[DomainMigrateGetMaxDowntimeArgs, DomainMigrateGetMaxDowntimeRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 387, Name: "DOMAIN_MIGRATE_GET_MAX_DOWNTIME",
 	Function: "virDomainMigrateGetMaxDowntime",
+	ACL:      []string{"domain:migrate"},
 })

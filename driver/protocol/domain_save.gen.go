@@ -398,6 +398,7 @@ func (v *DomainManagedSaveDefineXMLArgs) DecodeXDR(d *xdr.Decoder) {
 var DomainCoreDump = call[DomainCoreDumpArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 53, Name: "DOMAIN_CORE_DUMP",
 	Function: "virDomainCoreDump",
+	ACL:      []string{"domain:core_dump"},
 	Access:   Refused,
 })
 
@@ -405,6 +406,7 @@ var DomainCoreDump = call[DomainCoreDumpArgs, xdr.Void](Info{
 var DomainRestore = call[DomainRestoreArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 54, Name: "DOMAIN_RESTORE",
 	Function: "virDomainRestore",
+	ACL:      []string{"domain:start", "domain:write"},
 	Access:   Refused,
 })
 
@@ -412,6 +414,7 @@ var DomainRestore = call[DomainRestoreArgs, xdr.Void](Info{
 var DomainSave = call[DomainSaveArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 55, Name: "DOMAIN_SAVE",
 	Function: "virDomainSave",
+	ACL:      []string{"domain:hibernate"},
 	Access:   Refused,
 })
 
@@ -419,6 +422,7 @@ var DomainSave = call[DomainSaveArgs, xdr.Void](Info{
 var DomainManagedSave = call[DomainManagedSaveArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 182, Name: "DOMAIN_MANAGED_SAVE",
 	Function: "virDomainManagedSave",
+	ACL:      []string{"domain:hibernate"},
 	Access:   Refused,
 })
 
@@ -426,12 +430,14 @@ var DomainManagedSave = call[DomainManagedSaveArgs, xdr.Void](Info{
 var DomainHasManagedSaveImage = call[DomainHasManagedSaveImageArgs, DomainHasManagedSaveImageRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 183, Name: "DOMAIN_HAS_MANAGED_SAVE_IMAGE",
 	Function: "virDomainHasManagedSaveImage",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainManagedSaveRemove is procedure 184 of the remote program.
 var DomainManagedSaveRemove = call[DomainManagedSaveRemoveArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 184, Name: "DOMAIN_MANAGED_SAVE_REMOVE",
 	Function: "virDomainManagedSaveRemove",
+	ACL:      []string{"domain:hibernate"},
 	Access:   Refused,
 })
 
@@ -439,6 +445,7 @@ var DomainManagedSaveRemove = call[DomainManagedSaveRemoveArgs, xdr.Void](Info{
 var DomainSaveFlags = call[DomainSaveFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 232, Name: "DOMAIN_SAVE_FLAGS",
 	Function: "virDomainSaveFlags",
+	ACL:      []string{"domain:hibernate"},
 	Access:   Refused,
 })
 
@@ -446,6 +453,7 @@ var DomainSaveFlags = call[DomainSaveFlagsArgs, xdr.Void](Info{
 var DomainRestoreFlags = call[DomainRestoreFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 233, Name: "DOMAIN_RESTORE_FLAGS",
 	Function: "virDomainRestoreFlags",
+	ACL:      []string{"domain:start", "domain:write"},
 	Access:   Refused,
 })
 
@@ -453,6 +461,8 @@ var DomainRestoreFlags = call[DomainRestoreFlagsArgs, xdr.Void](Info{
 var DomainSaveImageGetXMLDesc = call[DomainSaveImageGetXMLDescArgs, DomainSaveImageGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 235, Name: "DOMAIN_SAVE_IMAGE_GET_XML_DESC",
 	Function: "virDomainSaveImageGetXMLDesc",
+	Priority: true,
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -460,6 +470,8 @@ var DomainSaveImageGetXMLDesc = call[DomainSaveImageGetXMLDescArgs, DomainSaveIm
 var DomainSaveImageDefineXML = call[DomainSaveImageDefineXMLArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 236, Name: "DOMAIN_SAVE_IMAGE_DEFINE_XML",
 	Function: "virDomainSaveImageDefineXML",
+	Priority: true,
+	ACL:      []string{"domain:write", "domain:hibernate"},
 	Access:   Refused,
 })
 
@@ -467,6 +479,7 @@ var DomainSaveImageDefineXML = call[DomainSaveImageDefineXMLArgs, xdr.Void](Info
 var DomainCoreDumpWithFormat = call[DomainCoreDumpWithFormatArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 334, Name: "DOMAIN_CORE_DUMP_WITH_FORMAT",
 	Function: "virDomainCoreDumpWithFormat",
+	ACL:      []string{"domain:core_dump"},
 	Access:   Refused,
 })
 
@@ -474,6 +487,7 @@ var DomainCoreDumpWithFormat = call[DomainCoreDumpWithFormatArgs, xdr.Void](Info
 var DomainManagedSaveGetXMLDesc = conditional(call[DomainManagedSaveGetXMLDescArgs, DomainManagedSaveGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 388, Name: "DOMAIN_MANAGED_SAVE_GET_XML_DESC",
 	Function: "virDomainManagedSaveGetXMLDesc",
+	ACL:      []string{"domain:read", "domain:read_secure:VIR_DOMAIN_SAVE_IMAGE_XML_SECURE"},
 }), func(a *DomainManagedSaveGetXMLDescArgs) bool {
 	return (a.Flags & DomainSaveImageXMLSecure) != 0
 })
@@ -482,6 +496,7 @@ var DomainManagedSaveGetXMLDesc = conditional(call[DomainManagedSaveGetXMLDescAr
 var DomainManagedSaveDefineXML = call[DomainManagedSaveDefineXMLArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 389, Name: "DOMAIN_MANAGED_SAVE_DEFINE_XML",
 	Function: "virDomainManagedSaveDefineXML",
+	ACL:      []string{"domain:write", "domain:hibernate"},
 	Access:   Refused,
 })
 
@@ -489,6 +504,7 @@ var DomainManagedSaveDefineXML = call[DomainManagedSaveDefineXMLArgs, xdr.Void](
 var DomainSaveParams = call[DomainSaveParamsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 440, Name: "DOMAIN_SAVE_PARAMS",
 	Function: "virDomainSaveParams",
+	ACL:      []string{"domain:hibernate"},
 	Access:   Refused,
 })
 
@@ -496,5 +512,6 @@ var DomainSaveParams = call[DomainSaveParamsArgs, xdr.Void](Info{
 var DomainRestoreParams = call[DomainRestoreParamsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 441, Name: "DOMAIN_RESTORE_PARAMS",
 	Function: "virDomainRestoreParams",
+	ACL:      []string{"domain:start", "domain:write"},
 	Access:   Refused,
 })

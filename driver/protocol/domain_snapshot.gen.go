@@ -584,6 +584,7 @@ func (v *DomainSnapshotDeleteArgs) DecodeXDR(d *xdr.Decoder) {
 var DomainSnapshotCreateXML = call[DomainSnapshotCreateXMLArgs, DomainSnapshotCreateXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 185, Name: "DOMAIN_SNAPSHOT_CREATE_XML",
 	Function: "virDomainSnapshotCreateXML",
+	ACL:      []string{"domain:snapshot", "domain:fs_freeze:VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE"},
 	Access:   Refused,
 })
 
@@ -591,6 +592,8 @@ var DomainSnapshotCreateXML = call[DomainSnapshotCreateXMLArgs, DomainSnapshotCr
 var DomainSnapshotGetXMLDesc = conditional(call[DomainSnapshotGetXMLDescArgs, DomainSnapshotGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 186, Name: "DOMAIN_SNAPSHOT_GET_XML_DESC",
 	Function: "virDomainSnapshotGetXMLDesc",
+	Priority: true,
+	ACL:      []string{"domain:read", "domain:read_secure:VIR_DOMAIN_SNAPSHOT_XML_SECURE"},
 }), func(a *DomainSnapshotGetXMLDescArgs) bool {
 	return (a.Flags & DomainSnapshotXMLSecure) != 0
 })
@@ -599,36 +602,45 @@ var DomainSnapshotGetXMLDesc = conditional(call[DomainSnapshotGetXMLDescArgs, Do
 var DomainSnapshotNum = call[DomainSnapshotNumArgs, DomainSnapshotNumRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 187, Name: "DOMAIN_SNAPSHOT_NUM",
 	Function: "virDomainSnapshotNum",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSnapshotListNames is procedure 188 of the remote program.
 var DomainSnapshotListNames = call[DomainSnapshotListNamesArgs, DomainSnapshotListNamesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 188, Name: "DOMAIN_SNAPSHOT_LIST_NAMES",
 	Function: "virDomainSnapshotListNames",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSnapshotLookupByName is procedure 189 of the remote program.
 var DomainSnapshotLookupByName = call[DomainSnapshotLookupByNameArgs, DomainSnapshotLookupByNameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 189, Name: "DOMAIN_SNAPSHOT_LOOKUP_BY_NAME",
 	Function: "virDomainSnapshotLookupByName",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainHasCurrentSnapshot is procedure 190 of the remote program.
 var DomainHasCurrentSnapshot = call[DomainHasCurrentSnapshotArgs, DomainHasCurrentSnapshotRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 190, Name: "DOMAIN_HAS_CURRENT_SNAPSHOT",
 	Function: "virDomainHasCurrentSnapshot",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSnapshotCurrent is procedure 191 of the remote program.
 var DomainSnapshotCurrent = call[DomainSnapshotCurrentArgs, DomainSnapshotCurrentRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 191, Name: "DOMAIN_SNAPSHOT_CURRENT",
 	Function: "virDomainSnapshotCurrent",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainRevertToSnapshot is procedure 192 of the remote program.
 var DomainRevertToSnapshot = call[DomainRevertToSnapshotArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 192, Name: "DOMAIN_REVERT_TO_SNAPSHOT",
 	Function: "virDomainRevertToSnapshot",
+	ACL:      []string{"domain:snapshot"},
 	Access:   Refused,
 })
 
@@ -636,6 +648,7 @@ var DomainRevertToSnapshot = call[DomainRevertToSnapshotArgs, xdr.Void](Info{
 var DomainSnapshotDelete = call[DomainSnapshotDeleteArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 193, Name: "DOMAIN_SNAPSHOT_DELETE",
 	Function: "virDomainSnapshotDelete",
+	ACL:      []string{"domain:snapshot"},
 	Access:   Refused,
 })
 
@@ -643,40 +656,52 @@ var DomainSnapshotDelete = call[DomainSnapshotDeleteArgs, xdr.Void](Info{
 var DomainSnapshotGetParent = call[DomainSnapshotGetParentArgs, DomainSnapshotGetParentRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 244, Name: "DOMAIN_SNAPSHOT_GET_PARENT",
 	Function: "virDomainSnapshotGetParent",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSnapshotNumChildren is procedure 246 of the remote program.
 var DomainSnapshotNumChildren = call[DomainSnapshotNumChildrenArgs, DomainSnapshotNumChildrenRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 246, Name: "DOMAIN_SNAPSHOT_NUM_CHILDREN",
 	Function: "virDomainSnapshotNumChildren",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSnapshotListChildrenNames is procedure 247 of the remote program.
 var DomainSnapshotListChildrenNames = call[DomainSnapshotListChildrenNamesArgs, DomainSnapshotListChildrenNamesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 247, Name: "DOMAIN_SNAPSHOT_LIST_CHILDREN_NAMES",
 	Function: "virDomainSnapshotListChildrenNames",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSnapshotIsCurrent is procedure 271 of the remote program.
 var DomainSnapshotIsCurrent = call[DomainSnapshotIsCurrentArgs, DomainSnapshotIsCurrentRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 271, Name: "DOMAIN_SNAPSHOT_IS_CURRENT",
 	Function: "virDomainSnapshotIsCurrent",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSnapshotHasMetadata is procedure 272 of the remote program.
 var DomainSnapshotHasMetadata = call[DomainSnapshotHasMetadataArgs, DomainSnapshotHasMetadataRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 272, Name: "DOMAIN_SNAPSHOT_HAS_METADATA",
 	Function: "virDomainSnapshotHasMetadata",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainListAllSnapshots is procedure 274 of the remote program.
 var DomainListAllSnapshots = call[DomainListAllSnapshotsArgs, DomainListAllSnapshotsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 274, Name: "DOMAIN_LIST_ALL_SNAPSHOTS",
 	Function: "virDomainListAllSnapshots",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSnapshotListAllChildren is procedure 275 of the remote program.
 var DomainSnapshotListAllChildren = call[DomainSnapshotListAllChildrenArgs, DomainSnapshotListAllChildrenRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 275, Name: "DOMAIN_SNAPSHOT_LIST_ALL_CHILDREN",
 	Function: "virDomainSnapshotListAllChildren",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })

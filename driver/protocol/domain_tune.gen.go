@@ -1190,24 +1190,31 @@ func (v *DomainSetVcpuArgs) DecodeXDR(d *xdr.Decoder) {
 var DomainGetMaxMemory = call[DomainGetMaxMemoryArgs, DomainGetMaxMemoryRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 17, Name: "DOMAIN_GET_MAX_MEMORY",
 	Function: "virDomainGetMaxMemory",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetMaxVcpus is procedure 18 of the remote program.
 var DomainGetMaxVcpus = call[DomainGetMaxVcpusArgs, DomainGetMaxVcpusRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 18, Name: "DOMAIN_GET_MAX_VCPUS",
 	Function: "virDomainGetMaxVcpus",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetVcpus is procedure 20 of the remote program.
 var DomainGetVcpus = call[DomainGetVcpusArgs, DomainGetVcpusRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 20, Name: "DOMAIN_GET_VCPUS",
 	Function: "virDomainGetVcpus",
+	Priority: true,
+	ACL:      []string{"domain:read"},
 })
 
 // DomainPinVcpu is procedure 26 of the remote program.
 var DomainPinVcpu = call[DomainPinVcpuArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 26, Name: "DOMAIN_PIN_VCPU",
 	Function: "virDomainPinVcpu",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1215,6 +1222,8 @@ var DomainPinVcpu = call[DomainPinVcpuArgs, xdr.Void](Info{
 var DomainSetMaxMemory = call[DomainSetMaxMemoryArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 30, Name: "DOMAIN_SET_MAX_MEMORY",
 	Function: "virDomainSetMaxMemory",
+	Priority: true,
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1222,6 +1231,7 @@ var DomainSetMaxMemory = call[DomainSetMaxMemoryArgs, xdr.Void](Info{
 var DomainSetMemory = call[DomainSetMemoryArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 31, Name: "DOMAIN_SET_MEMORY",
 	Function: "virDomainSetMemory",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1229,6 +1239,7 @@ var DomainSetMemory = call[DomainSetMemoryArgs, xdr.Void](Info{
 var DomainSetVcpus = call[DomainSetVcpusArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 32, Name: "DOMAIN_SET_VCPUS",
 	Function: "virDomainSetVcpus",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1236,18 +1247,21 @@ var DomainSetVcpus = call[DomainSetVcpusArgs, xdr.Void](Info{
 var DomainGetSchedulerType = call[DomainGetSchedulerTypeArgs, DomainGetSchedulerTypeRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 56, Name: "DOMAIN_GET_SCHEDULER_TYPE",
 	Function: "virDomainGetSchedulerType",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetSchedulerParameters is procedure 57 of the remote program.
 var DomainGetSchedulerParameters = call[DomainGetSchedulerParametersArgs, DomainGetSchedulerParametersRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 57, Name: "DOMAIN_GET_SCHEDULER_PARAMETERS",
 	Function: "virDomainGetSchedulerParameters",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSetSchedulerParameters is procedure 58 of the remote program.
 var DomainSetSchedulerParameters = call[DomainSetSchedulerParametersArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 58, Name: "DOMAIN_SET_SCHEDULER_PARAMETERS",
 	Function: "virDomainSetSchedulerParameters",
+	ACL:      []string{"domain:read"},
 	Access:   Refused,
 })
 
@@ -1255,6 +1269,7 @@ var DomainSetSchedulerParameters = call[DomainSetSchedulerParametersArgs, xdr.Vo
 var DomainMemoryPeek = call[DomainMemoryPeekArgs, DomainMemoryPeekRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 104, Name: "DOMAIN_MEMORY_PEEK",
 	Function: "virDomainMemoryPeek",
+	ACL:      []string{"domain:mem_read"},
 	Access:   Refused,
 })
 
@@ -1262,12 +1277,14 @@ var DomainMemoryPeek = call[DomainMemoryPeekArgs, DomainMemoryPeekRet](Info{
 var DomainMemoryStats = call[DomainMemoryStatsArgs, DomainMemoryStatsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 159, Name: "DOMAIN_MEMORY_STATS",
 	Function: "virDomainMemoryStats",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSetMemoryParameters is procedure 197 of the remote program.
 var DomainSetMemoryParameters = call[DomainSetMemoryParametersArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 197, Name: "DOMAIN_SET_MEMORY_PARAMETERS",
 	Function: "virDomainSetMemoryParameters",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1275,12 +1292,14 @@ var DomainSetMemoryParameters = call[DomainSetMemoryParametersArgs, xdr.Void](In
 var DomainGetMemoryParameters = call[DomainGetMemoryParametersArgs, DomainGetMemoryParametersRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 198, Name: "DOMAIN_GET_MEMORY_PARAMETERS",
 	Function: "virDomainGetMemoryParameters",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSetVcpusFlags is procedure 199 of the remote program.
 var DomainSetVcpusFlags = call[DomainSetVcpusFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 199, Name: "DOMAIN_SET_VCPUS_FLAGS",
 	Function: "virDomainSetVcpusFlags",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG", "domain:write:VIR_DOMAIN_VCPU_GUEST"},
 	Access:   Refused,
 })
 
@@ -1288,6 +1307,7 @@ var DomainSetVcpusFlags = call[DomainSetVcpusFlagsArgs, xdr.Void](Info{
 var DomainGetVcpusFlags = conditional(call[DomainGetVcpusFlagsArgs, DomainGetVcpusFlagsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 200, Name: "DOMAIN_GET_VCPUS_FLAGS",
 	Function: "virDomainGetVcpusFlags",
+	ACL:      []string{"domain:read", "domain:write:VIR_DOMAIN_VCPU_GUEST"},
 }), func(a *DomainGetVcpusFlagsArgs) bool {
 	return (a.Flags & DomainVcpuGuest) != 0
 })
@@ -1296,6 +1316,7 @@ var DomainGetVcpusFlags = conditional(call[DomainGetVcpusFlagsArgs, DomainGetVcp
 var DomainSetMemoryFlags = call[DomainSetMemoryFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 204, Name: "DOMAIN_SET_MEMORY_FLAGS",
 	Function: "virDomainSetMemoryFlags",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1303,6 +1324,7 @@ var DomainSetMemoryFlags = call[DomainSetMemoryFlagsArgs, xdr.Void](Info{
 var DomainSetSchedulerParametersFlags = call[DomainSetSchedulerParametersFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 219, Name: "DOMAIN_SET_SCHEDULER_PARAMETERS_FLAGS",
 	Function: "virDomainSetSchedulerParametersFlags",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1310,12 +1332,14 @@ var DomainSetSchedulerParametersFlags = call[DomainSetSchedulerParametersFlagsAr
 var DomainGetSchedulerParametersFlags = call[DomainGetSchedulerParametersFlagsArgs, DomainGetSchedulerParametersFlagsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 223, Name: "DOMAIN_GET_SCHEDULER_PARAMETERS_FLAGS",
 	Function: "virDomainGetSchedulerParametersFlags",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainPinVcpuFlags is procedure 225 of the remote program.
 var DomainPinVcpuFlags = call[DomainPinVcpuFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 225, Name: "DOMAIN_PIN_VCPU_FLAGS",
 	Function: "virDomainPinVcpuFlags",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1323,12 +1347,14 @@ var DomainPinVcpuFlags = call[DomainPinVcpuFlagsArgs, xdr.Void](Info{
 var DomainGetVcpuPinInfo = call[DomainGetVcpuPinInfoArgs, DomainGetVcpuPinInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 230, Name: "DOMAIN_GET_VCPU_PIN_INFO",
 	Function: "virDomainGetVcpuPinInfo",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSetNumaParameters is procedure 254 of the remote program.
 var DomainSetNumaParameters = call[DomainSetNumaParametersArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 254, Name: "DOMAIN_SET_NUMA_PARAMETERS",
 	Function: "virDomainSetNumaParameters",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1336,18 +1362,21 @@ var DomainSetNumaParameters = call[DomainSetNumaParametersArgs, xdr.Void](Info{
 var DomainGetNumaParameters = call[DomainGetNumaParametersArgs, DomainGetNumaParametersRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 255, Name: "DOMAIN_GET_NUMA_PARAMETERS",
 	Function: "virDomainGetNumaParameters",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainGetCPUStats is procedure 262 of the remote program.
 var DomainGetCPUStats = call[DomainGetCPUStatsArgs, DomainGetCPUStatsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 262, Name: "DOMAIN_GET_CPU_STATS",
 	Function: "virDomainGetCPUStats",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainPinEmulator is procedure 279 of the remote program.
 var DomainPinEmulator = call[DomainPinEmulatorArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 279, Name: "DOMAIN_PIN_EMULATOR",
 	Function: "virDomainPinEmulator",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1355,12 +1384,14 @@ var DomainPinEmulator = call[DomainPinEmulatorArgs, xdr.Void](Info{
 var DomainGetEmulatorPinInfo = call[DomainGetEmulatorPinInfoArgs, DomainGetEmulatorPinInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 280, Name: "DOMAIN_GET_EMULATOR_PIN_INFO",
 	Function: "virDomainGetEmulatorPinInfo",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainSetMemoryStatsPeriod is procedure 308 of the remote program.
 var DomainSetMemoryStatsPeriod = call[DomainSetMemoryStatsPeriodArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 308, Name: "DOMAIN_SET_MEMORY_STATS_PERIOD",
 	Function: "virDomainSetMemoryStatsPeriod",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1368,12 +1399,14 @@ var DomainSetMemoryStatsPeriod = call[DomainSetMemoryStatsPeriodArgs, xdr.Void](
 var DomainGetIothreadInfo = call[DomainGetIothreadInfoArgs, DomainGetIothreadInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 351, Name: "DOMAIN_GET_IOTHREAD_INFO",
 	Function: "virDomainGetIOThreadInfo",
+	ACL:      []string{"domain:read"},
 })
 
 // DomainPinIothread is procedure 352 of the remote program.
 var DomainPinIothread = call[DomainPinIothreadArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 352, Name: "DOMAIN_PIN_IOTHREAD",
 	Function: "virDomainPinIOThread",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1381,6 +1414,7 @@ var DomainPinIothread = call[DomainPinIothreadArgs, xdr.Void](Info{
 var DomainAddIothread = call[DomainAddIothreadArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 355, Name: "DOMAIN_ADD_IOTHREAD",
 	Function: "virDomainAddIOThread",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1388,6 +1422,7 @@ var DomainAddIothread = call[DomainAddIothreadArgs, xdr.Void](Info{
 var DomainDelIothread = call[DomainDelIothreadArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 356, Name: "DOMAIN_DEL_IOTHREAD",
 	Function: "virDomainDelIOThread",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1395,6 +1430,7 @@ var DomainDelIothread = call[DomainDelIothreadArgs, xdr.Void](Info{
 var DomainGetGuestVcpus = call[DomainGetGuestVcpusArgs, DomainGetGuestVcpusRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 371, Name: "DOMAIN_GET_GUEST_VCPUS",
 	Function: "virDomainGetGuestVcpus",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1402,6 +1438,7 @@ var DomainGetGuestVcpus = call[DomainGetGuestVcpusArgs, DomainGetGuestVcpusRet](
 var DomainSetGuestVcpus = call[DomainSetGuestVcpusArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 372, Name: "DOMAIN_SET_GUEST_VCPUS",
 	Function: "virDomainSetGuestVcpus",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -1409,6 +1446,7 @@ var DomainSetGuestVcpus = call[DomainSetGuestVcpusArgs, xdr.Void](Info{
 var DomainSetVcpu = call[DomainSetVcpuArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 384, Name: "DOMAIN_SET_VCPU",
 	Function: "virDomainSetVcpu",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1416,5 +1454,6 @@ var DomainSetVcpu = call[DomainSetVcpuArgs, xdr.Void](Info{
 var DomainSetIothreadParams = call[DomainSetIothreadParamsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 402, Name: "DOMAIN_SET_IOTHREAD_PARAMS",
 	Function: "virDomainSetIOThreadParams",
+	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
 })

@@ -427,37 +427,50 @@ func (v *ConnectListAllInterfacesRet) DecodeXDR(d *xdr.Decoder) {
 // ConnectNumOfInterfaces is procedure 126 of the remote program.
 var ConnectNumOfInterfaces = call[xdr.Void, ConnectNumOfInterfacesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 126, Name: "CONNECT_NUM_OF_INTERFACES",
-	Function: "virConnectNumOfInterfaces",
+	Function:  "virConnectNumOfInterfaces",
+	Priority:  true,
+	ACL:       []string{"connect:search_interfaces"},
+	ACLFilter: []string{"interface:getattr"},
 })
 
 // ConnectListInterfaces is procedure 127 of the remote program.
 var ConnectListInterfaces = call[ConnectListInterfacesArgs, ConnectListInterfacesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 127, Name: "CONNECT_LIST_INTERFACES",
-	Function: "virConnectListInterfaces",
+	Function:  "virConnectListInterfaces",
+	Priority:  true,
+	ACL:       []string{"connect:search_interfaces"},
+	ACLFilter: []string{"interface:getattr"},
 })
 
 // InterfaceLookupByName is procedure 128 of the remote program.
 var InterfaceLookupByName = call[InterfaceLookupByNameArgs, InterfaceLookupByNameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 128, Name: "INTERFACE_LOOKUP_BY_NAME",
 	Function: "virInterfaceLookupByName",
+	Priority: true,
+	ACL:      []string{"interface:getattr"},
 })
 
 // InterfaceLookupByMacString is procedure 129 of the remote program.
 var InterfaceLookupByMacString = call[InterfaceLookupByMacStringArgs, InterfaceLookupByMacStringRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 129, Name: "INTERFACE_LOOKUP_BY_MAC_STRING",
 	Function: "virInterfaceLookupByMACString",
+	Priority: true,
+	ACL:      []string{"interface:getattr"},
 })
 
 // InterfaceGetXMLDesc is procedure 130 of the remote program.
 var InterfaceGetXMLDesc = call[InterfaceGetXMLDescArgs, InterfaceGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 130, Name: "INTERFACE_GET_XML_DESC",
 	Function: "virInterfaceGetXMLDesc",
+	ACL:      []string{"interface:read"},
 })
 
 // InterfaceDefineXML is procedure 131 of the remote program.
 var InterfaceDefineXML = call[InterfaceDefineXMLArgs, InterfaceDefineXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 131, Name: "INTERFACE_DEFINE_XML",
 	Function: "virInterfaceDefineXML",
+	Priority: true,
+	ACL:      []string{"interface:write", "interface:save"},
 	Access:   Refused,
 })
 
@@ -465,6 +478,8 @@ var InterfaceDefineXML = call[InterfaceDefineXMLArgs, InterfaceDefineXMLRet](Inf
 var InterfaceUndefine = call[InterfaceUndefineArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 132, Name: "INTERFACE_UNDEFINE",
 	Function: "virInterfaceUndefine",
+	Priority: true,
+	ACL:      []string{"interface:delete"},
 	Access:   Refused,
 })
 
@@ -472,6 +487,7 @@ var InterfaceUndefine = call[InterfaceUndefineArgs, xdr.Void](Info{
 var InterfaceCreate = call[InterfaceCreateArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 133, Name: "INTERFACE_CREATE",
 	Function: "virInterfaceCreate",
+	ACL:      []string{"interface:start"},
 	Access:   Refused,
 })
 
@@ -479,31 +495,42 @@ var InterfaceCreate = call[InterfaceCreateArgs, xdr.Void](Info{
 var InterfaceDestroy = call[InterfaceDestroyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 134, Name: "INTERFACE_DESTROY",
 	Function: "virInterfaceDestroy",
+	Priority: true,
+	ACL:      []string{"interface:stop"},
 	Access:   Refused,
 })
 
 // ConnectNumOfDefinedInterfaces is procedure 137 of the remote program.
 var ConnectNumOfDefinedInterfaces = call[xdr.Void, ConnectNumOfDefinedInterfacesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 137, Name: "CONNECT_NUM_OF_DEFINED_INTERFACES",
-	Function: "virConnectNumOfDefinedInterfaces",
+	Function:  "virConnectNumOfDefinedInterfaces",
+	Priority:  true,
+	ACL:       []string{"connect:search_interfaces"},
+	ACLFilter: []string{"interface:getattr"},
 })
 
 // ConnectListDefinedInterfaces is procedure 138 of the remote program.
 var ConnectListDefinedInterfaces = call[ConnectListDefinedInterfacesArgs, ConnectListDefinedInterfacesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 138, Name: "CONNECT_LIST_DEFINED_INTERFACES",
-	Function: "virConnectListDefinedInterfaces",
+	Function:  "virConnectListDefinedInterfaces",
+	Priority:  true,
+	ACL:       []string{"connect:search_interfaces"},
+	ACLFilter: []string{"interface:getattr"},
 })
 
 // InterfaceIsActive is procedure 156 of the remote program.
 var InterfaceIsActive = call[InterfaceIsActiveArgs, InterfaceIsActiveRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 156, Name: "INTERFACE_IS_ACTIVE",
 	Function: "virInterfaceIsActive",
+	Priority: true,
+	ACL:      []string{"interface:read"},
 })
 
 // InterfaceChangeBegin is procedure 220 of the remote program.
 var InterfaceChangeBegin = call[InterfaceChangeBeginArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 220, Name: "INTERFACE_CHANGE_BEGIN",
 	Function: "virInterfaceChangeBegin",
+	ACL:      []string{"connect:interface_transaction"},
 	Access:   Refused,
 })
 
@@ -511,6 +538,7 @@ var InterfaceChangeBegin = call[InterfaceChangeBeginArgs, xdr.Void](Info{
 var InterfaceChangeCommit = call[InterfaceChangeCommitArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 221, Name: "INTERFACE_CHANGE_COMMIT",
 	Function: "virInterfaceChangeCommit",
+	ACL:      []string{"connect:interface_transaction"},
 	Access:   Refused,
 })
 
@@ -518,11 +546,15 @@ var InterfaceChangeCommit = call[InterfaceChangeCommitArgs, xdr.Void](Info{
 var InterfaceChangeRollback = call[InterfaceChangeRollbackArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 222, Name: "INTERFACE_CHANGE_ROLLBACK",
 	Function: "virInterfaceChangeRollback",
+	ACL:      []string{"connect:interface_transaction"},
 	Access:   Refused,
 })
 
 // ConnectListAllInterfaces is procedure 284 of the remote program.
 var ConnectListAllInterfaces = call[ConnectListAllInterfacesArgs, ConnectListAllInterfacesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 284, Name: "CONNECT_LIST_ALL_INTERFACES",
-	Function: "virConnectListAllInterfaces",
+	Function:  "virConnectListAllInterfaces",
+	Priority:  true,
+	ACL:       []string{"connect:search_interfaces"},
+	ACLFilter: []string{"interface:getattr"},
 })

@@ -33,5 +33,6 @@ const LxcVersion = 1
 var LxcDomainOpenNamespace = call[LxcDomainOpenNamespaceArgs, xdr.Void](Info{
 	Program: LxcProgram, Version: LxcVersion, Number: 1, Name: "DOMAIN_OPEN_NAMESPACE",
 	Function: "virDomainLxcOpenNamespace",
+	ACL:      []string{"domain:open_namespace"},
 	Access:   Refused,
 })

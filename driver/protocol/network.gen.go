@@ -1207,19 +1207,26 @@ func (v *NetworkPortDeleteArgs) DecodeXDR(d *xdr.Decoder) {
 // ConnectListDefinedNetworks is procedure 36 of the remote program.
 var ConnectListDefinedNetworks = call[ConnectListDefinedNetworksArgs, ConnectListDefinedNetworksRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 36, Name: "CONNECT_LIST_DEFINED_NETWORKS",
-	Function: "virConnectListDefinedNetworks",
+	Function:  "virConnectListDefinedNetworks",
+	Priority:  true,
+	ACL:       []string{"connect:search_networks"},
+	ACLFilter: []string{"network:getattr"},
 })
 
 // ConnectListNetworks is procedure 38 of the remote program.
 var ConnectListNetworks = call[ConnectListNetworksArgs, ConnectListNetworksRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 38, Name: "CONNECT_LIST_NETWORKS",
-	Function: "virConnectListNetworks",
+	Function:  "virConnectListNetworks",
+	Priority:  true,
+	ACL:       []string{"connect:search_networks"},
+	ACLFilter: []string{"network:getattr"},
 })
 
 // NetworkCreate is procedure 39 of the remote program.
 var NetworkCreate = call[NetworkCreateArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 39, Name: "NETWORK_CREATE",
 	Function: "virNetworkCreate",
+	ACL:      []string{"network:start"},
 	Access:   Refused,
 })
 
@@ -1227,6 +1234,7 @@ var NetworkCreate = call[NetworkCreateArgs, xdr.Void](Info{
 var NetworkCreateXML = call[NetworkCreateXMLArgs, NetworkCreateXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 40, Name: "NETWORK_CREATE_XML",
 	Function: "virNetworkCreateXML",
+	ACL:      []string{"network:write", "network:start"},
 	Access:   Refused,
 })
 
@@ -1234,6 +1242,8 @@ var NetworkCreateXML = call[NetworkCreateXMLArgs, NetworkCreateXMLRet](Info{
 var NetworkDefineXML = call[NetworkDefineXMLArgs, NetworkDefineXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 41, Name: "NETWORK_DEFINE_XML",
 	Function: "virNetworkDefineXML",
+	Priority: true,
+	ACL:      []string{"network:write", "network:save"},
 	Access:   Refused,
 })
 
@@ -1241,6 +1251,8 @@ var NetworkDefineXML = call[NetworkDefineXMLArgs, NetworkDefineXMLRet](Info{
 var NetworkDestroy = call[NetworkDestroyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 42, Name: "NETWORK_DESTROY",
 	Function: "virNetworkDestroy",
+	Priority: true,
+	ACL:      []string{"network:stop"},
 	Access:   Refused,
 })
 
@@ -1248,36 +1260,48 @@ var NetworkDestroy = call[NetworkDestroyArgs, xdr.Void](Info{
 var NetworkGetXMLDesc = call[NetworkGetXMLDescArgs, NetworkGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 43, Name: "NETWORK_GET_XML_DESC",
 	Function: "virNetworkGetXMLDesc",
+	Priority: true,
+	ACL:      []string{"network:read"},
 })
 
 // NetworkGetAutostart is procedure 44 of the remote program.
 var NetworkGetAutostart = call[NetworkGetAutostartArgs, NetworkGetAutostartRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 44, Name: "NETWORK_GET_AUTOSTART",
 	Function: "virNetworkGetAutostart",
+	Priority: true,
+	ACL:      []string{"network:read"},
 })
 
 // NetworkGetBridgeName is procedure 45 of the remote program.
 var NetworkGetBridgeName = call[NetworkGetBridgeNameArgs, NetworkGetBridgeNameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 45, Name: "NETWORK_GET_BRIDGE_NAME",
 	Function: "virNetworkGetBridgeName",
+	Priority: true,
+	ACL:      []string{"network:read"},
 })
 
 // NetworkLookupByName is procedure 46 of the remote program.
 var NetworkLookupByName = call[NetworkLookupByNameArgs, NetworkLookupByNameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 46, Name: "NETWORK_LOOKUP_BY_NAME",
 	Function: "virNetworkLookupByName",
+	Priority: true,
+	ACL:      []string{"network:getattr"},
 })
 
 // NetworkLookupByUUID is procedure 47 of the remote program.
 var NetworkLookupByUUID = call[NetworkLookupByUUIDArgs, NetworkLookupByUUIDRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 47, Name: "NETWORK_LOOKUP_BY_UUID",
 	Function: "virNetworkLookupByUUID",
+	Priority: true,
+	ACL:      []string{"network:getattr"},
 })
 
 // NetworkSetAutostart is procedure 48 of the remote program.
 var NetworkSetAutostart = call[NetworkSetAutostartArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 48, Name: "NETWORK_SET_AUTOSTART",
 	Function: "virNetworkSetAutostart",
+	Priority: true,
+	ACL:      []string{"network:write"},
 	Access:   Refused,
 })
 
@@ -1285,56 +1309,78 @@ var NetworkSetAutostart = call[NetworkSetAutostartArgs, xdr.Void](Info{
 var NetworkUndefine = call[NetworkUndefineArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 49, Name: "NETWORK_UNDEFINE",
 	Function: "virNetworkUndefine",
+	Priority: true,
+	ACL:      []string{"network:delete"},
 	Access:   Refused,
 })
 
 // ConnectNumOfDefinedNetworks is procedure 50 of the remote program.
 var ConnectNumOfDefinedNetworks = call[xdr.Void, ConnectNumOfDefinedNetworksRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 50, Name: "CONNECT_NUM_OF_DEFINED_NETWORKS",
-	Function: "virConnectNumOfDefinedNetworks",
+	Function:  "virConnectNumOfDefinedNetworks",
+	Priority:  true,
+	ACL:       []string{"connect:search_networks"},
+	ACLFilter: []string{"network:getattr"},
 })
 
 // ConnectNumOfNetworks is procedure 52 of the remote program.
 var ConnectNumOfNetworks = call[xdr.Void, ConnectNumOfNetworksRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 52, Name: "CONNECT_NUM_OF_NETWORKS",
-	Function: "virConnectNumOfNetworks",
+	Function:  "virConnectNumOfNetworks",
+	Priority:  true,
+	ACL:       []string{"connect:search_networks"},
+	ACLFilter: []string{"network:getattr"},
 })
 
 // NetworkIsActive is procedure 152 of the remote program.
 var NetworkIsActive = call[NetworkIsActiveArgs, NetworkIsActiveRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 152, Name: "NETWORK_IS_ACTIVE",
 	Function: "virNetworkIsActive",
+	Priority: true,
+	ACL:      []string{"network:read"},
 })
 
 // NetworkIsPersistent is procedure 153 of the remote program.
 var NetworkIsPersistent = call[NetworkIsPersistentArgs, NetworkIsPersistentRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 153, Name: "NETWORK_IS_PERSISTENT",
 	Function: "virNetworkIsPersistent",
+	Priority: true,
+	ACL:      []string{"network:read"},
 })
 
 // ConnectListAllNetworks is procedure 283 of the remote program.
 var ConnectListAllNetworks = call[ConnectListAllNetworksArgs, ConnectListAllNetworksRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 283, Name: "CONNECT_LIST_ALL_NETWORKS",
-	Function: "virConnectListAllNetworks",
+	Function:  "virConnectListAllNetworks",
+	Priority:  true,
+	ACL:       []string{"connect:search_networks"},
+	ACLFilter: []string{"network:getattr"},
 })
 
 // NetworkUpdate is procedure 291 of the remote program.
 var NetworkUpdate = call[NetworkUpdateArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 291, Name: "NETWORK_UPDATE",
 	Function: "virNetworkUpdate",
+	Priority: true,
+	ACL:      []string{"network:write", "network:save:!VIR_NETWORK_UPDATE_AFFECT_CONFIG|VIR_NETWORK_UPDATE_AFFECT_LIVE", "network:save:VIR_NETWORK_UPDATE_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
 // ConnectNetworkEventRegisterAny is procedure 313 of the remote program.
 var ConnectNetworkEventRegisterAny = call[ConnectNetworkEventRegisterAnyArgs, ConnectNetworkEventRegisterAnyRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 313, Name: "CONNECT_NETWORK_EVENT_REGISTER_ANY",
-	Function: "virConnectNetworkEventRegisterAny",
+	Function:  "virConnectNetworkEventRegisterAny",
+	Priority:  true,
+	ACL:       []string{"connect:search_networks"},
+	ACLFilter: []string{"network:getattr"},
 })
 
 // ConnectNetworkEventDeregisterAny is procedure 314 of the remote program.
 var ConnectNetworkEventDeregisterAny = call[ConnectNetworkEventDeregisterAnyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 314, Name: "CONNECT_NETWORK_EVENT_DEREGISTER_ANY",
 	Function: "virConnectNetworkEventDeregisterAny",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // NetworkEventLifecycle is event 315 of the remote program.
@@ -1346,24 +1392,31 @@ var NetworkEventLifecycle = event[NetworkEventLifecycleMsg](Info{
 var NetworkGetDhcpLeases = call[NetworkGetDhcpLeasesArgs, NetworkGetDhcpLeasesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 341, Name: "NETWORK_GET_DHCP_LEASES",
 	Function: "virNetworkGetDHCPLeases",
+	ACL:      []string{"network:read"},
 })
 
 // NetworkListAllPorts is procedure 404 of the remote program.
 var NetworkListAllPorts = call[NetworkListAllPortsArgs, NetworkListAllPortsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 404, Name: "NETWORK_LIST_ALL_PORTS",
-	Function: "virNetworkListAllPorts",
+	Function:  "virNetworkListAllPorts",
+	Priority:  true,
+	ACL:       []string{"network:search_ports"},
+	ACLFilter: []string{"network_port:getattr"},
 })
 
 // NetworkPortLookupByUUID is procedure 405 of the remote program.
 var NetworkPortLookupByUUID = call[NetworkPortLookupByUUIDArgs, NetworkPortLookupByUUIDRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 405, Name: "NETWORK_PORT_LOOKUP_BY_UUID",
 	Function: "virNetworkPortLookupByUUID",
+	Priority: true,
+	ACL:      []string{"network_port:getattr"},
 })
 
 // NetworkPortCreateXML is procedure 406 of the remote program.
 var NetworkPortCreateXML = call[NetworkPortCreateXMLArgs, NetworkPortCreateXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 406, Name: "NETWORK_PORT_CREATE_XML",
 	Function: "virNetworkPortCreateXML",
+	ACL:      []string{"network_port:create"},
 	Access:   Refused,
 })
 
@@ -1371,12 +1424,14 @@ var NetworkPortCreateXML = call[NetworkPortCreateXMLArgs, NetworkPortCreateXMLRe
 var NetworkPortGetParameters = call[NetworkPortGetParametersArgs, NetworkPortGetParametersRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 407, Name: "NETWORK_PORT_GET_PARAMETERS",
 	Function: "virNetworkPortGetParameters",
+	ACL:      []string{"network_port:read"},
 })
 
 // NetworkPortSetParameters is procedure 408 of the remote program.
 var NetworkPortSetParameters = call[NetworkPortSetParametersArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 408, Name: "NETWORK_PORT_SET_PARAMETERS",
 	Function: "virNetworkPortSetParameters",
+	ACL:      []string{"network_port:write"},
 	Access:   Refused,
 })
 
@@ -1384,12 +1439,14 @@ var NetworkPortSetParameters = call[NetworkPortSetParametersArgs, xdr.Void](Info
 var NetworkPortGetXMLDesc = call[NetworkPortGetXMLDescArgs, NetworkPortGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 409, Name: "NETWORK_PORT_GET_XML_DESC",
 	Function: "virNetworkPortGetXMLDesc",
+	ACL:      []string{"network_port:read"},
 })
 
 // NetworkPortDelete is procedure 410 of the remote program.
 var NetworkPortDelete = call[NetworkPortDeleteArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 410, Name: "NETWORK_PORT_DELETE",
 	Function: "virNetworkPortDelete",
+	ACL:      []string{"network_port:delete"},
 	Access:   Refused,
 })
 
@@ -1397,6 +1454,8 @@ var NetworkPortDelete = call[NetworkPortDeleteArgs, xdr.Void](Info{
 var NetworkDefineXMLFlags = call[NetworkDefineXMLFlagsArgs, NetworkDefineXMLFlagsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 432, Name: "NETWORK_DEFINE_XML_FLAGS",
 	Function: "virNetworkDefineXMLFlags",
+	Priority: true,
+	ACL:      []string{"network:write", "network:save"},
 	Access:   Refused,
 })
 
@@ -1404,6 +1463,8 @@ var NetworkDefineXMLFlags = call[NetworkDefineXMLFlagsArgs, NetworkDefineXMLFlag
 var NetworkCreateXMLFlags = call[NetworkCreateXMLFlagsArgs, NetworkCreateXMLFlagsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 437, Name: "NETWORK_CREATE_XML_FLAGS",
 	Function: "virNetworkCreateXMLFlags",
+	Priority: true,
+	ACL:      []string{"network:write", "network:start"},
 	Access:   Refused,
 })
 
@@ -1411,6 +1472,7 @@ var NetworkCreateXMLFlags = call[NetworkCreateXMLFlagsArgs, NetworkCreateXMLFlag
 var NetworkSetMetadata = call[NetworkSetMetadataArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 444, Name: "NETWORK_SET_METADATA",
 	Function: "virNetworkSetMetadata",
+	ACL:      []string{"network:write", "network:save:!VIR_NETWORK_UPDATE_AFFECT_CONFIG|VIR_NETWORK_UPDATE_AFFECT_LIVE", "network:save:VIR_NETWORK_UPDATE_AFFECT_CONFIG"},
 	Access:   Refused,
 })
 
@@ -1418,6 +1480,7 @@ var NetworkSetMetadata = call[NetworkSetMetadataArgs, xdr.Void](Info{
 var NetworkGetMetadata = call[NetworkGetMetadataArgs, NetworkGetMetadataRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 445, Name: "NETWORK_GET_METADATA",
 	Function: "virNetworkGetMetadata",
+	ACL:      []string{"network:read"},
 })
 
 // NetworkEventCallbackMetadataChange is event 446 of the remote program.

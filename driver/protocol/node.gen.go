@@ -541,42 +541,55 @@ func (v *NodeGetSevInfoRet) DecodeXDR(d *xdr.Decoder) {
 var NodeGetInfo = call[xdr.Void, NodeGetInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 6, Name: "NODE_GET_INFO",
 	Function: "virNodeGetInfo",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // NodeGetCellsFreeMemory is procedure 101 of the remote program.
 var NodeGetCellsFreeMemory = call[NodeGetCellsFreeMemoryArgs, NodeGetCellsFreeMemoryRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 101, Name: "NODE_GET_CELLS_FREE_MEMORY",
 	Function: "virNodeGetCellsFreeMemory",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // NodeGetFreeMemory is procedure 102 of the remote program.
 var NodeGetFreeMemory = call[xdr.Void, NodeGetFreeMemoryRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 102, Name: "NODE_GET_FREE_MEMORY",
 	Function: "virNodeGetFreeMemory",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // NodeGetSecurityModel is procedure 122 of the remote program.
 var NodeGetSecurityModel = call[xdr.Void, NodeGetSecurityModelRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 122, Name: "NODE_GET_SECURITY_MODEL",
 	Function: "virNodeGetSecurityModel",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // NodeGetCPUStats is procedure 227 of the remote program.
 var NodeGetCPUStats = call[NodeGetCPUStatsArgs, NodeGetCPUStatsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 227, Name: "NODE_GET_CPU_STATS",
 	Function: "virNodeGetCPUStats",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // NodeGetMemoryStats is procedure 228 of the remote program.
 var NodeGetMemoryStats = call[NodeGetMemoryStatsArgs, NodeGetMemoryStatsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 228, Name: "NODE_GET_MEMORY_STATS",
 	Function: "virNodeGetMemoryStats",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // NodeSuspendForDuration is procedure 250 of the remote program.
 var NodeSuspendForDuration = call[NodeSuspendForDurationArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 250, Name: "NODE_SUSPEND_FOR_DURATION",
 	Function: "virNodeSuspendForDuration",
+	ACL:      []string{"connect:pm_control"},
 	Access:   Refused,
 })
 
@@ -584,6 +597,7 @@ var NodeSuspendForDuration = call[NodeSuspendForDurationArgs, xdr.Void](Info{
 var NodeSetMemoryParameters = call[NodeSetMemoryParametersArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 288, Name: "NODE_SET_MEMORY_PARAMETERS",
 	Function: "virNodeSetMemoryParameters",
+	ACL:      []string{"connect:write"},
 	Access:   Refused,
 })
 
@@ -591,24 +605,29 @@ var NodeSetMemoryParameters = call[NodeSetMemoryParametersArgs, xdr.Void](Info{
 var NodeGetMemoryParameters = call[NodeGetMemoryParametersArgs, NodeGetMemoryParametersRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 289, Name: "NODE_GET_MEMORY_PARAMETERS",
 	Function: "virNodeGetMemoryParameters",
+	ACL:      []string{"connect:read"},
 })
 
 // NodeGetCPUMap is procedure 293 of the remote program.
 var NodeGetCPUMap = call[NodeGetCPUMapArgs, NodeGetCPUMapRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 293, Name: "NODE_GET_CPU_MAP",
 	Function: "virNodeGetCPUMap",
+	ACL:      []string{"connect:read"},
 })
 
 // NodeGetFreePages is procedure 340 of the remote program.
 var NodeGetFreePages = call[NodeGetFreePagesArgs, NodeGetFreePagesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 340, Name: "NODE_GET_FREE_PAGES",
 	Function: "virNodeGetFreePages",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // NodeAllocPages is procedure 347 of the remote program.
 var NodeAllocPages = call[NodeAllocPagesArgs, NodeAllocPagesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 347, Name: "NODE_ALLOC_PAGES",
 	Function: "virNodeAllocPages",
+	ACL:      []string{"connect:write"},
 	Access:   Refused,
 })
 
@@ -616,5 +635,6 @@ var NodeAllocPages = call[NodeAllocPagesArgs, NodeAllocPagesRet](Info{
 var NodeGetSevInfo = call[NodeGetSevInfoArgs, NodeGetSevInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 395, Name: "NODE_GET_SEV_INFO",
 	Function: "virNodeGetSEVInfo",
+	ACL:      []string{"connect:read"},
 	Access:   Refused,
 })

@@ -801,49 +801,65 @@ func (v *NodeDeviceEventUpdateMsg) DecodeXDR(d *xdr.Decoder) {
 // NodeNumOfDevices is procedure 111 of the remote program.
 var NodeNumOfDevices = call[NodeNumOfDevicesArgs, NodeNumOfDevicesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 111, Name: "NODE_NUM_OF_DEVICES",
-	Function: "virNodeNumOfDevices",
+	Function:  "virNodeNumOfDevices",
+	Priority:  true,
+	ACL:       []string{"connect:search_node_devices"},
+	ACLFilter: []string{"node_device:getattr"},
 })
 
 // NodeListDevices is procedure 112 of the remote program.
 var NodeListDevices = call[NodeListDevicesArgs, NodeListDevicesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 112, Name: "NODE_LIST_DEVICES",
-	Function: "virNodeListDevices",
+	Function:  "virNodeListDevices",
+	Priority:  true,
+	ACL:       []string{"connect:search_node_devices"},
+	ACLFilter: []string{"node_device:getattr"},
 })
 
 // NodeDeviceLookupByName is procedure 113 of the remote program.
 var NodeDeviceLookupByName = call[NodeDeviceLookupByNameArgs, NodeDeviceLookupByNameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 113, Name: "NODE_DEVICE_LOOKUP_BY_NAME",
 	Function: "virNodeDeviceLookupByName",
+	Priority: true,
+	ACL:      []string{"node_device:getattr"},
 })
 
 // NodeDeviceGetXMLDesc is procedure 114 of the remote program.
 var NodeDeviceGetXMLDesc = call[NodeDeviceGetXMLDescArgs, NodeDeviceGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 114, Name: "NODE_DEVICE_GET_XML_DESC",
 	Function: "virNodeDeviceGetXMLDesc",
+	ACL:      []string{"node_device:read"},
 })
 
 // NodeDeviceGetParent is procedure 115 of the remote program.
 var NodeDeviceGetParent = call[NodeDeviceGetParentArgs, NodeDeviceGetParentRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 115, Name: "NODE_DEVICE_GET_PARENT",
 	Function: "virNodeDeviceGetParent",
+	Priority: true,
+	ACL:      []string{"node_device:read"},
 })
 
 // NodeDeviceNumOfCaps is procedure 116 of the remote program.
 var NodeDeviceNumOfCaps = call[NodeDeviceNumOfCapsArgs, NodeDeviceNumOfCapsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 116, Name: "NODE_DEVICE_NUM_OF_CAPS",
 	Function: "virNodeDeviceNumOfCaps",
+	Priority: true,
+	ACL:      []string{"node_device:read"},
 })
 
 // NodeDeviceListCaps is procedure 117 of the remote program.
 var NodeDeviceListCaps = call[NodeDeviceListCapsArgs, NodeDeviceListCapsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 117, Name: "NODE_DEVICE_LIST_CAPS",
 	Function: "virNodeDeviceListCaps",
+	Priority: true,
+	ACL:      []string{"node_device:read"},
 })
 
 // NodeDeviceDettach is procedure 118 of the remote program.
 var NodeDeviceDettach = call[NodeDeviceDettachArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 118, Name: "NODE_DEVICE_DETTACH",
 	Function: "virNodeDeviceDettach",
+	ACL:      []string{"node_device:detach"},
 	Access:   Refused,
 })
 
@@ -851,6 +867,7 @@ var NodeDeviceDettach = call[NodeDeviceDettachArgs, xdr.Void](Info{
 var NodeDeviceReAttach = call[NodeDeviceReAttachArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 119, Name: "NODE_DEVICE_RE_ATTACH",
 	Function: "virNodeDeviceReAttach",
+	ACL:      []string{"node_device:detach"},
 	Access:   Refused,
 })
 
@@ -858,6 +875,7 @@ var NodeDeviceReAttach = call[NodeDeviceReAttachArgs, xdr.Void](Info{
 var NodeDeviceReset = call[NodeDeviceResetArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 120, Name: "NODE_DEVICE_RESET",
 	Function: "virNodeDeviceReset",
+	ACL:      []string{"node_device:detach"},
 	Access:   Refused,
 })
 
@@ -865,6 +883,7 @@ var NodeDeviceReset = call[NodeDeviceResetArgs, xdr.Void](Info{
 var NodeDeviceCreateXML = call[NodeDeviceCreateXMLArgs, NodeDeviceCreateXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 123, Name: "NODE_DEVICE_CREATE_XML",
 	Function: "virNodeDeviceCreateXML",
+	ACL:      []string{"node_device:write", "node_device:start"},
 	Access:   Refused,
 })
 
@@ -872,38 +891,51 @@ var NodeDeviceCreateXML = call[NodeDeviceCreateXMLArgs, NodeDeviceCreateXMLRet](
 var NodeDeviceDestroy = call[NodeDeviceDestroyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 124, Name: "NODE_DEVICE_DESTROY",
 	Function: "virNodeDeviceDestroy",
+	Priority: true,
+	ACL:      []string{"node_device:stop"},
 	Access:   Refused,
 })
 
 // ConnectListAllNodeDevices is procedure 285 of the remote program.
 var ConnectListAllNodeDevices = call[ConnectListAllNodeDevicesArgs, ConnectListAllNodeDevicesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 285, Name: "CONNECT_LIST_ALL_NODE_DEVICES",
-	Function: "virConnectListAllNodeDevices",
+	Function:  "virConnectListAllNodeDevices",
+	Priority:  true,
+	ACL:       []string{"connect:search_node_devices"},
+	ACLFilter: []string{"node_device:getattr"},
 })
 
 // NodeDeviceLookupScsiHostByWwn is procedure 297 of the remote program.
 var NodeDeviceLookupScsiHostByWwn = call[NodeDeviceLookupScsiHostByWwnArgs, NodeDeviceLookupScsiHostByWwnRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 297, Name: "NODE_DEVICE_LOOKUP_SCSI_HOST_BY_WWN",
 	Function: "virNodeDeviceLookupSCSIHostByWWN",
+	Priority: true,
+	ACL:      []string{"node_device:getattr"},
 })
 
 // NodeDeviceDetachFlags is procedure 301 of the remote program.
 var NodeDeviceDetachFlags = call[NodeDeviceDetachFlagsArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 301, Name: "NODE_DEVICE_DETACH_FLAGS",
 	Function: "virNodeDeviceDetachFlags",
+	ACL:      []string{"node_device:detach"},
 	Access:   Refused,
 })
 
 // ConnectNodeDeviceEventRegisterAny is procedure 374 of the remote program.
 var ConnectNodeDeviceEventRegisterAny = call[ConnectNodeDeviceEventRegisterAnyArgs, ConnectNodeDeviceEventRegisterAnyRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 374, Name: "CONNECT_NODE_DEVICE_EVENT_REGISTER_ANY",
-	Function: "virConnectNodeDeviceEventRegisterAny",
+	Function:  "virConnectNodeDeviceEventRegisterAny",
+	Priority:  true,
+	ACL:       []string{"connect:search_node_devices"},
+	ACLFilter: []string{"node_device:getattr"},
 })
 
 // ConnectNodeDeviceEventDeregisterAny is procedure 375 of the remote program.
 var ConnectNodeDeviceEventDeregisterAny = call[ConnectNodeDeviceEventDeregisterAnyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 375, Name: "CONNECT_NODE_DEVICE_EVENT_DEREGISTER_ANY",
 	Function: "virConnectNodeDeviceEventDeregisterAny",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // NodeDeviceEventLifecycle is event 376 of the remote program.
@@ -920,6 +952,7 @@ var NodeDeviceEventUpdate = event[NodeDeviceEventUpdateMsg](Info{
 var NodeDeviceDefineXML = call[NodeDeviceDefineXMLArgs, NodeDeviceDefineXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 428, Name: "NODE_DEVICE_DEFINE_XML",
 	Function: "virNodeDeviceDefineXML",
+	ACL:      []string{"node_device:write", "node_device:save"},
 	Access:   Refused,
 })
 
@@ -927,6 +960,8 @@ var NodeDeviceDefineXML = call[NodeDeviceDefineXMLArgs, NodeDeviceDefineXMLRet](
 var NodeDeviceUndefine = call[NodeDeviceUndefineArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 429, Name: "NODE_DEVICE_UNDEFINE",
 	Function: "virNodeDeviceUndefine",
+	Priority: true,
+	ACL:      []string{"node_device:delete"},
 	Access:   Refused,
 })
 
@@ -934,6 +969,8 @@ var NodeDeviceUndefine = call[NodeDeviceUndefineArgs, xdr.Void](Info{
 var NodeDeviceCreate = call[NodeDeviceCreateArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 430, Name: "NODE_DEVICE_CREATE",
 	Function: "virNodeDeviceCreate",
+	Priority: true,
+	ACL:      []string{"node_device:start"},
 	Access:   Refused,
 })
 
@@ -941,12 +978,16 @@ var NodeDeviceCreate = call[NodeDeviceCreateArgs, xdr.Void](Info{
 var NodeDeviceGetAutostart = call[NodeDeviceGetAutostartArgs, NodeDeviceGetAutostartRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 433, Name: "NODE_DEVICE_GET_AUTOSTART",
 	Function: "virNodeDeviceGetAutostart",
+	Priority: true,
+	ACL:      []string{"node_device:read"},
 })
 
 // NodeDeviceSetAutostart is procedure 434 of the remote program.
 var NodeDeviceSetAutostart = call[NodeDeviceSetAutostartArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 434, Name: "NODE_DEVICE_SET_AUTOSTART",
 	Function: "virNodeDeviceSetAutostart",
+	Priority: true,
+	ACL:      []string{"node_device:write"},
 	Access:   Refused,
 })
 
@@ -954,17 +995,23 @@ var NodeDeviceSetAutostart = call[NodeDeviceSetAutostartArgs, xdr.Void](Info{
 var NodeDeviceIsPersistent = call[NodeDeviceIsPersistentArgs, NodeDeviceIsPersistentRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 435, Name: "NODE_DEVICE_IS_PERSISTENT",
 	Function: "virNodeDeviceIsPersistent",
+	Priority: true,
+	ACL:      []string{"node_device:read"},
 })
 
 // NodeDeviceIsActive is procedure 436 of the remote program.
 var NodeDeviceIsActive = call[NodeDeviceIsActiveArgs, NodeDeviceIsActiveRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 436, Name: "NODE_DEVICE_IS_ACTIVE",
 	Function: "virNodeDeviceIsActive",
+	Priority: true,
+	ACL:      []string{"node_device:read"},
 })
 
 // NodeDeviceUpdate is procedure 447 of the remote program.
 var NodeDeviceUpdate = call[NodeDeviceUpdateArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 447, Name: "NODE_DEVICE_UPDATE",
 	Function: "virNodeDeviceUpdate",
+	Priority: true,
+	ACL:      []string{"node_device:write", "node_device:save:!VIR_NODE_DEVICE_UPDATE_AFFECT_CONFIG|VIR_NODE_DEVICE_UPDATE_AFFECT_LIVE", "node_device:save:VIR_NODE_DEVICE_UPDATE_AFFECT_CONFIG"},
 	Access:   Refused,
 })

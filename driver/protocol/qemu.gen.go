@@ -279,6 +279,7 @@ const QemuVersion = 1
 var QemuDomainMonitorCommand = call[QemuDomainMonitorCommandArgs, QemuDomainMonitorCommandRet](Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 1, Name: "DOMAIN_MONITOR_COMMAND",
 	Function: "virDomainQemuMonitorCommand",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
@@ -286,6 +287,7 @@ var QemuDomainMonitorCommand = call[QemuDomainMonitorCommandArgs, QemuDomainMoni
 var QemuDomainAttach = call[QemuDomainAttachArgs, QemuDomainAttachRet](Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 2, Name: "DOMAIN_ATTACH",
 	Function: "virDomainQemuAttach",
+	ACL:      []string{"domain:start", "domain:write"},
 	Access:   Refused,
 })
 
@@ -293,20 +295,26 @@ var QemuDomainAttach = call[QemuDomainAttachArgs, QemuDomainAttachRet](Info{
 var QemuDomainAgentCommand = call[QemuDomainAgentCommandArgs, QemuDomainAgentCommandRet](Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 3, Name: "DOMAIN_AGENT_COMMAND",
 	Function: "virDomainQemuAgentCommand",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })
 
 // QemuConnectDomainMonitorEventRegister is procedure 4 of the qemu program.
 var QemuConnectDomainMonitorEventRegister = call[QemuConnectDomainMonitorEventRegisterArgs, QemuConnectDomainMonitorEventRegisterRet](Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 4, Name: "CONNECT_DOMAIN_MONITOR_EVENT_REGISTER",
-	Function: "virConnectDomainQemuMonitorEventRegister",
-	Access:   Refused,
+	Function:  "virConnectDomainQemuMonitorEventRegister",
+	Priority:  true,
+	ACL:       []string{"connect:search_domains", "connect:write"},
+	ACLFilter: []string{"domain:getattr"},
+	Access:    Refused,
 })
 
 // QemuConnectDomainMonitorEventDeregister is procedure 5 of the qemu program.
 var QemuConnectDomainMonitorEventDeregister = call[QemuConnectDomainMonitorEventDeregisterArgs, xdr.Void](Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 5, Name: "CONNECT_DOMAIN_MONITOR_EVENT_DEREGISTER",
 	Function: "virConnectDomainQemuMonitorEventDeregister",
+	Priority: true,
+	ACL:      []string{"connect:write"},
 	Access:   Refused,
 })
 
@@ -319,5 +327,6 @@ var QemuDomainMonitorEvent = event[QemuDomainMonitorEventMsg](Info{
 var QemuDomainMonitorCommandWithFiles = call[QemuDomainMonitorCommandWithFilesArgs, QemuDomainMonitorCommandWithFilesRet](Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 7, Name: "DOMAIN_MONITOR_COMMAND_WITH_FILES",
 	Function: "virDomainQemuMonitorCommandWithFiles",
+	ACL:      []string{"domain:write"},
 	Access:   Refused,
 })

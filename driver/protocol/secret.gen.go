@@ -417,25 +417,35 @@ func (v *SecretEventValueChangedMsg) DecodeXDR(d *xdr.Decoder) {
 // ConnectNumOfSecrets is procedure 139 of the remote program.
 var ConnectNumOfSecrets = call[xdr.Void, ConnectNumOfSecretsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 139, Name: "CONNECT_NUM_OF_SECRETS",
-	Function: "virConnectNumOfSecrets",
+	Function:  "virConnectNumOfSecrets",
+	Priority:  true,
+	ACL:       []string{"connect:search_secrets"},
+	ACLFilter: []string{"secret:getattr"},
 })
 
 // ConnectListSecrets is procedure 140 of the remote program.
 var ConnectListSecrets = call[ConnectListSecretsArgs, ConnectListSecretsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 140, Name: "CONNECT_LIST_SECRETS",
-	Function: "virConnectListSecrets",
+	Function:  "virConnectListSecrets",
+	Priority:  true,
+	ACL:       []string{"connect:search_secrets"},
+	ACLFilter: []string{"secret:getattr"},
 })
 
 // SecretLookupByUUID is procedure 141 of the remote program.
 var SecretLookupByUUID = call[SecretLookupByUUIDArgs, SecretLookupByUUIDRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 141, Name: "SECRET_LOOKUP_BY_UUID",
 	Function: "virSecretLookupByUUID",
+	Priority: true,
+	ACL:      []string{"secret:getattr"},
 })
 
 // SecretDefineXML is procedure 142 of the remote program.
 var SecretDefineXML = call[SecretDefineXMLArgs, SecretDefineXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 142, Name: "SECRET_DEFINE_XML",
 	Function: "virSecretDefineXML",
+	Priority: true,
+	ACL:      []string{"secret:write", "secret:save"},
 	Access:   Refused,
 })
 
@@ -443,12 +453,16 @@ var SecretDefineXML = call[SecretDefineXMLArgs, SecretDefineXMLRet](Info{
 var SecretGetXMLDesc = call[SecretGetXMLDescArgs, SecretGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 143, Name: "SECRET_GET_XML_DESC",
 	Function: "virSecretGetXMLDesc",
+	Priority: true,
+	ACL:      []string{"secret:read"},
 })
 
 // SecretSetValue is procedure 144 of the remote program.
 var SecretSetValue = call[SecretSetValueArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 144, Name: "SECRET_SET_VALUE",
 	Function: "virSecretSetValue",
+	Priority: true,
+	ACL:      []string{"secret:write"},
 	Access:   Refused,
 })
 
@@ -456,6 +470,8 @@ var SecretSetValue = call[SecretSetValueArgs, xdr.Void](Info{
 var SecretGetValue = call[SecretGetValueArgs, SecretGetValueRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 145, Name: "SECRET_GET_VALUE",
 	Function: "virSecretGetValue",
+	Priority: true,
+	ACL:      []string{"secret:read_secure"},
 	Access:   Refused,
 })
 
@@ -463,6 +479,8 @@ var SecretGetValue = call[SecretGetValueArgs, SecretGetValueRet](Info{
 var SecretUndefine = call[SecretUndefineArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 146, Name: "SECRET_UNDEFINE",
 	Function: "virSecretUndefine",
+	Priority: true,
+	ACL:      []string{"secret:delete"},
 	Access:   Refused,
 })
 
@@ -470,24 +488,34 @@ var SecretUndefine = call[SecretUndefineArgs, xdr.Void](Info{
 var SecretLookupByUsage = call[SecretLookupByUsageArgs, SecretLookupByUsageRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 147, Name: "SECRET_LOOKUP_BY_USAGE",
 	Function: "virSecretLookupByUsage",
+	Priority: true,
+	ACL:      []string{"secret:getattr"},
 })
 
 // ConnectListAllSecrets is procedure 287 of the remote program.
 var ConnectListAllSecrets = call[ConnectListAllSecretsArgs, ConnectListAllSecretsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 287, Name: "CONNECT_LIST_ALL_SECRETS",
-	Function: "virConnectListAllSecrets",
+	Function:  "virConnectListAllSecrets",
+	Priority:  true,
+	ACL:       []string{"connect:search_secrets"},
+	ACLFilter: []string{"secret:getattr"},
 })
 
 // ConnectSecretEventRegisterAny is procedure 380 of the remote program.
 var ConnectSecretEventRegisterAny = call[ConnectSecretEventRegisterAnyArgs, ConnectSecretEventRegisterAnyRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 380, Name: "CONNECT_SECRET_EVENT_REGISTER_ANY",
-	Function: "virConnectSecretEventRegisterAny",
+	Function:  "virConnectSecretEventRegisterAny",
+	Priority:  true,
+	ACL:       []string{"connect:search_secrets"},
+	ACLFilter: []string{"secret:getattr"},
 })
 
 // ConnectSecretEventDeregisterAny is procedure 381 of the remote program.
 var ConnectSecretEventDeregisterAny = call[ConnectSecretEventDeregisterAnyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 381, Name: "CONNECT_SECRET_EVENT_DEREGISTER_ANY",
 	Function: "virConnectSecretEventDeregisterAny",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // SecretEventLifecycle is event 382 of the remote program.

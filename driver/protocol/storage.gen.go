@@ -1411,31 +1411,44 @@ func (v *ConnectGetStoragePoolCapabilitiesRet) DecodeXDR(d *xdr.Decoder) {
 // ConnectNumOfStoragePools is procedure 71 of the remote program.
 var ConnectNumOfStoragePools = call[xdr.Void, ConnectNumOfStoragePoolsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 71, Name: "CONNECT_NUM_OF_STORAGE_POOLS",
-	Function: "virConnectNumOfStoragePools",
+	Function:  "virConnectNumOfStoragePools",
+	Priority:  true,
+	ACL:       []string{"connect:search_storage_pools"},
+	ACLFilter: []string{"storage_pool:getattr"},
 })
 
 // ConnectListStoragePools is procedure 72 of the remote program.
 var ConnectListStoragePools = call[ConnectListStoragePoolsArgs, ConnectListStoragePoolsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 72, Name: "CONNECT_LIST_STORAGE_POOLS",
-	Function: "virConnectListStoragePools",
+	Function:  "virConnectListStoragePools",
+	Priority:  true,
+	ACL:       []string{"connect:search_storage_pools"},
+	ACLFilter: []string{"storage_pool:getattr"},
 })
 
 // ConnectNumOfDefinedStoragePools is procedure 73 of the remote program.
 var ConnectNumOfDefinedStoragePools = call[xdr.Void, ConnectNumOfDefinedStoragePoolsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 73, Name: "CONNECT_NUM_OF_DEFINED_STORAGE_POOLS",
-	Function: "virConnectNumOfDefinedStoragePools",
+	Function:  "virConnectNumOfDefinedStoragePools",
+	Priority:  true,
+	ACL:       []string{"connect:search_storage_pools"},
+	ACLFilter: []string{"storage_pool:getattr"},
 })
 
 // ConnectListDefinedStoragePools is procedure 74 of the remote program.
 var ConnectListDefinedStoragePools = call[ConnectListDefinedStoragePoolsArgs, ConnectListDefinedStoragePoolsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 74, Name: "CONNECT_LIST_DEFINED_STORAGE_POOLS",
-	Function: "virConnectListDefinedStoragePools",
+	Function:  "virConnectListDefinedStoragePools",
+	Priority:  true,
+	ACL:       []string{"connect:search_storage_pools"},
+	ACLFilter: []string{"storage_pool:getattr"},
 })
 
 // ConnectFindStoragePoolSources is procedure 75 of the remote program.
 var ConnectFindStoragePoolSources = call[ConnectFindStoragePoolSourcesArgs, ConnectFindStoragePoolSourcesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 75, Name: "CONNECT_FIND_STORAGE_POOL_SOURCES",
 	Function: "virConnectFindStoragePoolSources",
+	ACL:      []string{"connect:detect_storage_pools"},
 	Access:   Refused,
 })
 
@@ -1443,6 +1456,7 @@ var ConnectFindStoragePoolSources = call[ConnectFindStoragePoolSourcesArgs, Conn
 var StoragePoolCreateXML = call[StoragePoolCreateXMLArgs, StoragePoolCreateXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 76, Name: "STORAGE_POOL_CREATE_XML",
 	Function: "virStoragePoolCreateXML",
+	ACL:      []string{"storage_pool:start", "storage_pool:write"},
 	Access:   Refused,
 })
 
@@ -1450,6 +1464,8 @@ var StoragePoolCreateXML = call[StoragePoolCreateXMLArgs, StoragePoolCreateXMLRe
 var StoragePoolDefineXML = call[StoragePoolDefineXMLArgs, StoragePoolDefineXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 77, Name: "STORAGE_POOL_DEFINE_XML",
 	Function: "virStoragePoolDefineXML",
+	Priority: true,
+	ACL:      []string{"storage_pool:write", "storage_pool:save"},
 	Access:   Refused,
 })
 
@@ -1457,6 +1473,7 @@ var StoragePoolDefineXML = call[StoragePoolDefineXMLArgs, StoragePoolDefineXMLRe
 var StoragePoolCreate = call[StoragePoolCreateArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 78, Name: "STORAGE_POOL_CREATE",
 	Function: "virStoragePoolCreate",
+	ACL:      []string{"storage_pool:start"},
 	Access:   Refused,
 })
 
@@ -1464,6 +1481,7 @@ var StoragePoolCreate = call[StoragePoolCreateArgs, xdr.Void](Info{
 var StoragePoolBuild = call[StoragePoolBuildArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 79, Name: "STORAGE_POOL_BUILD",
 	Function: "virStoragePoolBuild",
+	ACL:      []string{"storage_pool:format"},
 	Access:   Refused,
 })
 
@@ -1471,6 +1489,8 @@ var StoragePoolBuild = call[StoragePoolBuildArgs, xdr.Void](Info{
 var StoragePoolDestroy = call[StoragePoolDestroyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 80, Name: "STORAGE_POOL_DESTROY",
 	Function: "virStoragePoolDestroy",
+	Priority: true,
+	ACL:      []string{"storage_pool:stop"},
 	Access:   Refused,
 })
 
@@ -1478,6 +1498,7 @@ var StoragePoolDestroy = call[StoragePoolDestroyArgs, xdr.Void](Info{
 var StoragePoolDelete = call[StoragePoolDeleteArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 81, Name: "STORAGE_POOL_DELETE",
 	Function: "virStoragePoolDelete",
+	ACL:      []string{"storage_pool:format"},
 	Access:   Refused,
 })
 
@@ -1485,6 +1506,8 @@ var StoragePoolDelete = call[StoragePoolDeleteArgs, xdr.Void](Info{
 var StoragePoolUndefine = call[StoragePoolUndefineArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 82, Name: "STORAGE_POOL_UNDEFINE",
 	Function: "virStoragePoolUndefine",
+	Priority: true,
+	ACL:      []string{"storage_pool:delete"},
 	Access:   Refused,
 })
 
@@ -1492,6 +1515,7 @@ var StoragePoolUndefine = call[StoragePoolUndefineArgs, xdr.Void](Info{
 var StoragePoolRefresh = call[StoragePoolRefreshArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 83, Name: "STORAGE_POOL_REFRESH",
 	Function: "virStoragePoolRefresh",
+	ACL:      []string{"storage_pool:refresh"},
 	Access:   Refused,
 })
 
@@ -1499,61 +1523,82 @@ var StoragePoolRefresh = call[StoragePoolRefreshArgs, xdr.Void](Info{
 var StoragePoolLookupByName = call[StoragePoolLookupByNameArgs, StoragePoolLookupByNameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 84, Name: "STORAGE_POOL_LOOKUP_BY_NAME",
 	Function: "virStoragePoolLookupByName",
+	Priority: true,
+	ACL:      []string{"storage_pool:getattr"},
 })
 
 // StoragePoolLookupByUUID is procedure 85 of the remote program.
 var StoragePoolLookupByUUID = call[StoragePoolLookupByUUIDArgs, StoragePoolLookupByUUIDRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 85, Name: "STORAGE_POOL_LOOKUP_BY_UUID",
 	Function: "virStoragePoolLookupByUUID",
+	Priority: true,
+	ACL:      []string{"storage_pool:getattr"},
 })
 
 // StoragePoolLookupByVolume is procedure 86 of the remote program.
 var StoragePoolLookupByVolume = call[StoragePoolLookupByVolumeArgs, StoragePoolLookupByVolumeRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 86, Name: "STORAGE_POOL_LOOKUP_BY_VOLUME",
 	Function: "virStoragePoolLookupByVolume",
+	Priority: true,
+	ACL:      []string{"storage_pool:getattr"},
 })
 
 // StoragePoolGetInfo is procedure 87 of the remote program.
 var StoragePoolGetInfo = call[StoragePoolGetInfoArgs, StoragePoolGetInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 87, Name: "STORAGE_POOL_GET_INFO",
 	Function: "virStoragePoolGetInfo",
+	Priority: true,
+	ACL:      []string{"storage_pool:read"},
 })
 
 // StoragePoolGetXMLDesc is procedure 88 of the remote program.
 var StoragePoolGetXMLDesc = call[StoragePoolGetXMLDescArgs, StoragePoolGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 88, Name: "STORAGE_POOL_GET_XML_DESC",
 	Function: "virStoragePoolGetXMLDesc",
+	Priority: true,
+	ACL:      []string{"storage_pool:read"},
 })
 
 // StoragePoolGetAutostart is procedure 89 of the remote program.
 var StoragePoolGetAutostart = call[StoragePoolGetAutostartArgs, StoragePoolGetAutostartRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 89, Name: "STORAGE_POOL_GET_AUTOSTART",
 	Function: "virStoragePoolGetAutostart",
+	Priority: true,
+	ACL:      []string{"storage_pool:read"},
 })
 
 // StoragePoolSetAutostart is procedure 90 of the remote program.
 var StoragePoolSetAutostart = call[StoragePoolSetAutostartArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 90, Name: "STORAGE_POOL_SET_AUTOSTART",
 	Function: "virStoragePoolSetAutostart",
+	Priority: true,
+	ACL:      []string{"storage_pool:write"},
 	Access:   Refused,
 })
 
 // StoragePoolNumOfVolumes is procedure 91 of the remote program.
 var StoragePoolNumOfVolumes = call[StoragePoolNumOfVolumesArgs, StoragePoolNumOfVolumesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 91, Name: "STORAGE_POOL_NUM_OF_VOLUMES",
-	Function: "virStoragePoolNumOfVolumes",
+	Function:  "virStoragePoolNumOfVolumes",
+	Priority:  true,
+	ACL:       []string{"storage_pool:search_storage_vols"},
+	ACLFilter: []string{"storage_vol:getattr"},
 })
 
 // StoragePoolListVolumes is procedure 92 of the remote program.
 var StoragePoolListVolumes = call[StoragePoolListVolumesArgs, StoragePoolListVolumesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 92, Name: "STORAGE_POOL_LIST_VOLUMES",
-	Function: "virStoragePoolListVolumes",
+	Function:  "virStoragePoolListVolumes",
+	Priority:  true,
+	ACL:       []string{"storage_pool:search_storage_vols"},
+	ACLFilter: []string{"storage_vol:getattr"},
 })
 
 // StorageVolCreateXML is procedure 93 of the remote program.
 var StorageVolCreateXML = call[StorageVolCreateXMLArgs, StorageVolCreateXMLRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 93, Name: "STORAGE_VOL_CREATE_XML",
 	Function: "virStorageVolCreateXML",
+	ACL:      []string{"storage_vol:create"},
 	Access:   Refused,
 })
 
@@ -1561,6 +1606,7 @@ var StorageVolCreateXML = call[StorageVolCreateXMLArgs, StorageVolCreateXMLRet](
 var StorageVolDelete = call[StorageVolDeleteArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 94, Name: "STORAGE_VOL_DELETE",
 	Function: "virStorageVolDelete",
+	ACL:      []string{"storage_vol:delete"},
 	Access:   Refused,
 })
 
@@ -1568,42 +1614,55 @@ var StorageVolDelete = call[StorageVolDeleteArgs, xdr.Void](Info{
 var StorageVolLookupByName = call[StorageVolLookupByNameArgs, StorageVolLookupByNameRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 95, Name: "STORAGE_VOL_LOOKUP_BY_NAME",
 	Function: "virStorageVolLookupByName",
+	Priority: true,
+	ACL:      []string{"storage_vol:getattr"},
 })
 
 // StorageVolLookupByKey is procedure 96 of the remote program.
 var StorageVolLookupByKey = call[StorageVolLookupByKeyArgs, StorageVolLookupByKeyRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 96, Name: "STORAGE_VOL_LOOKUP_BY_KEY",
 	Function: "virStorageVolLookupByKey",
+	Priority: true,
+	ACL:      []string{"storage_vol:getattr"},
 })
 
 // StorageVolLookupByPath is procedure 97 of the remote program.
 var StorageVolLookupByPath = call[StorageVolLookupByPathArgs, StorageVolLookupByPathRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 97, Name: "STORAGE_VOL_LOOKUP_BY_PATH",
 	Function: "virStorageVolLookupByPath",
+	Priority: true,
+	ACL:      []string{"storage_vol:getattr"},
 })
 
 // StorageVolGetInfo is procedure 98 of the remote program.
 var StorageVolGetInfo = call[StorageVolGetInfoArgs, StorageVolGetInfoRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 98, Name: "STORAGE_VOL_GET_INFO",
 	Function: "virStorageVolGetInfo",
+	Priority: true,
+	ACL:      []string{"storage_vol:read"},
 })
 
 // StorageVolGetXMLDesc is procedure 99 of the remote program.
 var StorageVolGetXMLDesc = call[StorageVolGetXMLDescArgs, StorageVolGetXMLDescRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 99, Name: "STORAGE_VOL_GET_XML_DESC",
 	Function: "virStorageVolGetXMLDesc",
+	Priority: true,
+	ACL:      []string{"storage_vol:read"},
 })
 
 // StorageVolGetPath is procedure 100 of the remote program.
 var StorageVolGetPath = call[StorageVolGetPathArgs, StorageVolGetPathRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 100, Name: "STORAGE_VOL_GET_PATH",
 	Function: "virStorageVolGetPath",
+	Priority: true,
+	ACL:      []string{"storage_vol:read"},
 })
 
 // StorageVolCreateXMLFrom is procedure 125 of the remote program.
 var StorageVolCreateXMLFrom = call[StorageVolCreateXMLFromArgs, StorageVolCreateXMLFromRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 125, Name: "STORAGE_VOL_CREATE_XML_FROM",
 	Function: "virStorageVolCreateXMLFrom",
+	ACL:      []string{"storage_vol:create"},
 	Access:   Refused,
 })
 
@@ -1611,18 +1670,23 @@ var StorageVolCreateXMLFrom = call[StorageVolCreateXMLFromArgs, StorageVolCreate
 var StoragePoolIsActive = call[StoragePoolIsActiveArgs, StoragePoolIsActiveRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 154, Name: "STORAGE_POOL_IS_ACTIVE",
 	Function: "virStoragePoolIsActive",
+	Priority: true,
+	ACL:      []string{"storage_pool:read"},
 })
 
 // StoragePoolIsPersistent is procedure 155 of the remote program.
 var StoragePoolIsPersistent = call[StoragePoolIsPersistentArgs, StoragePoolIsPersistentRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 155, Name: "STORAGE_POOL_IS_PERSISTENT",
 	Function: "virStoragePoolIsPersistent",
+	Priority: true,
+	ACL:      []string{"storage_pool:read"},
 })
 
 // StorageVolWipe is procedure 165 of the remote program.
 var StorageVolWipe = call[StorageVolWipeArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 165, Name: "STORAGE_VOL_WIPE",
 	Function: "virStorageVolWipe",
+	ACL:      []string{"storage_vol:format"},
 	Access:   Refused,
 })
 
@@ -1630,6 +1694,8 @@ var StorageVolWipe = call[StorageVolWipeArgs, xdr.Void](Info{
 var StorageVolUpload = call[StorageVolUploadArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 208, Name: "STORAGE_VOL_UPLOAD",
 	Function: "virStorageVolUpload",
+	Stream:   WriteStream,
+	ACL:      []string{"storage_vol:data_write"},
 	Access:   Refused,
 })
 
@@ -1637,6 +1703,8 @@ var StorageVolUpload = call[StorageVolUploadArgs, xdr.Void](Info{
 var StorageVolDownload = call[StorageVolDownloadArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 209, Name: "STORAGE_VOL_DOWNLOAD",
 	Function: "virStorageVolDownload",
+	Stream:   ReadStream,
+	ACL:      []string{"storage_vol:data_read"},
 	Access:   Refused,
 })
 
@@ -1644,6 +1712,7 @@ var StorageVolDownload = call[StorageVolDownloadArgs, xdr.Void](Info{
 var StorageVolWipePattern = call[StorageVolWipePatternArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 259, Name: "STORAGE_VOL_WIPE_PATTERN",
 	Function: "virStorageVolWipePattern",
+	ACL:      []string{"storage_vol:format"},
 	Access:   Refused,
 })
 
@@ -1651,31 +1720,43 @@ var StorageVolWipePattern = call[StorageVolWipePatternArgs, xdr.Void](Info{
 var StorageVolResize = call[StorageVolResizeArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 260, Name: "STORAGE_VOL_RESIZE",
 	Function: "virStorageVolResize",
+	ACL:      []string{"storage_vol:resize"},
 	Access:   Refused,
 })
 
 // ConnectListAllStoragePools is procedure 281 of the remote program.
 var ConnectListAllStoragePools = call[ConnectListAllStoragePoolsArgs, ConnectListAllStoragePoolsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 281, Name: "CONNECT_LIST_ALL_STORAGE_POOLS",
-	Function: "virConnectListAllStoragePools",
+	Function:  "virConnectListAllStoragePools",
+	Priority:  true,
+	ACL:       []string{"connect:search_storage_pools"},
+	ACLFilter: []string{"storage_pool:getattr"},
 })
 
 // StoragePoolListAllVolumes is procedure 282 of the remote program.
 var StoragePoolListAllVolumes = call[StoragePoolListAllVolumesArgs, StoragePoolListAllVolumesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 282, Name: "STORAGE_POOL_LIST_ALL_VOLUMES",
-	Function: "virStoragePoolListAllVolumes",
+	Function:  "virStoragePoolListAllVolumes",
+	Priority:  true,
+	ACL:       []string{"storage_pool:search_storage_vols"},
+	ACLFilter: []string{"storage_vol:getattr"},
 })
 
 // ConnectStoragePoolEventRegisterAny is procedure 368 of the remote program.
 var ConnectStoragePoolEventRegisterAny = call[ConnectStoragePoolEventRegisterAnyArgs, ConnectStoragePoolEventRegisterAnyRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 368, Name: "CONNECT_STORAGE_POOL_EVENT_REGISTER_ANY",
-	Function: "virConnectStoragePoolEventRegisterAny",
+	Function:  "virConnectStoragePoolEventRegisterAny",
+	Priority:  true,
+	ACL:       []string{"connect:search_storage_pools"},
+	ACLFilter: []string{"storage_pool:getattr"},
 })
 
 // ConnectStoragePoolEventDeregisterAny is procedure 369 of the remote program.
 var ConnectStoragePoolEventDeregisterAny = call[ConnectStoragePoolEventDeregisterAnyArgs, xdr.Void](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 369, Name: "CONNECT_STORAGE_POOL_EVENT_DEREGISTER_ANY",
 	Function: "virConnectStoragePoolEventDeregisterAny",
+	Priority: true,
+	ACL:      []string{"connect:read"},
 })
 
 // StoragePoolEventLifecycle is event 370 of the remote program.
@@ -1692,16 +1773,21 @@ var StoragePoolEventRefresh = event[StoragePoolEventRefreshMsg](Info{
 var StorageVolGetInfoFlags = call[StorageVolGetInfoFlagsArgs, StorageVolGetInfoFlagsRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 378, Name: "STORAGE_VOL_GET_INFO_FLAGS",
 	Function: "virStorageVolGetInfoFlags",
+	Priority: true,
+	ACL:      []string{"storage_vol:read"},
 })
 
 // StoragePoolLookupByTargetPath is procedure 391 of the remote program.
 var StoragePoolLookupByTargetPath = call[StoragePoolLookupByTargetPathArgs, StoragePoolLookupByTargetPathRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 391, Name: "STORAGE_POOL_LOOKUP_BY_TARGET_PATH",
 	Function: "virStoragePoolLookupByTargetPath",
+	Priority: true,
+	ACL:      []string{"storage_pool:getattr"},
 })
 
 // ConnectGetStoragePoolCapabilities is procedure 403 of the remote program.
 var ConnectGetStoragePoolCapabilities = call[ConnectGetStoragePoolCapabilitiesArgs, ConnectGetStoragePoolCapabilitiesRet](Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 403, Name: "CONNECT_GET_STORAGE_POOL_CAPABILITIES",
 	Function: "virConnectGetStoragePoolCapabilities",
+	ACL:      []string{"connect:read"},
 })

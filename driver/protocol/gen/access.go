@@ -45,6 +45,9 @@ func publicFunctions(src string) (map[string]function, error) {
 			} else if strings.Contains(m[2], "virCheckReadOnly") || strings.Contains(m[2], "& VIR_CONNECT_RO)") && m[1] != "virConnectOpenInternal" {
 				return nil, fmt.Errorf("%s: the read-only check of %s is new: teach access.go its form", file, m[1])
 			}
+			if refused[f.name] != "" {
+				f.access = "Refused"
+			}
 			found[strings.ToLower(m[1])] = f
 		}
 	}

@@ -138,8 +138,8 @@ func (p *scanner) decl() *decl {
 }
 
 func (p *scanner) item(d *decl) {
-	p.comment = ""
 	it := item{name: p.next(), comment: p.comment}
+	p.comment = "" // it belongs to one item only
 	p.expect("=")
 	it.value = p.next()
 	d.items = append(d.items, it)

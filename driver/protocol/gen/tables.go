@@ -123,3 +123,8 @@ var functions = map[string]string{
 	"REMOTE_PROC_CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY":   "virConnectDomainEventRegisterAny",
 	"REMOTE_PROC_CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY": "virConnectDomainEventDeregisterAny",
 }
+
+// refused adds to the calls that a read-only connection may not make.
+var refused = map[string]string{
+	"virDomainDelThrottleGroup": "changes the domain; libvirt 11.3 checks this for its counterpart virDomainSetThrottleGroup only",
+}
