@@ -1,0 +1,106 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"virtvzd/systemd"
+)
+
+// cleanup removes whatever there is of an environment, except its private layer.
+// It looks at nothing but the record, may be repeated, and may be killed and
+// repeated: what is needed to find the rest, the record, goes last.
+//
+// No mount is undone here: every mount of an environment is in a mount
+// namespace that ended with its last process.
+func (r *Runtime) cleanup(ctx context.Context, rec *record) error {
+	uuid, ok := parseUUID(rec.UUID)
+	if !ok {
+		return fmt.Errorf("record of %s: bad UUID %q", rec.Name, rec.UUID)
+	}
+	atStep("undo kill")
+	if err := r.endScope(ctx, rec); err != nil {
+		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
+	}
+	atStep("undo oci")
+	err := os.RemoveAll(filepath.Join(r.ociRoot(), rec.UUID))
+	atStep("undo fds")
+	r.dropFD(initFDName(rec.UUID))
+	for n := range max(len(rec.Consoles), 1) {
+		r.dropFD(consoleFDName(rec.UUID, n))
+	}
+	atStep("undo dir")
+	return errors.Join(err, removeStateDir(r.dir(uuid)))
+}
+
+// removeStateDir deletes the record after everything else.
+func removeStateDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != recordName {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// endScope kills what is in the scope and waits until systemd has dropped it.
+func (r *Runtime) endScope(ctx context.Context, rec *record) error {
+	if rec.Scope == "" {
+		return nil
+	}
+	cgroup := rec.Cgroup
+	if cgroup == "" {
+		cgroup = findScope(rec.Scope)
+	}
+	if cgroup != "" && !exists(filepath.Join(cgroupRoot, cgroup)) {
+		return nil
+	}
+	if err := killCgroup(cgroup); err != nil {
+		return err
+	}
+	if rec.Cgroup == "" {
+		// The start was cut off around the creation of the scope. It may be there
+		// without a cgroup yet, so systemd has to say that it is not.
+		if err := r.config.Scopes.Stop(ctx, rec.Scope); err != nil && !errors.Is(err, systemd.ErrNoSuchUnit) {
+			return err
+		}
+	}
+	return awaitCgroupGone(ctx, cgroup)
+}
+
+// findScope looks for the scope's cgroup in the slices, whose depth is bounded by
+// how partitions are written.
+func findScope(name string) string {
+	found := ""
+	var walk func(dir string, depth int)
+	walk = func(dir string, depth int) {
+		entries, _ := os.ReadDir(filepath.Join(cgroupRoot, dir))
+		for _, e := range entries {
+			switch {
+			case e.Name() == name:
+				found = filepath.Join("/", dir, name)
+			case e.IsDir() && depth > 0 && filepath.Ext(e.Name()) == ".slice":
+				walk(filepath.Join(dir, e.Name()), depth-1)
+			}
+		}
+	}
+	walk("", 8)
+	return found
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}

@@ -1,0 +1,17 @@
+// Package runtime runs one environment on this kernel.
+//
+// The way of a start, file by file:
+//
+//	start.go     Start: the order of the steps, and their undo
+//	stub.go      our own binary again, in a private mount namespace
+//	stubroot.go  mounts the root there (roots.go reads what init it has)
+//	plan.go      from XML, host and root to an OCI spec and unit properties (pure)
+//	record.go    what is written down before each step, so that a crash leaves nothing unknown
+//	instance.go  the running environment: init's pid and pidfd, its scope, its console
+//	exit.go      how the end of init is noticed and what it means
+//	recover.go   after a restart of the daemon: adopt what runs, remove what was half made
+//	cleanup.go   one idempotent removal, by UUID
+//
+// The package imports xml (what to run) and systemd (scopes). It returns
+// errors as sentences for the user and logs nothing.
+package runtime

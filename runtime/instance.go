@@ -1,0 +1,230 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
+)
+
+// Instance is an environment from its start until its Release.
+type Instance struct {
+	r     *Runtime
+	uuid  [16]byte
+	dir   string
+	pidfd *os.File
+
+	consoles []*Console
+	warnings []string
+	exited   chan struct{}
+
+	mu     sync.Mutex
+	rec    *record // its Name and Phase change
+	killed bool
+	exit   Exit
+}
+
+func newInstance(r *Runtime, rec *record, pidfd *os.File) *Instance {
+	uuid, _ := parseUUID(rec.UUID)
+	return &Instance{r: r, uuid: uuid, dir: r.dir(uuid), pidfd: pidfd, rec: rec, exited: make(chan struct{})}
+}
+
+// watch waits for the end of init in a goroutine.
+func (i *Instance) watch() {
+	go func() {
+		if !awaitExit(i.pidfd) {
+			return // forgotten
+		}
+		exit := collect(i.pidfd)
+		children.remove(i.rec.Init)
+		i.mu.Lock()
+		if i.killed && exit.Cause != ExitPoweroff && exit.Cause != ExitReboot {
+			exit.Cause = ExitKilled
+		}
+		i.exit = exit
+		i.mu.Unlock()
+		for _, c := range i.consoles {
+			c.finish()
+		}
+		close(i.exited)
+	}()
+}
+
+// forget lets go of the descriptors without touching the environment.
+func (i *Instance) forget() {
+	children.remove(i.rec.Init)
+	i.pidfd.Close()
+	for _, c := range i.consoles {
+		c.master.Close()
+	}
+}
+
+// Name is the domain's name at its start, or as changed by SetName.
+func (i *Instance) Name() string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.rec.Name
+}
+
+// SetName changes the name that Recover reports; the scope keeps its own.
+func (i *Instance) SetName(name string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rec.Name = name
+	return i.rec.save(i.dir)
+}
+
+// UUID identifies the environment.
+func (i *Instance) UUID() [16]byte { return i.uuid }
+
+// Init is the host's PID of init, which is the domain's id.
+func (i *Instance) Init() int { return i.rec.Init }
+
+// InitKind is the sort of init it runs.
+func (i *Instance) InitKind() InitKind { return i.rec.Kind }
+
+// Scope is the name of its systemd unit.
+func (i *Instance) Scope() string { return i.rec.Scope }
+
+// CgroupPath is the directory of its scope's cgroup.
+func (i *Instance) CgroupPath() string { return filepath.Join(cgroupRoot, i.rec.Cgroup) }
+
+// IDMap is the map in force: Explicit with its ranges, or Privileged.
+func (i *Instance) IDMap() xml.IDMap { return i.rec.IDMap }
+
+// StartedAt is when the start began.
+func (i *Instance) StartedAt() time.Time { return i.rec.StartedAt }
+
+// Warnings are sentences about what went wrong in the start without stopping it.
+func (i *Instance) Warnings() []string { return i.warnings }
+
+// Started is false for an environment started paused until its first Resume.
+func (i *Instance) Started() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.rec.Phase == running
+}
+
+// Exited is closed when init is gone.
+func (i *Instance) Exited() <-chan struct{} { return i.exited }
+
+// Exit tells how init ended; it is the zero value before Exited is closed.
+func (i *Instance) Exit() Exit {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.exit
+}
+
+// Consoles is the number of consoles.
+func (i *Instance) Consoles() int { return len(i.consoles) }
+
+// Console returns the n-th console, the first being 0.
+func (i *Instance) Console(n int) (*Console, error) {
+	if n < 0 || n >= len(i.consoles) || i.consoles[n] == nil {
+		return nil, ErrNoConsole
+	}
+	return i.consoles[n], nil
+}
+
+// Resume lets a paused environment go on: for the first time, or thawed.
+func (i *Instance) Resume(ctx context.Context) error {
+	if i.Started() {
+		return i.r.config.Scopes.Thaw(ctx, i.rec.Scope)
+	}
+	if err := i.r.ociStart(ctx, i.rec.UUID); err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rec.Phase = running
+	return i.rec.save(i.dir)
+}
+
+// Suspend freezes all its processes. It goes through systemd, so that systemctl
+// shows it and a daemon-reload does not undo it.
+func (i *Instance) Suspend(ctx context.Context) error {
+	if !i.Started() {
+		return nil // has not run yet
+	}
+	return i.r.config.Scopes.Freeze(ctx, i.rec.Scope)
+}
+
+// Kill ends all processes of the environment at once and returns when init
+// is reaped and the cgroup is gone. It needs no D-Bus and no cooperation, and works
+// on a frozen environment.
+func (i *Instance) Kill(ctx context.Context) error {
+	i.mu.Lock()
+	i.killed = true
+	i.mu.Unlock()
+	if err := killCgroup(i.rec.Cgroup); err != nil {
+		return fmt.Errorf("kill %s: %w", i.Name(), err)
+	}
+	select {
+	case <-i.exited:
+	case <-ctx.Done():
+		return fmt.Errorf("%s was killed but has not ended yet: %w", i.Name(), ctx.Err())
+	}
+	return awaitCgroupGone(ctx, i.rec.Cgroup)
+}
+
+// Release removes everything the environment left on the host, except its
+// private layer. It is called after Exited, once or again after an error; until
+// it succeeds the environment cannot be started again.
+func (i *Instance) Release(ctx context.Context) error {
+	select {
+	case <-i.exited:
+	default:
+		return fmt.Errorf("%s still runs: it cannot be released", i.Name())
+	}
+	if err := i.r.cleanup(ctx, i.rec); err != nil {
+		return err
+	}
+	i.forget()
+	i.r.unreserve(i.uuid)
+	return nil
+}
+
+// killCgroup kills everything in a cgroup and below, also what forks meanwhile.
+// No cgroup means nothing to kill.
+func killCgroup(cgroup string) error {
+	if cgroup == "" || cgroup == "/" {
+		return nil
+	}
+	err := os.WriteFile(filepath.Join(cgroupRoot, cgroup, "cgroup.kill"), []byte("1"), 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// awaitCgroupGone waits until systemd has removed an empty scope's cgroup. A
+// scope of the same name cannot be made before.
+func awaitCgroupGone(ctx context.Context, cgroup string) error {
+	if cgroup == "" || cgroup == "/" {
+		return nil
+	}
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(cgroupRoot, cgroup)); errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the cgroup %s does not go away: %w", cgroup, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Frozen tells whether its processes are frozen, by whomever.
+func (i *Instance) Frozen() (bool, error) {
+	text, err := os.ReadFile(filepath.Join(i.CgroupPath(), "cgroup.events"))
+	return strings.Contains(string(text), "frozen 1"), err
+}

@@ -1,0 +1,97 @@
+package runtime
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"virtvzd/xml"
+)
+
+// record is what the daemon must know to adopt an environment, or to remove what
+// is left of one, when it remembers nothing. It is written before the thing it
+// names comes into being, so a crash at any moment leaves nothing unrecorded.
+type record struct {
+	Version   int // 1; fields are only ever added
+	UUID      string
+	Name      string
+	Phase     phase
+	Scope     string
+	Slice     string
+	Cgroup    string // below cgroupRoot; known once the scope exists
+	Init      int    // host PID, 0 until created
+	InitStart uint64 // start time in ticks: tells a reused PID apart
+	Kind      InitKind
+	IDMap     xml.IDMap
+	CPUs      []int
+	Template  string // digest of the root's template
+	Consoles  []recordedConsole
+	StartedAt time.Time
+}
+
+type recordedConsole struct {
+	Path string // slave, as seen inside
+	Log  string
+}
+
+type phase string
+
+const (
+	starting phase = "starting" // anything may exist; recovery removes it
+	created  phase = "created"  // paused before the first instruction
+	running  phase = "running"
+)
+
+const recordName = "record.json"
+
+func (r *record) save(dir string) error {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return replaceFile(filepath.Join(dir, recordName), body, 0o600)
+}
+
+// loadRecord returns nil without an error for a directory in which no record was
+// written yet: then nothing else was made either.
+func loadRecord(dir string) (*record, error) {
+	body, err := os.ReadFile(filepath.Join(dir, recordName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r := &record{}
+	if err := json.Unmarshal(body, r); err != nil {
+		return nil, fmt.Errorf("%s/%s: %w", dir, recordName, err)
+	}
+	return r, nil
+}
+
+// replaceFile writes a file that is always either the old or the new one. State
+// lives on a tmpfs: it need not survive a crash of the host, so no fsync.
+func replaceFile(name string, body []byte, mode os.FileMode) error {
+	if err := os.WriteFile(name+".new", body, mode); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}
+
+func parseUUID(s string) (u [16]byte, ok bool) {
+	var a, b, c, d, e []byte
+	if len(s) != 36 {
+		return u, false
+	}
+	if n, err := fmt.Sscanf(s, "%8x-%4x-%4x-%4x-%12x", &a, &b, &c, &d, &e); n != 5 || err != nil {
+		return u, false
+	}
+	if copy(u[:], append(append(append(append(a, b...), c...), d...), e...)) != 16 {
+		return u, false
+	}
+	return u, formatUUID(u) == s
+}

@@ -1,0 +1,130 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"virtvzd/systemd"
+)
+
+// Ended is an environment that Recover found a record of and no living init.
+type Ended struct {
+	UUID    [16]byte
+	Name    string
+	Started bool // it had been running, and ended while no daemon looked; false: its start was cut off
+	Exit    Exit
+}
+
+// Recover continues where an earlier daemon stopped, however it did: running
+// environments are adopted, what is left of others is removed. stored are the
+// descriptors the service manager kept, by name; they are ours from here on.
+// It is called once, before the first Start. An error about one
+// environment does not keep it from the others.
+func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adopted []*Instance, ended []Ended, err error) {
+	entries, err := os.ReadDir(r.config.StateDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	var failures []error
+	for _, e := range entries {
+		uuid, ok := parseUUID(e.Name())
+		if !ok || !e.IsDir() {
+			continue
+		}
+		rec, err := r.recordOf(uuid)
+		if err != nil {
+			failures = append(failures, err)
+			continue
+		}
+		if i := r.adopt(rec, stored); i != nil {
+			adopted = append(adopted, i)
+			continue
+		}
+		gone := Ended{UUID: uuid, Name: rec.Name, Started: rec.Phase == running, Exit: exitFromStore(rec, stored)}
+		if err := r.cleanup(ctx, rec); err != nil {
+			failures = append(failures, err)
+		}
+		ended = append(ended, gone)
+	}
+	for name, f := range stored {
+		f.Close()
+		r.dropFD(name)
+	}
+	return adopted, ended, errors.Join(failures...)
+}
+
+// recordOf reads the record, or makes one with which nothing but the directory
+// is removed: before the record is written nothing else is made, and one that
+// cannot be read cannot be acted upon.
+func (r *Runtime) recordOf(uuid [16]byte) (*record, error) {
+	rec, err := loadRecord(r.dir(uuid))
+	if err != nil {
+		return nil, fmt.Errorf("the record of a running environment cannot be read, so it is left alone: %w", err)
+	}
+	if rec == nil {
+		rec = &record{UUID: formatUUID(uuid), Name: formatUUID(uuid), Phase: starting}
+	}
+	if rec.UUID != formatUUID(uuid) {
+		return nil, fmt.Errorf("%s: the record is another environment's (%s)", r.dir(uuid), rec.UUID)
+	}
+	return rec, nil
+}
+
+// adopt returns the instance of a record whose init lives, or nil.
+func (r *Runtime) adopt(rec *record, stored map[string]*os.File) *Instance {
+	if rec.Phase == starting || rec.Init == 0 {
+		return nil
+	}
+	pidfd, err := openPidfd(rec.Init, rec.InitStart)
+	if err != nil {
+		return nil
+	}
+	if dead(pidfd) || !inScope(rec) {
+		pidfd.Close()
+		return nil
+	}
+	i := newInstance(r, rec, pidfd)
+	if f := stored[initFDName(rec.UUID)]; f != nil {
+		f.Close() // the one just opened is the same process; keep that in the store
+		delete(stored, initFDName(rec.UUID))
+	}
+	for n, c := range rec.Consoles {
+		i.consoles = append(i.consoles, takeConsole(c, stored, consoleFDName(rec.UUID, n)))
+	}
+	i.watch()
+	r.keep(i, claim{spans(rec.IDMap), rec.CPUs})
+	return i
+}
+
+// inScope guards against a record that names somebody else's process.
+func inScope(rec *record) bool {
+	cgroup, err := systemd.ControlGroupOf(rec.Init, rec.Scope)
+	return err == nil && cgroup == rec.Cgroup
+}
+
+// takeConsole returns nil when the master was not kept.
+func takeConsole(c recordedConsole, stored map[string]*os.File, name string) *Console {
+	f := stored[name]
+	if f == nil {
+		return nil
+	}
+	delete(stored, name)
+	fd, err := dupFD(f) // for a file that the poller takes, which f need not be
+	f.Close()
+	if err != nil {
+		return nil
+	}
+	log, _ := openLog(c.Log, true) // without its log the console is still of use
+	return newConsole(masterFile(fd), c.Path, log)
+}
+
+// exitFromStore asks the kept pidfd how init ended.
+func exitFromStore(rec *record, stored map[string]*os.File) Exit {
+	f := stored[initFDName(rec.UUID)]
+	if f == nil || !dead(f) {
+		return Exit{}
+	}
+	return collect(f)
+}

@@ -1,0 +1,216 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"virtvzd/systemd"
+	"virtvzd/xml"
+)
+
+// Config says where things are. The zero value of FDs means that consoles do not
+// survive a restart of the daemon.
+type Config struct {
+	StateDir string // on a tmpfs, such as /run/libvirt/vz
+	DataDir  string // on ext4, xfs or btrfs, such as /var/lib/libvirt/vz
+	OCI      string // OCI runtime, name or path: crun
+	Scopes   Scopes
+	FDs      FDStore
+}
+
+// Scopes is what is wanted from systemd; *systemd.Conn has it.
+type Scopes interface {
+	StartScope(ctx context.Context, s systemd.Scope) error
+	Stop(ctx context.Context, unit string) error
+	ResetFailed(ctx context.Context, unit string) error
+	Freeze(ctx context.Context, unit string) error
+	Thaw(ctx context.Context, unit string) error
+	RegisterMachine(ctx context.Context, m systemd.Machine) error
+}
+
+// FDStore keeps descriptors over a restart of the daemon; *systemd.Service has it.
+type FDStore interface {
+	Store(name string, f *os.File) error
+	Remove(name string) error
+}
+
+// ErrRunning is returned by Start for an environment that has not been released.
+var ErrRunning = errors.New("the environment is running already")
+
+// ErrUnsupported marks what an environment cannot do, whatever its state.
+var ErrUnsupported = errors.New("not supported")
+
+// Runtime runs the environments of one host.
+type Runtime struct {
+	config Config
+	host   Host
+	stop   chan struct{}
+
+	mu        sync.Mutex
+	instances map[[16]byte]*Instance // nil while a start or a clean-up goes on
+	claims    map[[16]byte]claim
+}
+
+// claim is what an environment holds of what there is only so much of.
+type claim struct {
+	ids  []span
+	cpus []int
+}
+
+// New looks at the host and makes the directories. The error of a host that
+// cannot run environments says what to install or to change. The process becomes a
+// subreaper.
+func New(ctx context.Context, c Config) (*Runtime, error) {
+	host, err := probeHost(ctx, c.OCI)
+	if err != nil {
+		return nil, err
+	}
+	r := &Runtime{
+		config: c, host: host, stop: make(chan struct{}),
+		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{},
+	}
+	// The state directory must be searchable: the root below it is entered by
+	// the environment's root, who is nobody here. What is in it is not readable.
+	for dir, mode := range map[string]os.FileMode{
+		c.StateDir: 0o711, r.ociRoot(): 0o700, filepath.Join(c.DataDir, "private"): 0o700,
+	} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return nil, err
+		}
+		if err := os.Chmod(dir, mode); err != nil {
+			return nil, err
+		}
+	}
+	if err := becomeSubreaper(r.stop); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Close stops watching. The environments go on; a later Recover adopts them.
+func (r *Runtime) Close() error {
+	close(r.stop)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, i := range r.instances {
+		if i != nil {
+			i.forget()
+		}
+	}
+	return nil
+}
+
+// Host is what was found at the start.
+func (r *Runtime) Host() Host { return r.host }
+
+// Templates are the templates below the data directory.
+func (r *Runtime) Templates() *Templates { return OpenTemplates(r.config.DataDir) }
+
+func (r *Runtime) dir(uuid [16]byte) string {
+	return filepath.Join(r.config.StateDir, formatUUID(uuid))
+}
+
+// ociRoot is the OCI runtime's state directory. It is one for all, because crun
+// keeps its compiled seccomp filters there.
+func (r *Runtime) ociRoot() string { return filepath.Join(r.config.StateDir, "crun") }
+
+func (r *Runtime) privateDir(uuid [16]byte) string {
+	return filepath.Join(r.config.DataDir, "private", formatUUID(uuid))
+}
+
+// RemovePrivate deletes the environment's own layer, all its data.
+func (r *Runtime) RemovePrivate(uuid [16]byte) error {
+	r.mu.Lock()
+	_, busy := r.instances[uuid]
+	r.mu.Unlock()
+	if busy {
+		return ErrRunning
+	}
+	return os.RemoveAll(r.privateDir(uuid))
+}
+
+// reserve makes the UUID ours, so that two starts cannot meet, and claims ids
+// and CPUs for it.
+func (r *Runtime) reserve(env *xml.Environment) (Reserved, error) {
+	res := Reserved{Dir: r.dir(env.UUID), Layers: r.privateDir(env.UUID), CPULoad: map[int]int{}}
+	foreign := foreignSpans("/etc")
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.instances[env.UUID]; ok {
+		return res, fmt.Errorf("%s: %w", env.Name, ErrRunning)
+	}
+	taken := foreign
+	for _, c := range r.claims {
+		taken = append(taken, c.ids...)
+		for _, cpu := range c.cpus {
+			res.CPULoad[cpu]++
+		}
+	}
+	if env.IDMap.Mode == xml.Auto {
+		base, err := pickRange(env.UUID, taken)
+		if err != nil {
+			return res, err
+		}
+		res.Base = base
+	}
+	cpus, err := chooseCPUs(env.CPU, r.host, res.CPULoad)
+	if err != nil {
+		return res, err
+	}
+	r.instances[env.UUID] = nil
+	r.claims[env.UUID] = claim{spans(planIDs(env, res)), cpus}
+	return res, nil
+}
+
+func spans(ids xml.IDMap) []span {
+	var out []span
+	for _, r := range append(ranges(ids.UIDs), ranges(ids.GIDs)...) {
+		out = append(out, span{r.Host, r.Count})
+	}
+	return out
+}
+
+func (r *Runtime) unreserve(uuid [16]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.instances, uuid)
+	delete(r.claims, uuid)
+}
+
+func (r *Runtime) keep(i *Instance, c claim) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.instances[i.uuid] = i
+	r.claims[i.uuid] = c
+}
+
+// storeFD hands a duplicate to the service manager. Taking the number out of
+// an os.File makes the open file blocking, which it shares with the duplicate,
+// so that is put right again.
+func (r *Runtime) storeFD(name string, f *os.File) error {
+	if r.config.FDs == nil || f == nil {
+		return nil
+	}
+	dup, err := dupFile(f)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		dup.Close()
+		setNonblock(f)
+	}()
+	return r.config.FDs.Store(name, dup)
+}
+
+func (r *Runtime) dropFD(name string) {
+	if r.config.FDs != nil {
+		r.config.FDs.Remove(name) // what is not stored need not be removed
+	}
+}
+
+func initFDName(uuid string) string           { return "vz-init-" + uuid }
+func consoleFDName(uuid string, n int) string { return fmt.Sprintf("vz-console-%s-%d", uuid, n) }

@@ -1,0 +1,354 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"virtvzd/systemd"
+	"virtvzd/xml"
+)
+
+// StartOptions change how an environment is started.
+type StartOptions struct {
+	Paused bool       // all is set up, but init has not run an instruction: Resume starts it
+	Files  []*os.File // become descriptors 3, 4, … of init; the caller closes its own
+}
+
+// Start runs an environment: all of it, or the error says why not and nothing
+// is left.
+func (r *Runtime) Start(ctx context.Context, env *xml.Environment, o StartOptions) (*Instance, error) {
+	res, err := r.reserve(env)
+	if err != nil {
+		return nil, err
+	}
+	s := &starter{r: r, env: env, res: res, options: o}
+	i, err := s.start(ctx)
+	if err == nil {
+		return i, nil
+	}
+	// The caller may have given up; the undo has its own time.
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	s.abandon()
+	if s.rec != nil {
+		err = errors.Join(err, r.cleanup(undo, s.rec))
+	}
+	if s.i != nil {
+		collect(s.i.pidfd) // killed by the clean-up: no zombie stays
+		s.i.forget()
+	}
+	r.unreserve(env.UUID)
+	return nil, err
+}
+
+// starter is one start on its way. Each field is set by the step that makes the
+// thing, and undone by abandon or, from the record, by cleanup.
+type starter struct {
+	r       *Runtime
+	env     *xml.Environment
+	res     Reserved
+	options StartOptions
+
+	rec     *record
+	stub    *stub
+	scope   chan error
+	plan    *Plan
+	root    Root
+	console *consoleSocket
+	i       *Instance
+}
+
+// atStep is called before each step of a start and of a clean-up. Tests kill
+// the process here; it does nothing otherwise.
+var atStep = func(step string) {}
+
+func (s *starter) start(ctx context.Context) (*Instance, error) {
+	steps := []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"record", s.writeRecord},
+		{"layers", s.makeLayers},
+		{"stub", s.forkStub},
+		{"scope", s.beginScope},
+		{"root", s.mountRoot},
+		{"plan", s.makePlan},
+		{"furnish", s.furnish},
+		{"joined", s.awaitScope},
+		{"delegate", s.delegate},
+		{"create", s.create},
+		{"adopt", s.adopt},
+		{"store", s.store},
+		{"run", s.run},
+		{"done", s.finish},
+	}
+	for _, step := range steps {
+		atStep(step.name)
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("start of %s given up: %w", s.env.Name, err)
+		}
+		if err := step.do(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return s.i, nil
+}
+
+// abandon ends what only this process holds. The rest is in the record.
+func (s *starter) abandon() {
+	if s.stub != nil {
+		s.stub.kill()
+	}
+	if s.scope != nil {
+		<-s.scope // so that the clean-up sees the scope, if it came to be
+	}
+	if s.console != nil {
+		s.console.close()
+	}
+}
+
+func (s *starter) writeRecord(context.Context) error {
+	rec := &record{
+		Version: 1, UUID: formatUUID(s.env.UUID), Name: s.env.Name, Phase: starting,
+		Scope: systemd.ScopeName(s.env.Name), IDMap: planIDs(s.env, s.res), StartedAt: time.Now(),
+	}
+	rec.CPUs, _ = chooseCPUs(s.env.CPU, s.r.host, s.res.CPULoad) // succeeded in reserve
+	// A directory that is there belongs to an environment nobody recovered.
+	if err := os.Mkdir(s.res.Dir, 0o711); err != nil {
+		return fmt.Errorf("state directory of %s: %w", s.env.Name, err)
+	}
+	s.rec = rec
+	if err := os.Chmod(s.res.Dir, 0o711); err != nil {
+		return err
+	}
+	return rec.save(s.res.Dir)
+}
+
+// makeLayers makes the environment's own layer when it starts for the first
+// time. From then on it belongs to that digest of its template: an overlay
+// whose lower layer is exchanged is corrupt.
+func (s *starter) makeLayers(context.Context) error {
+	for _, name := range []string{"lower", "layers", "rootfs"} {
+		if err := os.Mkdir(filepath.Join(s.res.Dir, name), 0o711); err != nil {
+			return err
+		}
+	}
+	if len(s.env.Filesystems) == 0 || s.env.Filesystems[0].Type != "template" {
+		return nil
+	}
+	template, err := s.r.Templates().pin(s.env.Filesystems[0].Source, s.res.Layers)
+	if err != nil {
+		return err
+	}
+	s.rec.Template, s.res.Lower = template.Digest, template.Path
+	return s.rec.save(s.res.Dir)
+}
+
+func (s *starter) forkStub(context.Context) (err error) {
+	s.stub, err = startStub(s.options.Files)
+	return err
+}
+
+// beginScope asks systemd for the scope while the stub mounts: both take about as
+// long.
+func (s *starter) beginScope(ctx context.Context) error {
+	scope, err := planScope(s.env, s.r.host, s.res)
+	if err != nil {
+		return err
+	}
+	scope.PIDs = []uint32{uint32(s.stub.pid())}
+	s.scope = make(chan error, 1)
+	go func() {
+		s.scope <- s.r.config.Scopes.StartScope(ctx, scope)
+		close(s.scope)
+	}()
+	return nil
+}
+
+func (s *starter) mountRoot(ctx context.Context) error {
+	request, err := planRoot(s.env, s.res)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, s.stub.kill)()
+	s.root, err = s.stub.mount(request)
+	return err
+}
+
+func (s *starter) makePlan(context.Context) error {
+	plan, err := NewPlan(s.env, s.r.host, s.root, s.res)
+	if err != nil {
+		return err
+	}
+	s.plan = plan
+	s.rec.Kind = s.root.Kind
+	body, err := json.Marshal(plan.Spec)
+	if err != nil {
+		return err
+	}
+	return replaceFile(filepath.Join(s.res.Dir, "config.json"), body, 0o600)
+}
+
+func (s *starter) furnish(ctx context.Context) (err error) {
+	socket := filepath.Join(s.res.Dir, "console.sock")
+	if s.console, err = listenConsole(socket); err != nil {
+		return err
+	}
+	work := s.plan.Work
+	work.Env = []string{"PATH=" + runtimePath}
+	work.Argv = s.r.createCommand(s.rec.UUID, s.res.Dir, socket, len(s.options.Files))
+	defer context.AfterFunc(ctx, s.stub.kill)()
+	return s.stub.furnish(work)
+}
+
+func (r *Runtime) createCommand(id, dir, socket string, files int) []string {
+	argv := []string{r.host.OCI, "--root", r.ociRoot(), "--cgroup-manager=disabled", "create",
+		"--bundle", dir, "--console-socket", socket, "--pid-file", filepath.Join(dir, "pid")}
+	if files > 0 {
+		argv = append(argv, "--preserve-fds", strconv.Itoa(files))
+	}
+	return append(argv, id)
+}
+
+func (s *starter) awaitScope(context.Context) error {
+	if err := <-s.scope; err != nil {
+		return fmt.Errorf("scope of %s: %w", s.env.Name, err)
+	}
+	cgroup, err := systemd.ControlGroupOf(s.stub.pid(), s.rec.Scope)
+	if err != nil {
+		return err
+	}
+	s.rec.Cgroup = cgroup
+	return s.rec.save(s.res.Dir)
+}
+
+// delegate gives the scope's cgroup to the environment's root: a systemd inside
+// makes its own groups there. The files with the limits stay the host's.
+func (s *starter) delegate(context.Context) error {
+	if s.plan.IDMap.Mode == xml.Privileged {
+		return nil
+	}
+	uid, gid := int(hostID(s.plan.Root.UIDs, 0)), int(hostID(s.plan.Root.GIDs, 0))
+	dir := filepath.Join(cgroupRoot, s.rec.Cgroup)
+	for _, name := range []string{"", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"} {
+		if err := os.Lchown(filepath.Join(dir, name), uid, gid); err != nil {
+			return fmt.Errorf("give the scope to the environment: %w", err)
+		}
+	}
+	return nil
+}
+
+// create lets the stub become "crun create".
+func (s *starter) create(ctx context.Context) error {
+	defer context.AfterFunc(ctx, s.stub.kill)()
+	if err := s.stub.run(); err != nil {
+		return fmt.Errorf("create %s: %w", s.env.Name, err)
+	}
+	return nil
+}
+
+// adopt takes hold of what crun left: init, our child now, and its console.
+func (s *starter) adopt(context.Context) error {
+	text, err := os.ReadFile(filepath.Join(s.res.Dir, "pid"))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fmt.Errorf("pid file of %s: %w", s.env.Name, err)
+	}
+	start := startTime(pid)
+	pidfd, err := openPidfd(pid, start)
+	if err != nil {
+		return err
+	}
+	s.rec.Init, s.rec.InitStart = pid, start
+	s.i = newInstance(s.r, s.rec, pidfd)
+	children.add(pid)
+	master, err := s.console.take()
+	s.console = nil
+	if err != nil {
+		return fmt.Errorf("console of %s: %w", s.env.Name, err)
+	}
+	entry := recordedConsole{Path: "/dev/console"}
+	appendLog := true
+	if len(s.env.Consoles) > 0 {
+		entry.Log, appendLog = s.env.Consoles[0].LogFile, s.env.Consoles[0].LogAppend
+	}
+	log, err := openLog(entry.Log, appendLog)
+	if err != nil {
+		master.Close()
+		return err
+	}
+	s.rec.Consoles = []recordedConsole{entry}
+	s.i.consoles = []*Console{newConsole(master, entry.Path, log)}
+	if s.options.Paused {
+		s.rec.Phase = created
+	}
+	return s.rec.save(s.res.Dir)
+}
+
+func (s *starter) store(context.Context) error {
+	return errors.Join(
+		s.r.storeFD(initFDName(s.rec.UUID), s.i.pidfd),
+		s.r.storeFD(consoleFDName(s.rec.UUID, 0), s.i.consoles[0].master))
+}
+
+func (s *starter) run(ctx context.Context) error {
+	// machined is told at the same time; it is not needed for anything here.
+	registered := make(chan error, 1)
+	go func() {
+		registered <- s.r.config.Scopes.RegisterMachine(ctx, systemd.Machine{
+			Name: systemd.MachineName(s.env.Name, s.env.UUID), UUID: s.env.UUID,
+			Service: "virtvzd", Class: "container", Leader: uint32(s.rec.Init), Root: "",
+		})
+	}()
+	var err error
+	if !s.options.Paused {
+		err = s.r.ociStart(ctx, s.rec.UUID)
+	}
+	if e := <-registered; e != nil && !errors.Is(e, systemd.ErrNoMachined) {
+		s.i.warnings = append(s.i.warnings, fmt.Sprintf("machined does not know %s: %v", s.env.Name, e))
+	}
+	return err
+}
+
+// ociStart lets a created init run.
+func (r *Runtime) ociStart(ctx context.Context, id string) error {
+	out := tail{limit: 8 << 10}
+	cmd := exec.CommandContext(ctx, r.host.OCI, "--root", r.ociRoot(), "start", id)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = &bytes.Buffer{}, &out, &out
+	cmd.Env = []string{"PATH=" + runtimePath}
+	cmd.WaitDelay = time.Second
+	err := cmd.Start()
+	if err == nil {
+		children.add(cmd.Process.Pid)
+		err = cmd.Wait()
+		children.remove(cmd.Process.Pid)
+	}
+	if text := out.String(); err != nil && text != "" {
+		return errors.New(text)
+	}
+	return err
+}
+
+func (s *starter) finish(context.Context) error {
+	if !s.options.Paused {
+		s.rec.Phase = running
+	}
+	if err := s.rec.save(s.res.Dir); err != nil {
+		return err
+	}
+	s.i.watch()
+	s.r.keep(s.i, claim{spans(s.plan.IDMap), s.rec.CPUs})
+	return nil
+}
