@@ -153,6 +153,8 @@ type method struct {
 	name    string
 	// once: a call whose fate is unknown must not be repeated, its caller finds out what happened.
 	once bool
+	// patient: go on even while there is no bus to connect to.
+	patient bool
 }
 
 // call calls m with args and stores the answer in results. A lost connection is redialed and the call repeated; all
@@ -161,15 +163,17 @@ func (c *Conn) call(ctx context.Context, m method, args []any, results ...any) e
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	err := c.try(ctx, m, args, results)
-	if !lost(err) || m.once {
+	var gone *disconnected
+	switch {
+	case !lost(err) || m.once:
+		return translate(m.service, err)
+	case errors.As(err, &gone) && !m.patient, m.service != systemdName && absent(err):
+		// No bus to connect to, or a service that is not installed: the caller shall know at once. A connection that
+		// breaks under a call is a restart more often than an end and is worth some patience.
 		return translate(m.service, err)
 	}
 	deadline := time.Now().Add(returnTimeout)
-	for pause := 10 * time.Millisecond; lost(err) && time.Now().Before(deadline); pause *= 2 {
-		var gone *disconnected
-		if errors.As(err, &gone) || m.service != systemdName && absent(err) {
-			break // no connection to be had, or a service that is not installed: the caller shall know at once
-		}
+	for pause := 10 * time.Millisecond; lost(err) && time.Now().Before(deadline); pause = min(2*pause, returnTimeout/8) {
 		if sleep(ctx, pause) != nil {
 			break
 		}

@@ -47,12 +47,15 @@ func (c *Conn) StartScope(ctx context.Context, s Scope) error {
 	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		job, err := c.startTransient(ctx, &s)
 		var gone *UnavailableError
+		var unsent *disconnected
 		switch {
 		case err == nil:
 			err = c.await(ctx, s.Name, job, ends, func() (bool, error) { return c.started(ctx, s.Name) })
 			if errors.Is(err, ErrJobFailed) {
 				c.ResetFailed(ctx, s.Name) // what is left is in nobody's way; the job's error is what counts
 			}
+			return err
+		case errors.As(err, &unsent):
 			return err
 		case errors.As(err, &gone) && !repeated && ctx.Err() == nil:
 			// The connection broke and nobody knows whether systemd had read the call. The process tells.
@@ -133,7 +136,9 @@ func (c *Conn) leaving(ctx context.Context, unit string) (bool, error) {
 }
 
 func (c *Conn) unitOf(ctx context.Context, pid uint32) (path dbus.ObjectPath, err error) {
-	err = c.call(ctx, manager("GetUnitByPID"), []any{pid}, &path)
+	find := manager("GetUnitByPID")
+	find.patient = true
+	err = c.call(ctx, find, []any{pid}, &path)
 	if errors.Is(err, ErrNoSuchUnit) {
 		return "", nil
 	}
