@@ -1,6 +1,7 @@
 package systemd
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -140,18 +141,23 @@ func (s *Service) notify(f *os.File, states ...string) error {
 		}
 		return nil
 	}
-	raw, err := f.SyscallConn() // and not f.Fd(), which would make the descriptor blocking
+	file, err := f.SyscallConn() // and not f.Fd(), which would make the descriptor blocking
+	if err != nil {
+		return fail(err)
+	}
+	socket, err := conn.SyscallConn() // WriteMsgUnix refuses a connected datagram socket
 	if err != nil {
 		return fail(err)
 	}
 	var sent error
-	if err := raw.Control(func(fd uintptr) {
-		_, _, sent = conn.WriteMsgUnix(message, unix.UnixRights(int(fd)), nil)
-	}); err != nil {
+	use := file.Control(func(fd uintptr) {
+		err = socket.Write(func(to uintptr) bool {
+			sent = unix.Sendmsg(int(to), message, unix.UnixRights(int(fd)), nil, unix.MSG_NOSIGNAL)
+			return sent != unix.EAGAIN
+		})
+	})
+	if err := errors.Join(use, err, sent); err != nil {
 		return fail(err)
-	}
-	if sent != nil {
-		return fail(sent)
 	}
 	return nil
 }
