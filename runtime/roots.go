@@ -107,6 +107,9 @@ func initKind(t *tree, name string) (InitKind, error) {
 	if st.Mode&0o111 == 0 {
 		return "", errors.New("is not executable")
 	}
+	if head, err := t.read(name, 4); err == nil && !strings.HasPrefix(string(head), "\x7fELF") && !strings.HasPrefix(string(head), "#!") {
+		return "", errors.New("is neither a program nor a script with #!")
+	}
 	real, err := t.path(fd)
 	if err != nil {
 		return "", err

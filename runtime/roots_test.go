@@ -57,7 +57,7 @@ func TestInspect(t *testing.T) {
 		{"busybox as a shell", []string{"bin/busybox = " + elf, "bin/sh -> busybox"}, []string{"/bin/sh", "-c", "x"}, OtherInit, "/bin/sh"},
 		{"openrc", []string{"sbin/openrc-init = " + elf, "sbin/init -> openrc-init"}, nil, OpenRC, "/sbin/init"},
 		{"script", []string{"sbin/init = #!/bin/sh"}, nil, OtherInit, "/sbin/init"},
-		{"configured", []string{"sbin/init = x", "lib/systemd/systemd = " + elf}, []string{"/lib/systemd/systemd", "--x"}, Systemd, "/lib/systemd/systemd"},
+		{"configured", []string{"sbin/init = #!x", "lib/systemd/systemd = " + elf}, []string{"/lib/systemd/systemd", "--x"}, Systemd, "/lib/systemd/systemd"},
 		{"upwards", []string{"sbin/init -> ../../../../../../bin/init", "bin/init = " + elf + "INIT_VERSION="}, nil, Sysvinit, "/sbin/init"},
 	}
 	for _, test := range tests {
@@ -77,10 +77,11 @@ func TestInspectRefuses(t *testing.T) {
 	}{
 		{"empty", nil, nil, "has no init"},
 		{"missing", []string{"bin"}, []string{"/bin/none"}, "init /bin/none cannot be run in the root: no such file"},
-		{"relative", []string{"bin/x = x"}, []string{"bin/x"}, "not an absolute path"},
+		{"relative", []string{"bin/x = #!x"}, []string{"bin/x"}, "not an absolute path"},
+		{"text", []string{"bin/x = text"}, []string{"/bin/x"}, "neither a program nor a script"},
 		{"directory", []string{"sbin/init"}, []string{"/sbin/init"}, "is not a file"},
-		{"dev link", []string{"sbin/init = x", "dev -> /tmp"}, nil, "/dev of the root is a symbolic link"},
-		{"run link", []string{"sbin/init = x", "run -> var/run"}, nil, "/run of the root is a symbolic link"},
+		{"dev link", []string{"sbin/init = #!x", "dev -> /tmp"}, nil, "/dev of the root is a symbolic link"},
+		{"run link", []string{"sbin/init = #!x", "run -> var/run"}, nil, "/run of the root is a symbolic link"},
 		{"loop", []string{"sbin/init -> init"}, []string{"/sbin/init"}, "too many levels"},
 	}
 	for _, test := range tests {
@@ -89,7 +90,7 @@ func TestInspectRefuses(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", test.name, err, test.want)
 		}
 	}
-	root := makeRoot(t, "bin/x = x")
+	root := makeRoot(t, "bin/x = #!x")
 	os.Chmod(filepath.Join(root.name, "bin/x"), 0o644)
 	if _, err := inspect(root, rootRequest{Init: []string{"/bin/x"}}); err == nil || !strings.Contains(err.Error(), "not executable") {
 		t.Errorf("got %v", err)
@@ -97,7 +98,7 @@ func TestInspectRefuses(t *testing.T) {
 }
 
 func TestInitUser(t *testing.T) {
-	root := makeRoot(t, "sbin/init = x", "etc/passwd = root:x:0:0::/root:/bin/sh\nwww:x:33:34::/var/www:/bin/sh\n", "etc/group = www:x:34:\nops:x:50:\n")
+	root := makeRoot(t, "sbin/init = #!x", "etc/passwd = root:x:0:0::/root:/bin/sh\nwww:x:33:34::/var/www:/bin/sh\n", "etc/group = www:x:34:\nops:x:50:\n")
 	tests := []struct {
 		user, group, want string
 		uid, gid          uint32

@@ -9,5 +9,5 @@ func TestMain(m *testing.M) {
 	if Stub() {
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(runTests(m))
 }

@@ -1,0 +1,251 @@
+//go:build vm
+
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The crash tests run a second manager, this test binary again, that kills itself
+// with SIGKILL at a step; then the first one recovers. The descriptors the
+// child stores go over a socket to the first one's store, as they would to the
+// service manager's.
+
+// socketStore is the child's end.
+type socketStore struct{ conn *net.UnixConn }
+
+func (s socketStore) Store(name string, f *os.File) error {
+	fd, err := dupFD(f)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, _, err = s.conn.WriteMsgUnix([]byte(name), unix.UnixRights(fd), nil)
+	return err
+}
+
+func (s socketStore) Remove(name string) error {
+	_, err := s.conn.Write([]byte("-" + name))
+	return err
+}
+
+// serveStore fills vmStore from the other end.
+func serveStore(conn *net.UnixConn, done chan<- bool) {
+	defer close(done)
+	for {
+		text, oob := make([]byte, 512), make([]byte, 64)
+		n, oobn, _, _, err := conn.ReadMsgUnix(text, oob)
+		if err != nil || n == 0 {
+			return
+		}
+		name := string(text[:n])
+		if name[0] == '-' {
+			vmStore.Remove(name[1:])
+			continue
+		}
+		messages, _ := unix.ParseSocketControlMessage(oob[:oobn])
+		fds, _ := unix.ParseUnixRights(&messages[0])
+		f := os.NewFile(uintptr(fds[0]), name)
+		vmStore.Store(name, f)
+		f.Close()
+	}
+}
+
+func init() {
+	childManager = func(step string) int {
+		file := os.NewFile(3, "store")
+		conn, err := net.FileConn(file)
+		if err != nil {
+			panic(err)
+		}
+		file.Close()
+		r, err := newVMRuntime()
+		if err != nil {
+			panic(err)
+		}
+		r.config.FDs = socketStore{conn.(*net.UnixConn)}
+		atStep = func(name string) {
+			fmt.Println(name)
+			if name == step {
+				unix.Kill(os.Getpid(), unix.SIGKILL)
+				select {}
+			}
+		}
+		i, err := r.Start(context.Background(), vmEnvironment(&testing.T{}, "busybox"), StartOptions{})
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		if step == "running" {
+			unix.Kill(os.Getpid(), unix.SIGKILL)
+		}
+		i.Kill(context.Background())
+		i.Release(context.Background())
+		atStep("released")
+		return 0
+	}
+}
+
+// runChild runs a manager that dies at a step and returns the steps it came by.
+func runChild(t *testing.T, step string) []string {
+	t.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "store"), os.NewFile(uintptr(pair[1]), "store")
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours.Close()
+	done := make(chan bool)
+	go serveStore(conn.(*net.UnixConn), done)
+	out := &strings.Builder{}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "VIRTVZD_TEST_CHILD="+step)
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, []*os.File{theirs}
+	cmd.WaitDelay = 5 * time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	children.add(cmd.Process.Pid)
+	theirs.Close()
+	err = cmd.Wait()
+	children.remove(cmd.Process.Pid)
+	// A stub that outlives its manager for a moment holds nothing of the store.
+	<-done
+	conn.Close()
+	var killed *exec.ExitError
+	if step != "never" && (!errors.As(err, &killed) || killed.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL) {
+		t.Fatalf("the manager was not killed at %q: %v\n%s", step, err, out)
+	}
+	return strings.Fields(strings.ReplaceAll(out.String(), "undo ", "undo_"))
+}
+
+func TestKilledAtEveryStep(t *testing.T) {
+	vmTemplate(t, "busybox")
+	steps := runChild(t, "never")
+	t.Logf("steps: %v", steps)
+	if len(steps) < 15 || steps[len(steps)-1] != "released" {
+		t.Fatalf("a start and an end have the steps %v", steps)
+	}
+	nothingLeft(t)
+	for _, step := range steps {
+		step = strings.ReplaceAll(step, "undo_", "undo ")
+		t.Run(step, func(t *testing.T) {
+			runChild(t, step)
+			r := vmRuntime(t)
+			ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+			defer cancel()
+			adopted, ended, err := r.Recover(ctx, vmStore.take())
+			if err != nil {
+				t.Errorf("recover: %v", err)
+			}
+			if len(adopted) > 0 {
+				t.Errorf("adopted %d", len(adopted))
+			}
+			for _, e := range ended {
+				if e.UUID != testUUID {
+					t.Errorf("ended: %+v", e)
+				}
+			}
+			nothingLeft(t)
+			// and the same environment starts again
+			i, err := r.Start(ctx, vmEnvironment(t, "busybox"), StartOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			vmEnd(t, r, i)
+		})
+	}
+}
+
+// A killed manager's environment goes on, and so does its console.
+func TestAdopt(t *testing.T) {
+	runChild(t, "running")
+	r := vmRuntime(t)
+	adopted, ended, err := r.Recover(context.Background(), vmStore.take())
+	if err != nil || len(adopted) != 1 || len(ended) != 0 {
+		t.Fatalf("adopted %v, ended %v, %v", adopted, ended, err)
+	}
+	i := adopted[0]
+	defer vmEnd(t, r, i)
+	if i.Name() != "test-busybox" || i.InitKind() != Busybox || !i.Started() {
+		t.Errorf("%s, %s, %v", i.Name(), i.InitKind(), i.Started())
+	}
+	c, err := i.Console(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := c.Attach(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := inside(i, "echo from inside > /dev/console"); err != nil {
+		t.Fatal(out, err)
+	}
+	readUntil(t, a, "from inside")
+	if _, err := r.Start(context.Background(), vmEnvironment(t, "busybox"), StartOptions{}); !errors.Is(err, ErrRunning) {
+		t.Errorf("start of an adopted one: %v", err)
+	}
+}
+
+// What ended while no manager looked is reported, and removed.
+func TestEndedMeanwhile(t *testing.T) {
+	runChild(t, "running")
+	rec, err := loadRecord(filepath.Join(vmState, formatUUID(testUUID)))
+	if err != nil || rec == nil {
+		t.Fatal(err)
+	}
+	if err := killCgroup(rec.Cgroup); err != nil {
+		t.Fatal(err)
+	}
+	for processState(rec.Init) != 0 && processState(rec.Init) != 'Z' {
+		time.Sleep(10 * time.Millisecond)
+	}
+	r := vmRuntime(t)
+	adopted, ended, err := r.Recover(context.Background(), vmStore.take())
+	if err != nil || len(adopted) != 0 || len(ended) != 1 || !ended[0].Started || ended[0].Name != "test-busybox" {
+		t.Fatalf("adopted %v, ended %+v, %v", adopted, ended, err)
+	}
+	t.Logf("ended: %v", ended[0].Exit)
+	if err := r.RemovePrivate(testUUID); err != nil {
+		t.Error(err)
+	}
+	nothingLeft(t)
+}
+
+// A record that names another process's PID must not make that process ours.
+func TestForeignPID(t *testing.T) {
+	runChild(t, "running")
+	dir := filepath.Join(vmState, formatUUID(testUUID))
+	rec, err := loadRecord(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.Init = os.Getpid()
+	rec.InitStart = startTime(os.Getpid())
+	if err := rec.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	r := vmRuntime(t)
+	adopted, ended, err := r.Recover(context.Background(), vmStore.take())
+	if err != nil || len(adopted) != 0 || len(ended) != 1 {
+		t.Fatalf("adopted %v, ended %+v, %v", adopted, ended, err)
+	}
+	r.RemovePrivate(testUUID)
+	nothingLeft(t)
+}

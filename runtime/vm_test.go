@@ -1,0 +1,612 @@
+//go:build vm
+
+// These tests run inside the virtual machine of integration/vm, as root, with
+// systemd as the manager: go test -c -tags vm. The roots are found in
+// VIRTVZD_TEST_ROOTS.
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"virtvzd/systemd"
+	"virtvzd/xml"
+)
+
+const (
+	vmState = "/run/virtvzd-test"
+	vmData  = "/var/lib/virtvzd-test"
+)
+
+// memoryStore is a service manager's descriptor store.
+type memoryStore struct {
+	mu    sync.Mutex
+	files map[string]*os.File
+}
+
+func (s *memoryStore) Store(name string, f *os.File) error {
+	dup, err := dupFile(f)
+	if err != nil {
+		return err
+	}
+	f.Fd() // what a real store does to the flags
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.files == nil {
+		s.files = map[string]*os.File{}
+	}
+	s.files[name] = dup
+	return nil
+}
+
+func (s *memoryStore) Remove(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.files[name]; f != nil {
+		f.Close()
+		delete(s.files, name)
+	}
+	return nil
+}
+
+func (s *memoryStore) take() map[string]*os.File {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]*os.File{}
+	for name, f := range s.files {
+		dup, _ := dupFile(f)
+		out[name] = dup
+	}
+	return out
+}
+
+var vmStore = &memoryStore{}
+
+func runTests(m *testing.M) int {
+	if step := os.Getenv("VIRTVZD_TEST_CHILD"); step != "" {
+		return childManager(step)
+	}
+	os.RemoveAll(vmState)
+	return m.Run()
+}
+
+func vmRuntime(t testing.TB) *Runtime {
+	t.Helper()
+	r, err := newVMRuntime()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+func newVMRuntime() (*Runtime, error) {
+	conn, err := systemd.Connect(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	return New(context.Background(), Config{StateDir: vmState, DataDir: vmData, OCI: "crun", Scopes: conn, FDs: vmStore})
+}
+
+// vmTemplate imports one of the roots once.
+func vmTemplate(t testing.TB, name string) string {
+	t.Helper()
+	templates := OpenTemplates(vmData)
+	if _, err := templates.Lookup(name); err == nil {
+		return name
+	}
+	files, _ := filepath.Glob(filepath.Join(os.Getenv("VIRTVZD_TEST_ROOTS"), name+".tar*"))
+	if len(files) == 0 {
+		t.Fatalf("no root %s.tar* in VIRTVZD_TEST_ROOTS=%q", name, os.Getenv("VIRTVZD_TEST_ROOTS"))
+	}
+	begin := time.Now()
+	made, err := templates.Import(context.Background(), name, files[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("imported %s: %d files, %d MB in %v", name, made.Files, made.Size>>20, time.Since(begin))
+	return name
+}
+
+func vmEnvironment(t testing.TB, template string) *xml.Environment {
+	t.Helper()
+	env := &xml.Environment{
+		Name: "test-" + template, UUID: testUUID, Type: "vz", PrivateNetwork: true,
+		Memory: xml.MemoryLimits{Max: 400 << 20, High: unlimited, Swap: unlimited},
+	}
+	if template != "" {
+		env.Filesystems = []xml.Filesystem{{Type: "template", Source: vmTemplate(t, template), Target: "/"}}
+	}
+	return env
+}
+
+// vmStart starts env and makes sure that at the end of the test nothing is left of it.
+func vmStart(t testing.TB, r *Runtime, env *xml.Environment, o StartOptions) *Instance {
+	t.Helper()
+	i, err := r.Start(context.Background(), env, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { vmEnd(t, r, i) })
+	for _, w := range i.Warnings() {
+		t.Log(w)
+	}
+	return i
+}
+
+func vmEnd(t testing.TB, r *Runtime, i *Instance) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := i.Kill(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := i.Release(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := r.RemovePrivate(i.UUID()); err != nil {
+		t.Error(err)
+	}
+	nothingLeft(t)
+}
+
+// nothingLeft is what must hold when no environment runs, however the last one
+// ended.
+func nothingLeft(t testing.TB) {
+	t.Helper()
+	var left []string
+	for range 100 { // orphans of a killed manager need a moment to die
+		if left = leftovers(); len(left) == 0 {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+}
+
+func leftovers() []string {
+	var left []string
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, vmState) || strings.Contains(line, vmData) {
+			left = append(left, "mount "+strings.TrimSpace(line))
+		}
+	}
+	entries, _ := os.ReadDir(vmState)
+	for _, e := range entries {
+		if e.Name() != "crun" {
+			left = append(left, "state "+e.Name())
+		}
+	}
+	entries, _ = os.ReadDir(vmState + "/crun")
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") {
+			left = append(left, "crun "+e.Name())
+		}
+	}
+	if scope := findScope(systemd.ScopeName("test-busybox")); scope != "" {
+		left = append(left, "cgroup "+scope)
+	}
+	if out, _ := exec.Command("systemctl", "list-units", "--all", "--plain", "--no-legend", `machine-vz*`).Output(); len(bytes.TrimSpace(out)) > 0 {
+		left = append(left, "unit "+string(out))
+	}
+	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range processes {
+		line, _ := os.ReadFile(p)
+		if bytes.HasPrefix(line, []byte(stubName)) || bytes.Contains(line, []byte(vmState)) {
+			left = append(left, "process "+p+" "+string(bytes.ReplaceAll(line, []byte{0}, []byte(" "))))
+		}
+	}
+	vmStore.mu.Lock()
+	for name := range vmStore.files {
+		left = append(left, "descriptor "+name)
+	}
+	vmStore.mu.Unlock()
+	return left
+}
+
+// inside runs a shell command in all namespaces of the environment.
+func inside(i *Instance, script string) (string, error) {
+	out, err := exec.Command("nsenter", "-t", fmt.Sprint(i.Init()), "-a", "-S", "0", "-G", "0", "--", "/bin/sh", "-c", script).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+// eventually waits until the command's output contains want.
+func eventually(t testing.TB, i *Instance, timeout time.Duration, script, want string) {
+	t.Helper()
+	var out string
+	for end := time.Now().Add(timeout); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
+		select {
+		case <-i.Exited():
+			t.Fatalf("%s ended: %v; console:\n%s", i.Name(), i.Exit(), consoleText(i))
+		default:
+		}
+		if out, _ = inside(i, script); strings.Contains(out, want) {
+			return
+		}
+	}
+	t.Fatalf("%s: %q after %v, want %q; console:\n%s", script, out, timeout, want, consoleText(i))
+}
+
+// consoleText is what is in the ring, whoever has seen it.
+func consoleText(i *Instance) string {
+	c, err := i.Console(0)
+	if err != nil {
+		return err.Error()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	text := make([]byte, ringLimit)
+	n, _ := c.ring.readAt(text, 0)
+	return string(text[:n])
+}
+
+func awaitEnd(t testing.TB, i *Instance, timeout time.Duration, want ExitCause) {
+	t.Helper()
+	select {
+	case <-i.Exited():
+		if i.Exit().Cause != want {
+			t.Errorf("ended with %v, want %v; console:\n%s", i.Exit(), want, consoleText(i))
+		}
+	case <-time.After(timeout):
+		ps, _ := inside(i, "ps ax")
+		t.Fatalf("does not end in %v; processes:\n%s\nconsole:\n%s", timeout, ps, consoleText(i))
+	}
+}
+
+// childManager is replaced by the crash tests.
+var childManager = func(step string) int { return 1 }
+
+func TestBusybox(t *testing.T) {
+	r := vmRuntime(t)
+	env := vmEnvironment(t, "busybox")
+	env.CPU = xml.CPULimits{Count: 1, Weight: 50, QuotaUSec: 50000, PeriodUSec: 100000}
+	env.Tasks = 77
+	env.Env = []string{"HELLO=world"}
+	i := vmStart(t, r, env, StartOptions{})
+	if i.InitKind() != Busybox {
+		t.Errorf("init is %s", i.InitKind())
+	}
+	for script, want := range map[string]string{
+		"id -u":    "0",
+		"hostname": "test-busybox",
+		"grep -c processor /proc/cpuinfo; grep Cpus_allowed_list /proc/1/status": "Cpus_allowed_list:\t0",
+		"cat /proc/1/comm":                           "init",
+		"ls -ld /run":                                "drwxr-xr-x",
+		"cat /proc/self/uid_map":                     fmt.Sprint(i.IDMap().UIDs[0].Host),
+		"ls -ln /etc/passwd":                         " 0 ",
+		"touch /new && ls -ln /new":                  " 0 ",
+		"cat /sys/fs/cgroup/cgroup.controllers":      "memory",
+		"tr '\\0' '\\n' </proc/1/environ":            "HELLO=world",
+		"ip addr show lo 2>/dev/null || ifconfig lo": "UP",
+	} {
+		if out, err := inside(i, script); !strings.Contains(out, want) {
+			t.Errorf("%s: %q, %v, want %q", script, out, err, want)
+		}
+	}
+	for file, want := range map[string]string{"memory.max": "419430400", "cpu.weight": "50", "cpu.max": "50000 100000", "pids.max": "77"} {
+		if got, _ := os.ReadFile(i.CgroupPath() + "/" + file); strings.TrimSpace(string(got)) != want {
+			t.Errorf("%s is %q, want %s", file, got, want)
+		}
+	}
+	if out, err := inside(i, "echo max > /sys/fs/cgroup/memory.max"); err == nil {
+		t.Errorf("root inside can raise its own limit: %s", out)
+	}
+	// On disk the ids are not shifted.
+	var st syscall.Stat_t
+	if err := syscall.Stat(filepath.Join(r.privateDir(env.UUID), "upper/new"), &st); err != nil || st.Uid != 0 {
+		t.Errorf("on disk: %v, uid %d", err, st.Uid)
+	}
+	if _, err := r.Start(context.Background(), env, StartOptions{}); !errors.Is(err, ErrRunning) {
+		t.Errorf("second start: %v", err)
+	}
+	if name, err := i.Hostname(); name != "test-busybox" || err != nil {
+		t.Errorf("hostname %q, %v", name, err)
+	}
+	if n, err := i.CPUTime(); n == 0 || err != nil {
+		t.Errorf("cpu time %d, %v", n, err)
+	}
+	if now, top, err := i.Memory(); now == 0 || top != 400<<20 || err != nil {
+		t.Errorf("memory %d of %d, %v", now, top, err)
+	}
+	spaces, err := i.Namespaces()
+	if err != nil || len(spaces) != 6 {
+		t.Errorf("namespaces %v, %v", spaces, err)
+	}
+	closeAll(spaces)
+}
+
+func TestBusyboxSuspendShutdownReboot(t *testing.T) {
+	r := vmRuntime(t)
+	ctx := context.Background()
+	i := vmStart(t, r, vmEnvironment(t, "busybox"), StartOptions{Paused: true})
+	if i.Started() {
+		t.Error("runs though paused")
+	}
+	if out, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", i.Init())); strings.TrimSpace(string(out)) == "init" {
+		t.Error("init runs though paused")
+	}
+	if err := i.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, i, 20*time.Second, "cat /proc/1/comm", "init")
+	if err := i.Suspend(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if frozen, err := i.Frozen(); !frozen || err != nil {
+		t.Errorf("frozen: %v, %v", frozen, err)
+	}
+	if err := i.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Shutdown(ctx, ShutdownAgent, false); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("agent: %v", err)
+	}
+	time.Sleep(500 * time.Millisecond) // busybox sets up its handlers
+	if err := i.Shutdown(ctx, ShutdownDefault, true); err != nil {
+		t.Fatal(err)
+	}
+	awaitEnd(t, i, 20*time.Second, ExitReboot)
+}
+
+func TestBusyboxPoweroff(t *testing.T) {
+	r := vmRuntime(t)
+	i := vmStart(t, r, vmEnvironment(t, "busybox"), StartOptions{})
+	eventually(t, i, 20*time.Second, "cat /proc/1/comm", "init")
+	time.Sleep(500 * time.Millisecond)
+	if err := i.Shutdown(context.Background(), ShutdownDefault, false); err != nil {
+		t.Fatal(err)
+	}
+	awaitEnd(t, i, 20*time.Second, ExitPoweroff)
+}
+
+// A kill works on frozen processes, too, and tells that it was one.
+func TestKillFrozen(t *testing.T) {
+	r := vmRuntime(t)
+	i := vmStart(t, r, vmEnvironment(t, "busybox"), StartOptions{})
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := i.Suspend(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if i.Exit().Cause != ExitKilled {
+		t.Errorf("ended with %v", i.Exit())
+	}
+}
+
+func TestConsoleOfBusybox(t *testing.T) {
+	r := vmRuntime(t)
+	env := vmEnvironment(t, "busybox")
+	env.Init = []string{"/bin/sh", "-c", "echo printed before; exec sh -i"}
+	i := vmStart(t, r, env, StartOptions{})
+	c, err := i.Console(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	a, err := c.Attach(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	readUntil(t, a, "printed before")
+	a.Write([]byte("echo $((6*7)) && tty\r"))
+	readUntil(t, a, "42")
+	readUntil(t, a, "/dev/")
+	a.Write([]byte("exit 3\r"))
+	awaitEnd(t, i, 10*time.Second, ExitCrash)
+	if i.Exit().Status != 3 {
+		t.Errorf("exit %v", i.Exit())
+	}
+	io.Copy(io.Discard, a) // ends
+}
+
+func readUntil(t *testing.T, r io.Reader, want string) {
+	t.Helper()
+	got, found := "", make(chan bool, 1)
+	go func() {
+		buf := make([]byte, 1024)
+		for !strings.Contains(got, want) {
+			n, err := r.Read(buf)
+			if err != nil {
+				return
+			}
+			got += string(buf[:n])
+		}
+		found <- true
+	}()
+	select {
+	case <-found:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("%q did not come", want)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	r := vmRuntime(t)
+	root := t.TempDir()
+	os.Chmod(filepath.Dir(root), 0o755)
+	os.Chmod(root, 0o755)
+	for _, dir := range []string{"bin", "proc", "sys", "run"} {
+		os.Mkdir(filepath.Join(root, dir), 0o755)
+	}
+	os.WriteFile(root+"/bin/bad", []byte("no program"), 0o755)
+	outside := t.TempDir()
+	tests := []struct {
+		name   string
+		change func(*xml.Environment)
+		want   string
+	}{
+		{"no init", func(e *xml.Environment) { e.Init = []string{"/bin/none"} }, "init /bin/none cannot be run in the root"},
+		{"no program", func(e *xml.Environment) {
+			e.Init = []string{"/bin/bad"}
+			e.Filesystems[0] = xml.Filesystem{Type: "mount", Source: root, Target: "/"}
+		}, "init /bin/bad is neither a program nor a script"},
+		{"unknown template", func(e *xml.Environment) { e.Filesystems[0].Source = "none" }, "there is no such template: none (there are "},
+		{"no directory", func(e *xml.Environment) {
+			e.Filesystems[0] = xml.Filesystem{Type: "mount", Source: "/nowhere", Target: "/"}
+		}, "/nowhere: no such file"},
+		{"dev is a link", func(e *xml.Environment) {
+			os.Remove(root + "/dev")
+			os.Symlink(outside, root+"/dev")
+			e.Init = []string{"/bin/bad"}
+			e.Filesystems[0] = xml.Filesystem{Type: "mount", Source: root, Target: "/"}
+		}, "/dev of the root is a symbolic link"},
+		{"bad user", func(e *xml.Environment) { e.User = "nobody-such" }, "inituser nobody-such is not in"},
+		{"mount missing", func(e *xml.Environment) {
+			e.Filesystems = append(e.Filesystems, xml.Filesystem{Type: "mount", Source: "/nowhere", Target: "/srv"})
+		}, "/nowhere"},
+	}
+	for _, test := range tests {
+		env := vmEnvironment(t, "busybox")
+		env.Filesystems = slices.Clone(env.Filesystems)
+		test.change(env)
+		i, err := r.Start(context.Background(), env, StartOptions{})
+		if err == nil {
+			t.Errorf("%s: started", test.name)
+			vmEnd(t, r, i)
+			continue
+		}
+		if !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %q", test.name, err, test.want)
+		}
+		t.Logf("%s: %v", test.name, err)
+		nothingLeft(t)
+		r.RemovePrivate(env.UUID)
+	}
+	if names, _ := os.ReadDir(outside); len(names) > 0 {
+		t.Errorf("something was made outside the root: %v", names)
+	}
+}
+
+// The whole of Debian, as its packages are, reaches its aim without an edit.
+func TestSystemd(t *testing.T) {
+	r := vmRuntime(t)
+	i := vmStart(t, r, vmEnvironment(t, "debian13-systemd"), StartOptions{})
+	if i.InitKind() != Systemd {
+		t.Errorf("init is %s", i.InitKind())
+	}
+	eventually(t, i, 240*time.Second, "systemctl is-system-running; systemctl --failed --no-legend; systemctl list-jobs", "running")
+	if failed, _ := inside(i, "systemctl --failed --no-legend"); failed != "" {
+		t.Errorf("failed units:\n%s", failed)
+	}
+	for script, want := range map[string]string{
+		"systemd-detect-virt":                      "lxc-libvirt",
+		"systemctl daemon-reload && echo reloaded": "reloaded",
+		"cat /proc/1/cgroup":                       "0::/init.scope",
+		"printf '[Service]\\nType=oneshot\\nExecStart=/bin/true\\nProtectSystem=strict\\nPrivateTmp=yes\\nProtectHome=yes\\nProtectProc=invisible\\nProtectKernelTunables=yes\\nPrivateDevices=yes\\n' > /run/systemd/system/sandbox.service; systemctl daemon-reload; systemctl start sandbox && echo sandboxed || systemctl status sandbox": "sandboxed",
+	} {
+		if out, err := inside(i, script); !strings.Contains(out, want) {
+			t.Errorf("%s: %q, %v, want %q", script, out, err, want)
+		}
+	}
+	ctx := context.Background()
+	if err := i.Suspend(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Shutdown(ctx, ShutdownDefault, true); err != nil {
+		t.Fatal(err)
+	}
+	awaitEnd(t, i, 120*time.Second, ExitReboot)
+}
+
+func TestSysvinit(t *testing.T) {
+	r := vmRuntime(t)
+	i := vmStart(t, r, vmEnvironment(t, "debian13-sysvinit"), StartOptions{})
+	if i.InitKind() != Sysvinit {
+		t.Errorf("init is %s", i.InitKind())
+	}
+	eventually(t, i, 180*time.Second, "runlevel", "N 2")
+	if err := i.Shutdown(context.Background(), ShutdownDefault, false); err != nil {
+		t.Fatal(err)
+	}
+	awaitEnd(t, i, 120*time.Second, ExitPoweroff)
+}
+
+func TestDirectoryRootAndMounts(t *testing.T) {
+	r := vmRuntime(t)
+	template, err := r.Templates().Lookup(vmTemplate(t, "busybox"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := vmData + "/dir"
+	os.MkdirAll(base, 0o755)
+	t.Cleanup(func() { os.RemoveAll(base) })
+	if out, err := exec.Command("cp", "-a", template.Path, base+"/root").CombinedOutput(); err != nil {
+		t.Fatal(string(out))
+	}
+	os.MkdirAll(base+"/data", 0o755)
+	os.WriteFile(base+"/data/file", []byte("x"), 0o644)
+	env := vmEnvironment(t, "")
+	env.Filesystems = []xml.Filesystem{
+		{Type: "mount", Source: base + "/root", Target: "/"},
+		{Type: "mount", Source: base + "/data", Target: "/srv/data"},
+		{Type: "mount", Source: base + "/data", Target: "/srv/ro", ReadOnly: true},
+		{Type: "ram", Target: "/srv/ram"},
+		{Type: "mount", Source: base + "/data/file", Target: "/srv/file"},
+	}
+	i := vmStart(t, r, env, StartOptions{})
+	for script, want := range map[string]string{
+		"ls -ln /srv/data/file":                          " 0 ",
+		"touch /srv/data/new && echo made":               "made",
+		"touch /srv/ro/new || echo refused":              "refused",
+		"cat /srv/file":                                  "x",
+		"touch /srv/ram/x && grep /srv/ram /proc/mounts": "tmpfs",
+		"touch /fresh; ls -ln /fresh":                    " 0 ",
+	} {
+		if out, err := inside(i, script); !strings.Contains(out, want) {
+			t.Errorf("%s: %q, %v, want %q", script, out, err, want)
+		}
+	}
+	var st syscall.Stat_t
+	if syscall.Stat(base+"/root/fresh", &st) != nil || st.Uid != 0 {
+		t.Errorf("a new file belongs to %d", st.Uid)
+	}
+}
+
+func TestPrivileged(t *testing.T) {
+	r := vmRuntime(t)
+	env := vmEnvironment(t, "busybox")
+	env.IDMap.Mode = xml.Privileged
+	i := vmStart(t, r, env, StartOptions{})
+	if out, _ := inside(i, "cat /proc/self/uid_map"); !strings.Contains(out, "4294967295") {
+		t.Errorf("a user namespace: %s", out)
+	}
+	if mounts, _ := inside(i, "grep ' /proc/sys ' /proc/self/mounts"); !strings.Contains(mounts, "ro,") {
+		t.Errorf("/proc/sys can be written: %s", mounts)
+	}
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", i.Init()))
+	if !strings.Contains(string(text), "Seccomp:\t2") {
+		t.Errorf("no seccomp filter:\n%s", text)
+	}
+	var bounding uint64
+	for line := range strings.Lines(string(text)) {
+		fmt.Sscanf(line, "CapBnd: %x", &bounding)
+	}
+	for name, bit := range map[string]int{"sys_module": 16, "sys_rawio": 17, "sys_time": 25, "mknod": 27, "mac_admin": 33} {
+		if bounding&(1<<bit) != 0 {
+			t.Errorf("CAP %s is given", name)
+		}
+	}
+	if bounding&(1<<22) == 0 || bounding&(1<<21) == 0 {
+		t.Errorf("sys_boot or sys_admin is missing: %#x", bounding)
+	}
+}
