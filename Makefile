@@ -1,0 +1,67 @@
+# virtvzd. The two targets to begin with: make demo, make test.
+
+PREFIX  ?= /usr
+DESTDIR ?=
+SBINDIR  = $(PREFIX)/sbin
+UNITDIR  = $(PREFIX)/lib/systemd/system
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
+
+GO      ?= go
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+# What needs neither root nor a VM. The client's side needs cgo and libvirt.
+PURE     = ./driver/... ./xml/... ./runtime/... ./systemd/...
+FUZZTIME ?= 5s
+
+.PHONY: build install test test-quick test-vm fuzz bench demo generate deps clean
+
+build: bin/virtvzd
+
+# The daemon is one static binary.
+bin/virtvzd: FORCE
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./driver/virtvzd
+
+FORCE:
+
+install: build
+	install -D -m 755 bin/virtvzd $(DESTDIR)$(SBINDIR)/virtvzd
+	for unit in virtvzd.service virtvzd.socket virtvzd-ro.socket virtvzd-admin.socket; do \
+		sed 's|@SBINDIR@|$(SBINDIR)|' integration/packaging/$$unit > bin/$$unit && \
+		install -D -m 644 bin/$$unit $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
+	done
+	[ -e $(DESTDIR)/etc/libvirt/virtvzd.conf ] || \
+		install -D -m 644 driver/virtvzd/virtvzd.conf $(DESTDIR)/etc/libvirt/virtvzd.conf
+
+# Packages of the host that the tests need; does nothing when all are there.
+deps:
+	integration/vm/install.sh
+
+# Everything, from a machine that may have nothing but Go.
+test: deps test-quick fuzz test-vm
+
+test-quick:
+	$(GO) vet ./...
+	VIRTVZD_REQUIRE=1 $(GO) test -race $(PURE)
+
+# Briefly what strangers send: frames, XDR, domain XML.
+fuzz:
+	integration/fuzz.sh $(FUZZTIME)
+
+# On a real kernel with a real systemd, in a throw-away VM.
+test-vm: build
+	VIRTVZD_REQUIRE=1 $(GO) test -tags vm -timeout 60m -count=1 ./integration/...
+
+# Ratios of one run, see README.
+bench: deps build
+	$(GO) test -tags vm -timeout 60m -count=1 -run '^$$' -bench . -benchtime 1x ./integration/bench
+
+# A throw-away VM with an environment in it, driven by stock virsh; HOST=1
+# uses this machine's own systemd.
+demo: build
+	integration/demo.sh $(if $(HOST),host,vm)
+
+# Types of the wire from the libvirt source package.
+generate:
+	driver/protocol/gen/fetch.sh
+
+clean:
+	rm -rf bin

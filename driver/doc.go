@@ -1,0 +1,22 @@
+// Package driver answers libvirt's remote procedures: it takes a request
+// from the socket to its answer.
+//
+// The path of `virsh start web1`, file by file:
+//
+//	rpc/              the frame arrives, is checked and decoded into a call
+//	proc.go           the shape of the procedure: decode, read-only and access
+//	                  check, find the domain, take its job, answer
+//	procs.go          which procedures exist; everything else is refused in
+//	                  unsupported.go with a reason
+//	domain_start.go   DomainCreate: check the state, build the environment
+//	../xml            the definition becomes an xml.Environment
+//	../runtime        plan and apply: root, OCI spec, init, console
+//	../systemd        the scope it runs in
+//	domain.go         the new state is published, saved and announced
+//	event.go          the STARTED event goes to every client that asked
+//
+// A domain's state is an immutable view behind an atomic pointer: queries
+// read it without waiting, changes hold the domain's one job and publish a
+// new view. No lock is held across D-Bus, a blocking system call or a write
+// to a client.
+package driver

@@ -1,0 +1,171 @@
+package driver
+
+import (
+	"context"
+
+	"libvirt.org/go/libvirtxml"
+
+	"virtvzd/driver/protocol"
+	"virtvzd/xml"
+)
+
+var definition = table{
+	call(protocol.DomainDefineXML, func(r *request, a *protocol.DomainDefineXMLArgs) (ret protocol.DomainDefineXMLRet, err error) {
+		ret.Dom, err = r.define(a.XML, 0)
+		return ret, err
+	}),
+	call(protocol.DomainDefineXMLFlags, func(r *request, a *protocol.DomainDefineXMLFlagsArgs) (ret protocol.DomainDefineXMLFlagsRet, err error) {
+		ret.Dom, err = r.define(a.XML, a.Flags)
+		return ret, err
+	}),
+	modify(protocol.DomainUndefine, func(c *change, _ *protocol.DomainUndefineArgs) error { return undefine(c) }),
+	modify(protocol.DomainUndefineFlags, func(c *change, a *protocol.DomainUndefineFlagsArgs) error {
+		if err := checkFlags(a.Flags, undefineFlags...); err != nil {
+			return err
+		}
+		return undefine(c)
+	}),
+	get(protocol.DomainGetXMLDesc, describe),
+}
+
+// undefineFlags name things a domain may have besides its definition. What
+// an environment cannot have (firmware variables, a TPM) is removed by doing
+// nothing, so that tools may always ask for it.
+var undefineFlags = []uint32{
+	protocol.DomainUndefineManagedSave, protocol.DomainUndefineSnapshotsMetadata,
+	protocol.DomainUndefineCheckpointsMetadata,
+	protocol.DomainUndefineNvram, protocol.DomainUndefineKeepNvram,
+	protocol.DomainUndefineTpm, protocol.DomainUndefineKeepTpm,
+}
+
+// parse reads a definition a client brought, after the access check on the
+// name and UUID it claims.
+func (r *request) parse(doc string, validate bool) (*libvirtxml.Domain, protocol.UUID, error) {
+	name, claimed, err := xml.Identity(doc)
+	if err != nil {
+		return nil, protocol.UUID{}, err
+	}
+	if err := r.allowNew(name, protocol.UUID(claimed)); err != nil {
+		return nil, protocol.UUID{}, err
+	}
+	def, err := xml.Parse(doc, r.drv.facts(), xml.ParseOptions{Validate: validate})
+	if err != nil {
+		return nil, protocol.UUID{}, err
+	}
+	id, err := protocol.ParseUUID(def.UUID)
+	return def, id, err
+}
+
+// define makes or replaces a persistent definition. Of a running domain it
+// is what the next start uses.
+func (r *request) define(doc string, flags uint32) (ref protocol.NonnullDomain, err error) {
+	if err := checkFlags(flags, protocol.DomainDefineValidate); err != nil {
+		return ref, err
+	}
+	def, id, err := r.parse(doc, flags&protocol.DomainDefineValidate != 0)
+	if err != nil {
+		return ref, err
+	}
+	c, err := r.drv.claim(r.ctx, r.client, id, def.Name, functionName(r.info))
+	if err != nil {
+		return ref, err
+	}
+	defer c.release()
+	if err := c.define(def); err != nil {
+		return ref, err
+	}
+	return c.ref(c.view()), nil
+}
+
+// claim takes the job of the domain a definition means, adding the domain
+// if there is none. The caller must call release.
+func (drv *Driver) claim(ctx context.Context, who *client, id protocol.UUID, name, procedure string) (*change, error) {
+	for {
+		d, err := drv.domains.claim(drv, id, name)
+		if err != nil {
+			return nil, err
+		}
+		c, err := d.change(ctx, who, procedure)
+		if gone := d.view().removed; gone && err != nil {
+			continue // it was undefined while we waited for its job
+		}
+		return c, err
+	}
+}
+
+// release ends a change and forgets the domain if nothing is left of it: no
+// definition and no environment.
+func (c *change) release() {
+	if v := c.view(); v.config == nil && v.live == nil {
+		c.drv.domains.drop(c)
+	}
+	c.done()
+}
+
+// define saves the definition first: if that fails the old one stays in
+// force.
+func (c *change) define(def *libvirtxml.Domain) error {
+	doc, err := xml.Format(def, xml.FormatOptions{Inactive: true, Secure: true})
+	if err != nil {
+		return err
+	}
+	if err := c.drv.store.saveDefinition(def.Name, doc); err != nil {
+		return err
+	}
+	detail := protocol.DomainEventDefinedAdded
+	if c.view().config != nil {
+		detail = protocol.DomainEventDefinedUpdated
+	}
+	c.publish(func(v *view) { v.config, v.persistent = def, true })
+	if v := c.view(); v.state.active() {
+		if err := c.saveStatus(v); err != nil {
+			return err
+		}
+	}
+	c.drv.log.Info("domain defined", "domain", def.Name, "uuid", c.uuid)
+	c.drv.events.emit(c.domain, lifecycleEvent(protocol.DomainEventDefined, int32(detail)))
+	return nil
+}
+
+// undefine forgets the definition. A running domain becomes transient. The
+// private root stays: nothing a user wrote is deleted by a default.
+func undefine(c *change) error {
+	if err := c.requirePersistent("undefine"); err != nil {
+		return err
+	}
+	v := c.view()
+	if err := c.drv.store.removeDefinition(v.name); err != nil {
+		return err
+	}
+	ref := c.ref(v)
+	c.publish(func(v *view) {
+		v.persistent, v.autostart, v.once = false, false, false
+		v.config = nil
+	})
+	if v.state.active() {
+		if err := c.saveStatus(c.view()); err != nil {
+			return err
+		}
+	} else {
+		c.drv.domains.drop(c)
+	}
+	c.drv.log.Info("domain undefined", "domain", v.name, "uuid", c.uuid)
+	c.drv.events.emitAs(c.domain, ref, lifecycleEvent(protocol.DomainEventUndefined, protocol.DomainEventUndefinedRemoved))
+	return nil
+}
+
+// describe gives the definition.
+func describe(d *domain, a *protocol.DomainGetXMLDescArgs) (ret protocol.DomainGetXMLDescRet, err error) {
+	if err := checkFlags(a.Flags, protocol.DomainXMLSecure, protocol.DomainXMLInactive,
+		protocol.DomainXMLUpdateCPU, protocol.DomainXMLMigratable); err != nil {
+		return ret, err
+	}
+	inactive := a.Flags&protocol.DomainXMLInactive != 0
+	v := d.view()
+	ret.XML, err = xml.Format(v.definition(inactive), xml.FormatOptions{
+		Inactive:   inactive || v.live == nil,
+		Secure:     a.Flags&protocol.DomainXMLSecure != 0,
+		Migratable: a.Flags&protocol.DomainXMLMigratable != 0,
+	})
+	return ret, err
+}

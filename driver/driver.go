@@ -1,0 +1,229 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+
+	"virtvzd/driver/protocol"
+	"virtvzd/runtime"
+	"virtvzd/xml"
+)
+
+// Config is what the administrator decides; virtvzd.conf explains it.
+type Config struct {
+	ConfigDir string // definitions: /etc/libvirt/vz
+	StateDir  string // what lives as long as the host runs: /run/libvirt/vz
+
+	AuthUnixRO string // "polkit" or "none", for the read-only socket
+	AuthUnixRW string // the same for the socket that may change things
+
+	AccessPolkit bool // ask polkitd for every object and action (access_drivers)
+}
+
+// Driver is the state all clients share.
+type Driver struct {
+	config  Config
+	log     *slog.Logger
+	rt      *runtime.Runtime
+	host    *host
+	store   store
+	domains *registry
+	events  *events
+	facts   func() xml.HostFacts // what definitions are checked and completed with
+	polkit  *polkit
+	access  access // nil: whoever is authenticated may do all
+	admin   adminState
+}
+
+// New loads the definitions. Environments are taken over by Recover.
+func New(c Config, rt *runtime.Runtime, log *slog.Logger) (*Driver, error) {
+	h, err := probeHost()
+	if err != nil {
+		return nil, err
+	}
+	return open(c, h, rt, log, func() xml.HostFacts {
+		f := h.facts()
+		f.Emulator = rt.Host().OCI
+		f.Templates = rt.Templates().Names
+		return f
+	})
+}
+
+func open(c Config, h *host, rt *runtime.Runtime, log *slog.Logger, facts func() xml.HostFacts) (*Driver, error) {
+	drv := &Driver{
+		config:  c,
+		log:     log,
+		rt:      rt,
+		host:    h,
+		store:   store{configDir: c.ConfigDir, statusDir: filepath.Join(c.StateDir, "status")},
+		domains: newRegistry(),
+		events:  newEvents(),
+		facts:   facts,
+		polkit:  newPolkit(),
+	}
+	if c.AccessPolkit {
+		drv.access = polkitAccess{drv.polkit}
+	}
+	if err := drv.store.prepare(); err != nil {
+		return nil, err
+	}
+	return drv, drv.load()
+}
+
+// load reads the definitions. What cannot be read is reported and left where
+// it is: it never stops the daemon and is never deleted.
+func (drv *Driver) load() error {
+	facts := drv.facts()
+	facts.Templates = nil // a template that is gone must not hide its domains
+	return drv.store.definitions(func(name, doc string) error {
+		def, err := xml.Parse(doc, facts, xml.ParseOptions{Stored: true})
+		if err != nil {
+			return err
+		}
+		if def.Name != name {
+			return fmt.Errorf("the definition is of domain '%s', which the file's name does not say", def.Name)
+		}
+		id, err := protocol.ParseUUID(def.UUID)
+		if err != nil {
+			return err
+		}
+		if other := drv.domains.lookup(id); other != nil {
+			return fmt.Errorf("domain '%s' has the same UUID %s", other.view().name, id)
+		}
+		d, err := drv.domains.claim(drv, id, name)
+		if err != nil {
+			return err
+		}
+		c := d.changeAlways("load")
+		defer c.done()
+		c.publish(func(v *view) {
+			v.config, v.persistent = def, true
+			v.autostart = drv.store.linked(drv.store.autostartLink(name))
+			v.once = drv.store.linked(drv.store.onceLink(name))
+		})
+		return nil
+	}, func(path string, err error) {
+		drv.log.Error("definition skipped", "file", path, "error", err)
+	})
+}
+
+// Recover takes over the environments that ran while no daemon did, tells
+// which ended meanwhile, and starts what is marked for autostart if this is
+// the first start since the host booted. Call it once, before clients come.
+func (drv *Driver) Recover(ctx context.Context, stored map[string]*os.File) error {
+	running, ended, err := drv.rt.Recover(ctx, stored)
+	if err != nil {
+		return err
+	}
+	byUUID := map[protocol.UUID]*runtime.Instance{}
+	for _, inst := range running {
+		byUUID[inst.UUID()] = inst
+	}
+	for _, e := range ended {
+		if e.Started {
+			drv.log.Warn("environment ended while the daemon was not running", "domain", e.Name, "cause", e.Exit.Cause)
+		}
+	}
+	err = drv.store.statuses(func(id protocol.UUID, s savedStatus) {
+		inst := byUUID[id]
+		if inst == nil {
+			if err := drv.store.removeStatus(id); err != nil {
+				drv.log.Error("cannot remove the status of an ended environment", "domain", s.Name, "error", err)
+			}
+			return
+		}
+		delete(byUUID, id)
+		if err := drv.adopt(id, s, inst); err != nil {
+			drv.log.Error("cannot take over a running environment: it runs on, unmanaged", "domain", s.Name, "error", err)
+		}
+	}, func(path string, err error) {
+		drv.log.Error("status skipped", "file", path, "error", err)
+	})
+	for _, inst := range byUUID {
+		drv.adoptWithoutStatus(inst)
+	}
+	return err
+}
+
+// adopt makes a domain of a running environment and its saved status.
+func (drv *Driver) adopt(id protocol.UUID, s savedStatus, inst *runtime.Instance) error {
+	facts := drv.facts()
+	facts.Templates = nil
+	live, err := xml.Parse(s.Live, facts, xml.ParseOptions{Stored: true, Live: true})
+	if err != nil {
+		return err
+	}
+	d, err := drv.domains.claim(drv, id, s.Name)
+	if err != nil {
+		return err
+	}
+	c := d.changeAlways("recover")
+	defer c.done()
+	state, reason := s.State, s.Reason
+	frozen, err := inst.Frozen()
+	if err != nil {
+		return err
+	}
+	// The kernel is right where the saved status is not: a daemon may have
+	// been killed between freezing and saving.
+	switch paused := frozen || !inst.Started(); {
+	case paused && state != Paused:
+		state, reason = Paused, protocol.DomainPausedUnknown
+	case !paused && state == Paused:
+		state, reason = Running, protocol.DomainRunningUnpaused
+	}
+	err = c.enter(state, reason, func(v *view) {
+		v.instance, v.live = inst, xml.Live(live, liveFacts(inst))
+	})
+	go d.watch(inst)
+	if err == nil && s.Autodestroy {
+		return c.destroy(0) // its client lost the connection with the daemon
+	}
+	return err
+}
+
+// adoptWithoutStatus keeps an environment whose status was lost: its
+// definition serves for both, if there is one.
+func (drv *Driver) adoptWithoutStatus(inst *runtime.Instance) {
+	id := protocol.UUID(inst.UUID())
+	d := drv.domains.lookup(id)
+	if d == nil {
+		drv.log.Error("an environment runs of which no definition is left: it runs on, unmanaged",
+			"domain", inst.Name(), "uuid", id, "scope", inst.Scope())
+		return
+	}
+	c := d.changeAlways("recover")
+	defer c.done()
+	err := c.enter(Running, protocol.DomainRunningUnknown, func(v *view) {
+		v.instance, v.live = inst, xml.Live(v.config, liveFacts(inst))
+	})
+	if err != nil {
+		drv.log.Error("cannot save the status of a running environment", "domain", inst.Name(), "error", err)
+	}
+	go d.watch(inst)
+}
+
+// Autostart starts the marked domains, once for each boot of the host: a
+// restart of the daemon must not start what somebody shut down since
+// (libvirt's virDriverShouldAutostart).
+func (drv *Driver) Autostart() error {
+	marker := filepath.Join(drv.config.StateDir, "autostarted")
+	f, err := os.OpenFile(marker, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if os.IsExist(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f.Close()
+	drv.startMarked()
+	return nil
+}
+
+func (drv *Driver) logFault(procedure string, fault any) {
+	drv.log.Error("defect: a procedure panicked", "procedure", procedure, "fault", fmt.Sprint(fault), "stack", string(debug.Stack()))
+}

@@ -1,0 +1,195 @@
+package driver
+
+import (
+	"sync"
+
+	"virtvzd/driver/protocol"
+	"virtvzd/driver/rpc/xdr"
+)
+
+// event is something that happened to a domain, ready to be put into the
+// form each subscriber asked for.
+type event struct {
+	id int32
+	// message builds what goes over the wire for a callback id. For a
+	// subscriber that registered without one (legacy, before libvirt 1.2.1)
+	// callback is -1, and a nil body means it cannot be told.
+	message func(dom protocol.NonnullDomain, callback int32) (*protocol.Info, xdr.Marshaler)
+}
+
+const legacyCallback = -1
+
+// lifecycleEvent tells that a domain was defined, started, stopped, …
+func lifecycleEvent(what, detail int32) event {
+	return event{protocol.DomainEventIDLifecycle, func(dom protocol.NonnullDomain, cb int32) (*protocol.Info, xdr.Marshaler) {
+		msg := protocol.DomainEventLifecycleMsg{Dom: dom, Event: int32(what), Detail: detail}
+		if cb == legacyCallback {
+			return protocol.DomainEventLifecycle.Info, &msg
+		}
+		return protocol.DomainEventCallbackLifecycle.Info,
+			&protocol.DomainEventCallbackLifecycleMsg{CallbackID: cb, Msg: msg}
+	}}
+}
+
+// rebootEvent tells that the environment's init was started again.
+func rebootEvent() event {
+	return event{protocol.DomainEventIDReboot, func(dom protocol.NonnullDomain, cb int32) (*protocol.Info, xdr.Marshaler) {
+		msg := protocol.DomainEventRebootMsg{Dom: dom}
+		if cb == legacyCallback {
+			return protocol.DomainEventReboot.Info, &msg
+		}
+		return protocol.DomainEventCallbackReboot.Info,
+			&protocol.DomainEventCallbackRebootMsg{CallbackID: cb, Msg: msg}
+	}}
+}
+
+// metadataEvent tells that title, description or an element of metadata
+// changed; uri names the element.
+func metadataEvent(kind int32, uri *string) event {
+	return event{protocol.DomainEventIDMetadataChange, func(dom protocol.NonnullDomain, cb int32) (*protocol.Info, xdr.Marshaler) {
+		if cb == legacyCallback {
+			return nil, nil
+		}
+		return protocol.DomainEventCallbackMetadataChange.Info,
+			&protocol.DomainEventCallbackMetadataChangeMsg{CallbackID: cb, Dom: dom, Type: int32(kind), Nsuri: uri}
+	}}
+}
+
+// subscription is one callback a client registered.
+type subscription struct {
+	id     int32
+	legacy bool
+	dom    *protocol.UUID // only this domain's events; nil for all
+}
+
+// events hands what happens to the clients that asked for it, in order. One
+// goroutine does so, because whether a client may see a domain can be a
+// question to polkit, which must not keep a change or a lock waiting.
+type events struct {
+	queue chan occurrence
+
+	mu   sync.Mutex // protects subs, never held across a send or a check
+	subs map[*client]map[int32]subscription
+}
+
+// occurrence is an event of one domain under the name it had then.
+type occurrence struct {
+	d   *domain
+	dom protocol.NonnullDomain
+	event
+}
+
+const (
+	maxSubscriptions = 4096 // callbacks of one client
+	eventBacklog     = 4096 // occurrences not yet handed out
+)
+
+func newEvents() *events {
+	e := &events{queue: make(chan occurrence, eventBacklog), subs: map[*client]map[int32]subscription{}}
+	go e.run()
+	return e
+}
+
+// subscribe registers a callback and gives its id.
+func (e *events) subscribe(c *client, s subscription) (int32, error) {
+	if s.id < 0 || s.id > protocol.DomainEventIDNicMacChange {
+		return 0, errorf(protocol.ErrInternalError, "unsupported event ID %d", s.id)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	mine := e.subs[c]
+	if mine == nil {
+		mine = map[int32]subscription{}
+		e.subs[c] = mine
+	}
+	if len(mine) >= maxSubscriptions {
+		return 0, errorf(protocol.ErrOperationFailed, "this client has %d event callbacks already", len(mine))
+	}
+	if s.legacy {
+		for _, old := range mine {
+			if old.legacy && old.id == s.id {
+				return 0, errorf(protocol.ErrInternalError, "domain event %d already registered", s.id)
+			}
+		}
+	}
+	id := c.nextCallback
+	c.nextCallback++
+	mine[id] = s
+	return id, nil
+}
+
+// unsubscribe forgets one callback.
+func (e *events) unsubscribe(c *client, id int32) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, ok := e.subs[c][id]; !ok {
+		return errorf(protocol.ErrInternalError, "domain event callback %d not registered", id)
+	}
+	delete(e.subs[c], id)
+	return nil
+}
+
+// unsubscribeLegacy forgets the callback registered without an id.
+func (e *events) unsubscribeLegacy(c *client, id int32) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for key, s := range e.subs[c] {
+		if s.legacy && s.id == id {
+			delete(e.subs[c], key)
+			return nil
+		}
+	}
+	return errorf(protocol.ErrInternalError, "domain event %d not registered", id)
+}
+
+// forget drops all callbacks of a client that left.
+func (e *events) forget(c *client) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.subs, c)
+}
+
+// emit queues an event for everybody who asked. The domain is named as it
+// is now: after the change that caused the event.
+func (e *events) emit(d *domain, ev event) {
+	e.emitAs(d, d.ref(d.view()), ev)
+}
+
+// emitAs names the domain differently, as for a rename.
+func (e *events) emitAs(d *domain, dom protocol.NonnullDomain, ev event) {
+	e.queue <- occurrence{d, dom, ev}
+}
+
+// recipient is one callback that wants an occurrence.
+type recipient struct {
+	client   *client
+	callback int32
+}
+
+func (e *events) run() {
+	for o := range e.queue {
+		for _, r := range e.recipients(o) {
+			if info, body := o.message(o.dom, r.callback); body != nil && r.client.maySee(o.d) {
+				r.client.conn.Send(info.Program, info.Version, info.Number, body)
+			}
+		}
+	}
+}
+
+func (e *events) recipients(o occurrence) []recipient {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var list []recipient
+	for c, subs := range e.subs {
+		for id, s := range subs {
+			if s.id != o.id || (s.dom != nil && *s.dom != o.d.uuid) {
+				continue
+			}
+			if s.legacy {
+				id = legacyCallback
+			}
+			list = append(list, recipient{c, id})
+		}
+	}
+	return list
+}

@@ -1,0 +1,94 @@
+package rpc
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"virtvzd/driver/protocol"
+)
+
+// keepalive pings a client that has been silent and gives it up when pings
+// stay unanswered (src/rpc/virkeepalive.c). Anything received counts.
+type keepalive struct {
+	interval time.Duration
+	count    int
+
+	last   atomic.Int64 // when something was received, in ns
+	paused atomic.Bool  // we do not read, so silence is our own fault
+
+	mu         sync.Mutex
+	timer      *time.Timer
+	unanswered int
+	stopped    bool
+}
+
+// EnableKeepalive begins to ping, for clients that said they answer.
+func (c *Conn) EnableKeepalive() {
+	k := &c.keepalive
+	if k.interval <= 0 {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.timer == nil && !k.stopped {
+		k.heard()
+		k.timer = time.AfterFunc(k.interval, func() { k.tick(c) })
+	}
+}
+
+func (k *keepalive) heard()  { k.last.Store(time.Now().UnixNano()) }
+func (k *keepalive) pause()  { k.paused.Store(true) }
+func (k *keepalive) resume() { k.paused.Store(false) }
+
+func (k *keepalive) stop() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.stopped = true
+	if k.timer != nil {
+		k.timer.Stop()
+	}
+}
+
+// tick runs when the client may have been silent for an interval.
+func (k *keepalive) tick(c *Conn) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.stopped {
+		return
+	}
+	silent := time.Since(time.Unix(0, k.last.Load()))
+	if silent < k.interval || k.paused.Load() {
+		if silent < k.interval {
+			k.unanswered = 0
+		}
+		k.timer.Reset(max(k.interval-silent, time.Millisecond))
+		if k.paused.Load() {
+			k.timer.Reset(k.interval)
+		}
+		return
+	}
+	if k.unanswered >= k.count {
+		go c.Close("the client did not answer keepalive messages")
+		return
+	}
+	k.unanswered++
+	k.timer.Reset(k.interval)
+	go k.send(c, protocol.KeepaliveProcPing)
+}
+
+// message answers a ping. A pong needs nothing more: it was heard.
+func (k *keepalive) message(c *Conn, h protocol.MessageHeader) {
+	if h.Type == protocol.Message && h.Proc == int32(protocol.KeepaliveProcPing) {
+		k.send(c, protocol.KeepaliveProcPong)
+	}
+}
+
+func (k *keepalive) send(c *Conn, procedure protocol.KeepaliveProcedure) {
+	frame, err := encodeFrame(protocol.MessageHeader{
+		Prog: protocol.KeepaliveProgram, Vers: protocol.KeepaliveVersion, Proc: int32(procedure), Type: protocol.Message,
+	}, nil)
+	if err == nil && c.out.add(outgoing{frame: frame}) == nil {
+		c.out.flushElsewhere(c)
+	}
+}

@@ -1,0 +1,124 @@
+package driver
+
+import (
+	"path"
+
+	"virtvzd/driver/protocol"
+	"virtvzd/driver/rpc/xdr"
+)
+
+// reasons say why a procedure is refused, by patterns of its name; the first
+// that matches counts. Every procedure without a handler must match one:
+// testdata/procs.golden shows which.
+var reasons = []struct{ pattern, reason string }{
+	// What a container does not have, now or later.
+	{"DOMAIN_MEMORY_PEEK", "an environment has no memory of its own to peek into, its processes share the host's"},
+	{"DOMAIN_BLOCK_PEEK", "an environment's root is a directory tree, not a disk image"},
+	{"DOMAIN_CORE_DUMP*", "an environment has no guest memory to dump"},
+	{"DOMAIN_INJECT_NMI", "an environment has no hardware to interrupt"},
+	{"DOMAIN_SEND_KEY", "an environment has no keyboard: use the console"},
+	{"DOMAIN_SCREENSHOT", "an environment has no display: use the console"},
+	{"DOMAIN_OPEN_GRAPHICS*", "an environment has no display: use the console"},
+	{"DOMAIN_GRAPHICS_RELOAD", "an environment has no display"},
+	{"DOMAIN_OPEN_CHANNEL", "an environment has no virtio channels: the host reaches it through its namespaces"},
+	{"DOMAIN_*IOTHREAD*", "an environment has no I/O threads: its processes do their own input and output"},
+	{"DOMAIN_PM_*", "an environment has no power management of its own: use suspend and resume"},
+	{"DOMAIN_*EMULATOR*", "an environment has no emulator process"},
+	{"DOMAIN_*GUEST_VCPUS", "CPUs of an environment cannot be taken offline from inside"},
+	{"DOMAIN_*LAUNCH_SECURITY*", "memory encryption needs a virtual machine"},
+	{"NODE_GET_SEV_INFO", "memory encryption needs a virtual machine"},
+	{"DOMAIN_*PERF_EVENTS", "performance events are not collected for environments"},
+	{"DOMAIN_SET_MEMORY_STATS_PERIOD", "memory statistics come from the kernel at once and need no period"},
+	{"DOMAIN_START_DIRTY_RATE_CALC", "an environment has no guest memory to watch"},
+	{"DOMAIN_SET_BLOCK_THRESHOLD", "an environment's root is a directory tree, not a growing disk image"},
+	{"DOMAIN_*THROTTLE_GROUP", "throttle groups belong to QEMU's block layer"},
+	{"DOMAIN_FD_ASSOCIATE", "disk images by descriptor belong to QEMU's block layer"},
+	{"DOMAIN_BLOCK_JOB_*", "there are no block jobs: an environment's root is a directory tree"},
+	{"DOMAIN_GET_BLOCK_JOB_INFO", "there are no block jobs: an environment's root is a directory tree"},
+	{"DOMAIN_BLOCK_PULL", "there are no block jobs: an environment's root is a directory tree"},
+	{"DOMAIN_BLOCK_REBASE", "there are no block jobs: an environment's root is a directory tree"},
+	{"DOMAIN_BLOCK_COMMIT", "there are no block jobs: an environment's root is a directory tree"},
+	{"DOMAIN_BLOCK_COPY", "there are no block jobs: an environment's root is a directory tree"},
+	{"DOMAIN_*CHECKPOINT*", "block checkpoints need a disk image: use snapshots"},
+	{"DOMAIN_BACKUP_*", "block backups need a disk image"},
+	{"DOMAIN_AGENT_SET_RESPONSE_TIMEOUT", "there is no agent inside to wait for"},
+	{"CONNECT_*_CPU", "environments use the host's CPU as it is"},
+	{"CONNECT_GET_CPU_MODEL_NAMES", "environments use the host's CPU as it is"},
+	{"NODE_DEVICE_DETTACH", "PCI devices cannot be assigned to an environment"},
+	{"NODE_DEVICE_DETACH_FLAGS", "PCI devices cannot be assigned to an environment"},
+	{"NODE_DEVICE_RE_ATTACH", "PCI devices cannot be assigned to an environment"},
+	{"NODE_DEVICE_RESET", "PCI devices cannot be assigned to an environment"},
+	{"DOMAIN_MIGRATE_*_COMPRESSION_CACHE", "there is no page compression cache"},
+	{"AUTH_SASL_*", "this socket authenticates with polkit; SASL is for TCP, which virtproxyd serves"},
+
+	// What this version does not have yet.
+	{"NODE_SUSPEND_FOR_DURATION", "suspending the host is the host's own business: use systemctl suspend"},
+	{"NODE_*_PAGES", "huge pages are not managed by this daemon"},
+	{"NODE_*_MEMORY_PARAMETERS", "kernel samepage merging is not managed by this daemon"},
+	{"NODE_DEVICE_*", "node devices are not served by this version"},
+	{"NODE_LIST_DEVICES", "node devices are not served by this version"},
+	{"NODE_NUM_OF_DEVICES", "node devices are not served by this version"},
+	{"DOMAIN_MIGRATE*", "migration is not supported by this version"},
+	{"DOMAIN_*SNAPSHOT*", "snapshots are not supported by this version"},
+	{"DOMAIN_*SAVE*", "saving and restoring is not supported by this version"},
+	{"DOMAIN_RESTORE*", "saving and restoring is not supported by this version"},
+	{"DOMAIN_*JOB*", "there are no background jobs in this version"},
+	{"DOMAIN_*TACH_DEVICE*", "changing devices is not supported by this version: edit the definition"},
+	{"DOMAIN_UPDATE_DEVICE*", "changing devices is not supported by this version: edit the definition"},
+	{"DOMAIN_SET_*", "live tuning is not supported by this version: edit the definition"},
+	{"DOMAIN_PIN_*", "live tuning is not supported by this version: edit the definition"},
+	{"DOMAIN_GET_*", "this version does not report it"},
+	{"DOMAIN_MEMORY_STATS", "this version does not report it"},
+	{"DOMAIN_BLOCK_*", "this version does not report it"},
+	{"DOMAIN_INTERFACE_*", "this version does not report it"},
+	{"CONNECT_GET_ALL_DOMAIN_STATS", "this version does not report it"},
+	{"DOMAIN_FS*", "this version does not reach into environments"},
+	{"DOMAIN_SEND_PROCESS_SIGNAL", "this version does not reach into environments: use lxc-enter-namespace"},
+	{"DOMAIN_AUTHORIZED_SSH_KEYS_*", "this version does not reach into environments"},
+	{"CONNECT_DOMAIN_XML_*_NATIVE", "this version does not convert configurations"},
+	{"NETWORK_*", "networks are not served by this version: use virsh -c network:///system"},
+	{"CONNECT_*NETWORK*", "networks are not served by this version: use virsh -c network:///system"},
+	{"INTERFACE_*", "host interfaces are not served by this version"},
+	{"CONNECT_*INTERFACE*", "host interfaces are not served by this version"},
+	{"STORAGE_*", "storage is not served by this version: use virsh -c storage:///system"},
+	{"CONNECT_*STORAGE*", "storage is not served by this version: use virsh -c storage:///system"},
+	{"SECRET_*", "secrets are not served by this version"},
+	{"CONNECT_*SECRET*", "secrets are not served by this version"},
+	{"NWFILTER_*", "network filters are not served by this version"},
+	{"CONNECT_*NWFILTER*", "network filters are not served by this version"},
+	{"CONNECT_*NODE_DEVICE*", "node devices are not served by this version"},
+	{"NODE_*DEVICE*", "node devices are not served by this version"},
+
+	// The admin program.
+	{"SERVER_UPDATE_TLS_FILES", "TLS connections come through virtproxyd, which has the files"},
+	{"CONNECT_SET_DAEMON_TIMEOUT", "the daemon does not stop when it is idle: it watches environments"},
+
+	// QEMU's program.
+	{"DOMAIN_AGENT_COMMAND", "this version does not reach into environments"},
+	{"DOMAIN_MONITOR_COMMAND*", "there is no QEMU monitor"},
+	{"DOMAIN_ATTACH", "there is no QEMU process to attach to"},
+	{"CONNECT_DOMAIN_MONITOR_EVENT_*", "there is no QEMU monitor"},
+
+	// What the server sends and never receives.
+	{"*EVENT*", "this message goes from the server to the client only"},
+}
+
+// refusal makes the entry of a procedure that is not served.
+func refusal(info *protocol.Info) procedure {
+	reason := refusalReason(info)
+	return procedure{info: info, serve: func(r *request) (xdr.Marshaler, error) {
+		if err := r.client.admit(info); err != nil {
+			return nil, err
+		}
+		return nil, errorf(protocol.ErrNoSupport, "%s: %s", functionName(info), reason)
+	}}
+}
+
+func refusalReason(info *protocol.Info) string {
+	for _, r := range reasons {
+		if ok, _ := path.Match(r.pattern, info.Name); ok {
+			return r.reason
+		}
+	}
+	return ""
+}
