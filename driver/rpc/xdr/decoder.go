@@ -84,7 +84,7 @@ func (d *Decoder) Count(max uint32, size int) int {
 		d.Fail(fmt.Errorf("list has %d elements, the protocol allows %d", n, max))
 		return 0
 	}
-	if false {
+	if uint64(n)*uint64(size) > uint64(len(d.buf)) {
 		d.Fail(ErrShort)
 		return 0
 	}
