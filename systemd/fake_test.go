@@ -344,8 +344,8 @@ func (f *fake) listUnitsByPatterns(_, patterns []string) ([]fakeListing, *dbus.E
 	defer f.mu.Unlock()
 	found := []fakeListing{}
 	for _, name := range slices.Sorted(maps.Keys(f.units)) {
-		for _, p := range patterns {
-			if ok, _ := filepath.Match(p, name); ok {
+		for _, p := range patterns { // FNM_NOESCAPE
+			if ok, _ := filepath.Match(strings.ReplaceAll(p, `\`, `\\`), name); ok {
 				found = append(found, fakeListing{Name: name, Load: "loaded", Active: "active", Sub: "running", Path: unitPath(name), JobPath: "/"})
 			}
 		}

@@ -35,7 +35,22 @@ func (c *Conn) RegisterMachine(ctx context.Context, m Machine) error {
 	register := machined("RegisterMachineWithNetwork")
 	var path dbus.ObjectPath
 	err := c.call(ctx, register, []any{m.Name, m.UUID[:], m.Service, m.Class, m.Leader, m.Root, m.NetIfs}, &path)
+	var answer *Error
+	if errors.As(err, &answer) && !c.owned(ctx, machinedName) {
+		// The bus could not start it: not installed whole, or masked. systemd has a different answer for every way.
+		return fmt.Errorf("%w (%s)", ErrNoMachined, answer.Message)
+	}
 	return machineError(m.Name, err)
+}
+
+// owned tells whether somebody is there under a name of the bus; when in doubt, yes.
+func (c *Conn) owned(ctx context.Context, name string) bool {
+	owned := true
+	ask := method{service: "org.freedesktop.DBus", path: "/org/freedesktop/DBus", name: "org.freedesktop.DBus.NameHasOwner"}
+	if err := c.call(ctx, ask, []any{name}, &owned); err != nil {
+		return true
+	}
+	return owned
 }
 
 // UnregisterMachine removes the entry and touches no process; an unknown name is nil.
@@ -48,25 +63,13 @@ func (c *Conn) TerminateMachine(ctx context.Context, name string) error {
 	return unlessUnknown(machineError(name, c.call(ctx, machined("TerminateMachine"), []any{name})))
 }
 
-// noMachined are the answers when the bus can activate machined and then cannot: the package is half there or the
-// unit is masked.
-var noMachined = map[string]bool{
-	"org.freedesktop.systemd1.NoSuchUnit":   true,
-	"org.freedesktop.systemd1.UnitMasked":   true,
-	"org.freedesktop.systemd1.LoadFailed":   true,
-	"org.freedesktop.systemd1.ShuttingDown": true,
-}
-
 func machineError(name string, err error) error {
 	var gone *UnavailableError
-	var answer *Error
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &gone) && absent(gone.Err):
 		return fmt.Errorf("%w (%v)", ErrNoMachined, gone.Err)
-	case errors.As(err, &answer) && noMachined[answer.Name]:
-		return fmt.Errorf("%w (%s)", ErrNoMachined, answer.Message)
 	}
 	return fmt.Errorf("machine %s: %w", name, err)
 }

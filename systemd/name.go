@@ -17,8 +17,9 @@ const (
 	hexDigits = "0123456789abcdef"
 )
 
-// ScopePattern matches the scopes of all environments in ListUnits; it is a glob, hence the doubled backslash.
-const ScopePattern = `machine-vz\\x2d*.scope`
+// ScopePattern matches the scopes of all environments in ListUnits. systemd matches with FNM_NOESCAPE: a backslash is
+// just a backslash.
+const ScopePattern = `machine-vz\x2d*.scope`
 
 // Escape is unit name escaping as `systemd-escape` does it: "/" becomes "-"; letters, digits, ":", "_" and "." stay,
 // a leading "." does not; every other byte is written \xHH. Distinct strings stay distinct. (systemd-escape --path,

@@ -10,8 +10,9 @@ import (
 
 const descriptorNameMax = 255 // FDNAME_MAX, src/basic/fd-util.h
 
-// Store makes systemd keep a duplicate of f over restarts and crashes of the service, until Remove or until the service
-// is stopped (FileDescriptorStorePreserve= says more). The next run finds it under name in Stored.
+// Store makes systemd keep a duplicate of f over restarts of the service, until Remove. The next run finds it under
+// name in Stored. A crash is a restart only with Restart=on-failure or more: a unit that ends up failed or stopped
+// loses its store, unless FileDescriptorStorePreserve=yes (version 254 on).
 //
 // FDPOLL=0 keeps systemd from dropping it on EPOLLHUP: a pty master has that while no slave is open, a pidfd when its
 // process ends. The unit needs FileDescriptorStoreMax=; beyond it systemd drops silently. The same name may be
