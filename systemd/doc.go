@@ -1,7 +1,7 @@
 // Package systemd is how an environment gets its place on the host: one transient scope, its limits as unit
 // properties, its entry in machined, and the daemon's own dealings with the service manager.
 //
-//	conn.go      one private D-Bus connection that redials by itself
+//	bus.go       one private D-Bus connection that redials by itself; conn.go the one to systemd
 //	job.go       waiting for the result of a job without one subscription per call
 //	scope.go     start and stop of a scope; unit.go everything else that is asked of a unit
 //	property.go  typed unit properties with their units; mask.go sets of processors as systemd wants them

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"syscall"
 
 	"github.com/godbus/dbus/v5"
@@ -43,18 +44,18 @@ func (e *JobError) Error() string {
 
 func (e *JobError) Is(target error) bool { return target == ErrJobFailed }
 
-// Error is an answer of systemd or machined that has no meaning of its own here, such as a property that this
-// version does not know. Name is the D-Bus error name.
+// Error is a service's refusal that has no meaning of its own here, such as a property that this version of systemd
+// does not know. Name is the D-Bus error name.
 type Error struct {
-	Name, Message string
-	kind          error
+	Service, Name, Message string
+	kind                   error
 }
 
 func (e *Error) Error() string {
 	if e.kind != nil {
 		return fmt.Sprintf("%v (%s)", e.kind, e.Message)
 	}
-	return fmt.Sprintf("systemd refused: %s (%s)", e.Message, e.Name)
+	return fmt.Sprintf("%s refused: %s (%s)", strings.TrimPrefix(e.Service, "org.freedesktop."), e.Message, e.Name)
 }
 
 func (e *Error) Unwrap() error { return e.kind }
@@ -121,7 +122,7 @@ func translate(service string, err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return &UnavailableError{Service: service, Err: fmt.Errorf("no answer in time: %w", err)}
 	case errors.As(err, &answer):
-		return &Error{Name: answer.Name, Message: answer.Error(), kind: kinds[answer.Name]}
+		return &Error{Service: service, Name: answer.Name, Message: answer.Error(), kind: kinds[answer.Name]}
 	}
 	return err
 }

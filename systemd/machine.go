@@ -10,8 +10,8 @@ import (
 
 const machinedName = "org.freedesktop.machine1"
 
-func machined(name string) method {
-	return method{service: machinedName, path: "/org/freedesktop/machine1", name: machinedName + ".Manager." + name}
+func machined(name string) Method {
+	return Method{Service: machinedName, Path: "/org/freedesktop/machine1", Name: machinedName + ".Manager." + name}
 }
 
 // Machine is an entry of machinectl. Name comes from MachineName. Leader is the init's process id on the host; it
@@ -46,7 +46,7 @@ func (c *Conn) RegisterMachine(ctx context.Context, m Machine) error {
 // owned tells whether somebody is there under a name of the bus; when in doubt, yes.
 func (c *Conn) owned(ctx context.Context, name string) bool {
 	owned := true
-	ask := method{service: "org.freedesktop.DBus", path: "/org/freedesktop/DBus", name: "org.freedesktop.DBus.NameHasOwner"}
+	ask := Method{Service: "org.freedesktop.DBus", Path: "/org/freedesktop/DBus", Name: "org.freedesktop.DBus.NameHasOwner"}
 	if err := c.call(ctx, ask, []any{name}, &owned); err != nil {
 		return true
 	}

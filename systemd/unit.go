@@ -19,8 +19,8 @@ const (
 	getAllProperties = "org.freedesktop.DBus.Properties.GetAll"
 )
 
-func manager(name string) method {
-	return method{service: systemdName, path: systemdPath, name: managerInterface + "." + name}
+func manager(name string) Method {
+	return Method{Service: systemdName, Path: systemdPath, Name: managerInterface + "." + name}
 }
 
 // unitPath is bus_label_escape of src/shared/bus-label.c below systemd's unit directory.
@@ -103,7 +103,7 @@ func (c *Conn) ListUnits(ctx context.Context, patterns ...string) ([]Unit, error
 // counters): for one value use Property, for counters the cgroup's own files.
 func (c *Conn) Properties(ctx context.Context, unit string) (map[string]any, error) {
 	var answer map[string]dbus.Variant
-	all := method{service: systemdName, path: unitPath(unit), name: getAllProperties}
+	all := Method{Service: systemdName, Path: unitPath(unit), Name: getAllProperties}
 	if err := c.call(ctx, all, []any{""}, &answer); err != nil { // "" is every interface
 		return nil, about(unit, err)
 	}
@@ -136,7 +136,7 @@ func (c *Conn) Property(ctx context.Context, unit, name string) (any, error) {
 		in = systemdName + "." + strings.ToUpper(kind[:1]) + kind[1:]
 	}
 	var v dbus.Variant
-	get := method{service: systemdName, path: unitPath(unit), name: getProperty}
+	get := Method{Service: systemdName, Path: unitPath(unit), Name: getProperty}
 	if err := c.call(ctx, get, []any{in, name}, &v); err != nil {
 		return nil, about(unit, err)
 	}
@@ -175,14 +175,11 @@ func (c *Conn) State(ctx context.Context, unit string) (State, error) {
 // Version is systemd's major version, such as 257. Scopes know OOMPolicy from 253 and MemoryPressureWatch from 254 on;
 // an unknown property makes the whole call fail.
 func (c *Conn) Version(ctx context.Context) (int, error) {
-	c.mu.Lock()
-	version := c.version
-	c.mu.Unlock()
-	if version != 0 {
-		return version, nil
+	if known := c.version.Load(); known != 0 {
+		return int(known), nil
 	}
 	var v dbus.Variant
-	get := method{service: systemdName, path: systemdPath, name: getProperty}
+	get := Method{Service: systemdName, Path: systemdPath, Name: getProperty}
 	if err := c.call(ctx, get, []any{managerInterface, "Version"}, &v); err != nil {
 		return 0, err
 	}
@@ -195,9 +192,7 @@ func (c *Conn) Version(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("systemd's version %q does not start with a number", text)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.version = version
+	c.version.Store(int32(version))
 	return version, nil
 }
 
