@@ -1,9 +1,6 @@
 package driver
 
 import (
-	"bufio"
-	"bytes"
-	"encoding/xml"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/xml"
 )
 
 // host is what of the machine does not change while the daemon runs.
@@ -146,78 +144,17 @@ func (c cell) freeMemory() (uint64, error) {
 	return memory["MemFree"] << 10, err
 }
 
-// stat is one named number of the host's statistics.
-type stat struct {
-	field string
-	value uint64
-}
-
-// cpuStats reads /proc/stat for one CPU, or all with -1.
-func cpuStats(path string, number int) ([]stat, error) {
-	label := "cpu"
-	if number != protocol.NodeCPUStatsAllCpus {
-		label = "cpu" + strconv.Itoa(number)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	const nsPerTick = 1e9 / 100 // USER_HZ is 100 in the kernel's ABI
-	for line := range strings.Lines(string(data)) {
-		f := strings.Fields(line)
-		if len(f) < 8 || f[0] != label {
-			continue
+// facts are the host as definitions and capabilities need it.
+func (h *host) facts() xml.HostFacts {
+	f := xml.HostFacts{Arch: h.arch, UUID: h.uuid, MaxVCPUs: h.cpus()}
+	for _, c := range h.cells {
+		next := xml.Cell{ID: c.id, MemoryKiB: c.memory}
+		for _, u := range c.cpus {
+			next.CPUs = append(next.CPUs, xml.CPU{ID: u.id, Socket: u.socket, Core: u.core, Siblings: u.siblings})
 		}
-		var t [8]uint64
-		for i := range t[1:] {
-			t[i+1], _ = strconv.ParseUint(f[i+1], 10, 64)
-		}
-		return []stat{
-			{protocol.NodeCPUStatsKernel, (t[3] + t[6] + t[7]) * nsPerTick},
-			{protocol.NodeCPUStatsUser, (t[1] + t[2]) * nsPerTick},
-			{protocol.NodeCPUStatsIdle, t[4] * nsPerTick},
-			{protocol.NodeCPUStatsIowait, t[5] * nsPerTick},
-		}, nil
+		f.Cells = append(f.Cells, next)
 	}
-	return nil, errorf(protocol.ErrInvalidArg, "Invalid cpuNum %d", number)
-}
-
-// memoryStats of the host, or of one NUMA cell, which has no buffers and
-// cache of its own in what libvirt reports.
-func memoryStats(number int) ([]stat, error) {
-	if number == protocol.NodeMemoryStatsAllCells {
-		m, err := meminfo("/proc/meminfo")
-		return []stat{
-			{protocol.NodeMemoryStatsTotal, m["MemTotal"]}, {protocol.NodeMemoryStatsFree, m["MemFree"]},
-			{protocol.NodeMemoryStatsBuffers, m["Buffers"]}, {protocol.NodeMemoryStatsCached, m["Cached"]},
-		}, err
-	}
-	m, err := meminfo(fmt.Sprintf("/sys/devices/system/node/node%d/meminfo", number))
-	if err != nil {
-		return nil, errorf(protocol.ErrInvalidArg, "Invalid cell number %d", number)
-	}
-	return []stat{{protocol.NodeMemoryStatsTotal, m["MemTotal"]}, {protocol.NodeMemoryStatsFree, m["MemFree"]}}, nil
-}
-
-// meminfo reads /proc/meminfo or a NUMA node's, whose lines begin with
-// "Node N"; the numbers are KiB.
-func meminfo(path string) (map[string]uint64, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	values := map[string]uint64{}
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	for lines.Scan() {
-		f := strings.Fields(lines.Text())
-		if len(f) > 3 && f[0] == "Node" {
-			f = f[2:]
-		}
-		if len(f) >= 2 {
-			values[strings.TrimSuffix(f[0], ":")], _ = strconv.ParseUint(f[1], 10, 64)
-		}
-	}
-	return values, nil
+	return f
 }
 
 // cpuList reads a kernel list such as "0-3,8".
@@ -274,47 +211,4 @@ func hostUUID() string {
 		return id.String()
 	}
 	return protocol.UUID{}.String()
-}
-
-// sysinfo is the firmware's description of the machine in libvirt's format
-// (virsh sysinfo).
-func sysinfo() (string, error) {
-	type entry struct {
-		Name  string `xml:"name,attr"`
-		Value string `xml:",chardata"`
-	}
-	type section struct {
-		XMLName xml.Name
-		Entries []entry `xml:"entry"`
-	}
-	doc := struct {
-		XMLName  xml.Name  `xml:"sysinfo"`
-		Type     string    `xml:"type,attr"`
-		Sections []section `xml:",any"`
-	}{Type: "smbios"}
-	for _, s := range []struct {
-		name   string
-		fields []string
-	}{
-		{"bios", []string{"vendor=bios_vendor", "version=bios_version", "date=bios_date", "release=bios_release"}},
-		{"system", []string{"manufacturer=sys_vendor", "product=product_name", "version=product_version", "serial=product_serial", "uuid=product_uuid", "sku=product_sku", "family=product_family"}},
-		{"baseBoard", []string{"manufacturer=board_vendor", "product=board_name", "version=board_version", "serial=board_serial", "asset=board_asset_tag"}},
-		{"chassis", []string{"manufacturer=chassis_vendor", "version=chassis_version", "serial=chassis_serial", "asset=chassis_asset_tag"}},
-	} {
-		sec := section{XMLName: xml.Name{Local: s.name}}
-		for _, f := range s.fields {
-			name, file, _ := strings.Cut(f, "=")
-			if value := readLine("/sys/class/dmi/id/" + file); value != "" {
-				sec.Entries = append(sec.Entries, entry{name, value})
-			}
-		}
-		if len(sec.Entries) > 0 {
-			doc.Sections = append(doc.Sections, sec)
-		}
-	}
-	if len(doc.Sections) == 0 {
-		return "", errorf(protocol.ErrOperationUnsupported, "Host SMBIOS information is not available")
-	}
-	out, err := xml.MarshalIndent(doc, "", "  ")
-	return string(out) + "\n", err
 }

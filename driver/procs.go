@@ -82,4 +82,3 @@ func (drv *Driver) Register(s *rpc.Server) {
 	s.Register(protocol.LxcProgram, protocol.LxcVersion, newProgram(drv, protocol.Lxc(), lxcProgram))
 	s.Register(protocol.QemuProgram, protocol.QemuVersion, newProgram(drv, protocol.Qemu()))
 }
-

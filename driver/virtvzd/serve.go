@@ -87,9 +87,11 @@ func listen(ctx context.Context, conf *config, service *systemd.Service, drv *dr
 	}
 	failed := make(chan error, len(sockets))
 	for _, s := range sockets {
-		go func() {
-			failed <- s.server(management).Serve(s.listener, rpc.ListenerOptions{ReadOnly: s.role == readOnly})
-		}()
+		server := management
+		if s.role == admin {
+			server = administration
+		}
+		go func() { failed <- server.Serve(s.listener, rpc.ListenerOptions{ReadOnly: s.role == readOnly}) }()
 	}
 	if err := service.Ready(); err != nil {
 		log.Warn("cannot tell systemd that the daemon is ready", "error", err)

@@ -1,0 +1,94 @@
+package xml
+
+import (
+	"encoding/xml"
+	"slices"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// domainTypes are what <domain type=…> may be, the usual one first.
+var domainTypes = []string{"vz", "lxc", "openvz"}
+
+// Capabilities describes the host and that it runs containers ("exe"
+// guests) and nothing else, so that tools do not offer virtual machines.
+func Capabilities(host HostFacts) (string, error) {
+	caps := libvirtxml.Caps{
+		Host: libvirtxml.CapsHost{
+			UUID: host.UUID,
+			CPU:  &libvirtxml.CapsHostCPU{Arch: host.Arch},
+			NUMA: &libvirtxml.CapsHostNUMATopology{Cells: &libvirtxml.CapsHostNUMACells{Num: uint(len(host.Cells))}},
+		},
+		Guests: []libvirtxml.CapsGuest{{
+			OSType: "exe",
+			Arch: libvirtxml.CapsGuestArch{Name: host.Arch, WordSize: wordSize(host.Arch), Emulator: host.Emulator},
+		}},
+	}
+	for _, cell := range host.Cells {
+		caps.Host.NUMA.Cells.Cells = append(caps.Host.NUMA.Cells.Cells, numaCell(cell))
+	}
+	for _, kind := range domainTypes {
+		caps.Guests[0].Arch.Domains = append(caps.Guests[0].Arch.Domains, libvirtxml.CapsGuestDomain{Type: kind})
+	}
+	return document(caps)
+}
+
+func numaCell(cell Cell) libvirtxml.CapsHostNUMACell {
+	cpus := &libvirtxml.CapsHostNUMACPUs{Num: uint(len(cell.CPUs))}
+	for _, c := range cell.CPUs {
+		cpus.CPUs = append(cpus.CPUs, libvirtxml.CapsHostNUMACPU{ID: c.ID, SocketID: &c.Socket, CoreID: &c.Core, Siblings: c.Siblings})
+	}
+	return libvirtxml.CapsHostNUMACell{
+		ID: cell.ID, CPUS: cpus, Memory: &libvirtxml.CapsHostNUMAMemory{Size: cell.MemoryKiB, Unit: "KiB"},
+	}
+}
+
+func wordSize(arch string) string {
+	if slices.Contains([]string{"i686", "armv7l", "armv6l"}, arch) {
+		return "32"
+	}
+	return "64"
+}
+
+// DomainCapabilities describes what a domain can have. The arguments narrow
+// it down and must name what there is.
+func DomainCapabilities(host HostFacts, emulator, arch, machine, virttype string) (string, error) {
+	if virttype == "" {
+		virttype = domainTypes[0]
+	}
+	if !slices.Contains(domainTypes, virttype) {
+		return "", invalid("virttype", "'%s' is not known: vz, lxc and openvz are accepted", shorten(virttype))
+	}
+	if arch != "" && arch != host.Arch {
+		return "", invalid("arch", "'%s' cannot be run: this host is %s", shorten(arch), host.Arch)
+	}
+	if emulator == "" {
+		emulator = host.Emulator
+	}
+	no := &libvirtxml.DomainCapsDevice{Supported: "no"}
+	caps := libvirtxml.DomainCaps{
+		Path: emulator, Domain: virttype, Arch: host.Arch,
+		VCPU: &libvirtxml.DomainCapsVCPU{Max: uint(host.MaxVCPUs)},
+		OS: &libvirtxml.DomainCapsOS{
+			Supported: "yes", Loader: &libvirtxml.DomainCapsOSLoader{Supported: "no"},
+		},
+		Devices: &libvirtxml.DomainCapsDevices{
+			Disk: &libvirtxml.DomainCapsDevice{Supported: "yes", Enums: []libvirtxml.DomainCapsEnum{
+				{Name: "diskDevice", Values: []string{"disk"}}, {Name: "bus", Values: []string{"lxc"}},
+			}},
+			Graphics: no, Video: no,
+			HostDev: &libvirtxml.DomainCapsDevice{Supported: "yes", Enums: []libvirtxml.DomainCapsEnum{
+				{Name: "mode", Values: []string{"capabilities"}}, {Name: "capsType", Values: []string{"storage", "misc", "net"}},
+			}},
+		},
+	}
+	return document(caps)
+}
+
+func document(v any) (string, error) {
+	doc, err := xml.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	return selfClose(string(doc)) + "\n", nil
+}

@@ -1,0 +1,103 @@
+package xml
+
+import (
+	"crypto/rand"
+	"encoding/xml"
+	"fmt"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// HostFacts are what a definition is checked and completed with.
+type HostFacts struct {
+	Arch      string          // "x86_64", as uname says
+	UUID      string          // of the machine
+	Emulator  string          // path of the OCI runtime
+	Templates func() []string // names that can be used; nil: not checked
+	Cells     []Cell
+	MaxVCPUs  int
+}
+
+// Cell is a NUMA node of the host.
+type Cell struct {
+	ID        int
+	MemoryKiB uint64
+	CPUs      []CPU
+}
+
+// CPU is a logical CPU of the host.
+type CPU struct {
+	ID, Socket, Core int
+	Siblings         string
+}
+
+// ParseOptions tell where a document comes from.
+type ParseOptions struct {
+	Validate bool // refuse what libvirt's schema does not know
+	Stored   bool // written by us: what it needs may be gone since
+	Live     bool // keep what only a running environment has
+}
+
+// Parse reads a definition: it is checked, completed with libvirt's
+// defaults, and normalised so that formatting it again changes nothing.
+func Parse(doc string, host HostFacts, o ParseOptions) (*libvirtxml.Domain, error) {
+	if err := scan(doc, "domain"); err != nil {
+		return nil, err
+	}
+	def := &libvirtxml.Domain{}
+	if err := xml.Unmarshal([]byte(doc), def); err != nil {
+		return nil, malformed("the definition cannot be read: %v", err)
+	}
+	if o.Validate {
+		if err := strict(doc, def); err != nil {
+			return nil, err
+		}
+	}
+	if !o.Live {
+		forget(def)
+	}
+	normalise(def, host)
+	if err := complete(def, host); err != nil {
+		return nil, err
+	}
+	if o.Stored {
+		host.Templates = nil
+	}
+	return def, validate(def, host)
+}
+
+// forget drops what describes a running environment, so that the output of
+// dumpxml can be defined again.
+func forget(def *libvirtxml.Domain) {
+	def.ID = nil
+	if def.Devices == nil {
+		return
+	}
+	for i := range def.Devices.Consoles {
+		c := &def.Devices.Consoles[i]
+		c.TTY = ""
+		if c.Source != nil && c.Source.Pty != nil {
+			c.Source.Pty.Path = ""
+		}
+	}
+}
+
+// newUUID makes a random one (RFC 9562, version 4).
+func newUUID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return formatUUID(b)
+}
+
+func formatUUID(b [16]byte) string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// newMAC makes an address in the range libvirt uses for containers and
+// virtual machines alike.
+func newMAC() string {
+	var b [3]byte
+	rand.Read(b[:])
+	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", b[0], b[1], b[2])
+}
