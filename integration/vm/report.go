@@ -1,0 +1,101 @@
+package vm
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+)
+
+// TestResult is how one test of a package ended that ran in a machine.
+type TestResult struct {
+	Name    string  // subtests as "TestA/b"
+	Action  string  // pass, fail or skip; "" when the process died in it
+	Elapsed float64 // seconds
+	Output  string
+}
+
+// testEvent is a line of go tool test2json.
+type testEvent struct {
+	Action, Test, Output string
+	Elapsed              float64
+}
+
+// PackageResults runs a package's tests in the machine as TestPackage does, and
+// returns how each ended, in the order they began. The error tells how the
+// process ended, with what it said outside of tests, when that was not well. It
+// is an error when no test ran.
+func (v *VM) PackageResults(ctx context.Context, path string, args ...string) ([]TestResult, error) {
+	binary, err := v.pushTests(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	args = append([]string{"-test.v=test2json"}, args...)
+	remote := v.Command(ctx, testCommand(binary, args)+" 2>&1")
+	convert := exec.CommandContext(ctx, "go", "tool", "test2json", "-t")
+	convert.WaitDelay = remote.WaitDelay
+	if convert.Stdin, err = remote.StdoutPipe(); err != nil {
+		return nil, err
+	}
+	events, err := convert.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := convert.Start(); err != nil {
+		return nil, err
+	}
+	if err := remote.Start(); err != nil {
+		convert.Process.Kill()
+		return nil, errors.Join(err, convert.Wait())
+	}
+	results, rest := collect(events, func(r TestResult) {
+		progress("%s: %s %s %.1fs", path, r.Name, r.Action, r.Elapsed)
+	})
+	err = errors.Join(remote.Wait(), convert.Wait())
+	switch {
+	case err != nil:
+		err = fmt.Errorf("the tests of %s: %w\n%s", path, err, rest)
+	case len(results) == 0:
+		err = fmt.Errorf("not one test of %s ran", path)
+	}
+	return results, err
+}
+
+// collect reads test2json's events to the end. ended is called for every
+// top-level test. rest is what was printed outside of tests.
+func collect(events io.Reader, ended func(TestResult)) (results []TestResult, rest string) {
+	index := map[string]int{}
+	lines := bufio.NewReader(events)
+	for {
+		line, err := lines.ReadBytes('\n')
+		var e testEvent
+		switch {
+		case json.Unmarshal(line, &e) != nil:
+			rest += string(line)
+		case e.Test == "":
+			rest += e.Output
+		default:
+			i, known := index[e.Test]
+			if !known {
+				i = len(results)
+				index[e.Test] = i
+				results = append(results, TestResult{Name: e.Test})
+			}
+			r := &results[i]
+			r.Output += e.Output
+			if e.Action == "pass" || e.Action == "fail" || e.Action == "skip" {
+				r.Action, r.Elapsed = e.Action, e.Elapsed
+				if !strings.Contains(r.Name, "/") {
+					ended(*r)
+				}
+			}
+		}
+		if err != nil {
+			return results, rest
+		}
+	}
+}

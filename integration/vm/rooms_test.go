@@ -1,0 +1,64 @@
+//go:build vm
+
+package vm
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The packages below have tests that need a real kernel and a real systemd but
+// no daemon. Each runs in a machine of its own: they kill message buses.
+var inMachine = []struct {
+	path string
+	run  string // pattern of tests; the others run on the host anyway
+}{
+	{"./systemd", "VM"},
+	{"./runtime", "."},
+	{"./driver", "."},
+}
+
+func TestInMachine(t *testing.T) {
+	for _, p := range inMachine {
+		t.Run(strings.TrimPrefix(p.path, "./"), func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+			defer cancel()
+			v, err := Start(ctx, "in-machine", Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close()
+			results, err := v.PackageResults(ctx, p.path, "-test.run", p.run, "-test.timeout", "18m")
+			for _, r := range results {
+				if !strings.Contains(r.Name, "/") {
+					t.Run(r.Name, func(t *testing.T) { report(t, r, results) })
+				}
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// report makes a test here of one that ran there, with its subtests' output.
+func report(t *testing.T, r TestResult, all []TestResult) {
+	output := r.Output
+	for _, sub := range all {
+		if strings.HasPrefix(sub.Name, r.Name+"/") {
+			output += sub.Output
+		}
+	}
+	t.Logf("%.1f s in the machine\n%s", r.Elapsed, output)
+	switch r.Action {
+	case "pass":
+	case "skip":
+		t.Skip("skipped in the machine")
+	case "fail":
+		t.Fail()
+	default:
+		t.Error("the process died in it")
+	}
+}
