@@ -42,7 +42,7 @@ func TestConnectToSilentBus(t *testing.T) {
 func TestBusGoneAndBack(t *testing.T) {
 	b, f, c, ctx := setup(t)
 	must(t, c.StartScope(ctx, Scope{Name: "a.scope", PIDs: []uint32{1}}))
-	b.stop()
+	b.Stop()
 	for _, limit := range []time.Duration{2 * returnTimeout, time.Second, time.Second} {
 		begin := time.Now()
 		_, err := c.State(ctx, "a.scope")
@@ -52,7 +52,7 @@ func TestBusGoneAndBack(t *testing.T) {
 			t.Errorf("a bus that is gone took %v to notice", d)
 		}
 	}
-	b.start()
+	b.Start()
 	f.attach(t, b, true)
 	if s, err := c.State(ctx, "a.scope"); err != nil || s.Active != "active" {
 		t.Errorf("got %+v, %v", s, err)
@@ -63,8 +63,8 @@ func TestBusGoneAndBack(t *testing.T) {
 // The bus is back before systemd has returned to it.
 func TestSystemdReturnsLater(t *testing.T) {
 	b, f, c, ctx := setup(t)
-	b.stop()
-	b.start()
+	b.Stop()
+	b.Start()
 	f.set("a.scope", "ActiveState", "active")
 	back := make(chan struct{})
 	go func() {
@@ -84,8 +84,8 @@ func TestBusLostDuringStart(t *testing.T) {
 	b, f, c, ctx := setup(t)
 	f.onStart = func() {
 		f.onStart = nil
-		b.stop()
-		b.start()
+		b.Stop()
+		b.Start()
 		f.attach(t, b, true)
 	}
 	must(t, c.StartScope(ctx, Scope{Name: "a.scope", PIDs: []uint32{77}}))
@@ -100,8 +100,8 @@ func TestBusLostBeforeStart(t *testing.T) {
 	f.onStart = func() {
 		f.onStart = nil
 		f.remove("a.scope")
-		b.stop()
-		b.start()
+		b.Stop()
+		b.Start()
 		f.attach(t, b, true)
 	}
 	must(t, c.StartScope(ctx, Scope{Name: "a.scope", PIDs: []uint32{77}}))
@@ -131,9 +131,9 @@ func TestCancelled(t *testing.T) {
 func TestRedialsLeaveNoGoroutines(t *testing.T) {
 	b, f, c, ctx := setup(t)
 	cycle := func() {
-		b.stop()
+		b.Stop()
 		c.ListUnits(ctx, "*")
-		b.start()
+		b.Start()
 		f.attach(t, b, true)
 		_, err := c.ListUnits(ctx, "*")
 		must(t, err)

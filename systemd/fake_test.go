@@ -1,11 +1,8 @@
 package systemd
 
 import (
-	"bufio"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,62 +11,9 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+
+	"virtvzd/systemd/bustest"
 )
-
-// bus is a private dbus-daemon that can be stopped and started again at the same address.
-type bus struct {
-	t       *testing.T
-	address string
-	daemon  *exec.Cmd
-}
-
-const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><listen>%s</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_type="method_call"/><allow receive_type="method_return"/><allow receive_type="error"/><allow receive_type="signal"/></policy></busconfig>`
-
-func newBus(t *testing.T) *bus {
-	t.Helper()
-	// Not t.TempDir: with a long test name its path does not fit into a socket address.
-	dir, err := os.MkdirTemp("", "bus")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	b := &bus{t: t, address: "unix:path=" + filepath.Join(dir, "socket")}
-	if err := os.WriteFile(filepath.Join(dir, "config"), fmt.Appendf(nil, busConfig, b.address), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b.start()
-	t.Cleanup(b.stop)
-	return b
-}
-
-func (b *bus) dir() string { return filepath.Dir(strings.TrimPrefix(b.address, "unix:path=")) }
-
-func (b *bus) start() {
-	b.t.Helper()
-	b.daemon = exec.Command("dbus-daemon", "--config-file="+filepath.Join(b.dir(), "config"), "--nofork", "--print-address")
-	out, err := b.daemon.StdoutPipe()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	if err := b.daemon.Start(); err != nil {
-		b.t.Fatalf("%v: these tests need a message bus, install the package dbus-daemon", err)
-	}
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil { // it prints when it listens
-		b.t.Fatalf("dbus-daemon did not start: %v", err)
-	}
-}
-
-func (b *bus) stop() {
-	if b.daemon == nil {
-		return
-	}
-	b.daemon.Process.Kill()
-	b.daemon.Wait()
-	b.daemon = nil
-	os.Remove(filepath.Join(b.dir(), "socket"))
-}
 
 // fake is an org.freedesktop.systemd1 and org.freedesktop.machine1 with just enough behaviour. Knobs are set before use.
 type fake struct {
@@ -96,16 +40,16 @@ type fakeMachine struct {
 	NetIfs []int32
 }
 
-func newFake(t *testing.T, b *bus, machined bool) *fake {
+func newFake(t *testing.T, b *bustest.Bus, machined bool) *fake {
 	t.Helper()
 	f := &fake{version: "257.9-1~deb13u1", units: map[string]map[string]any{}, machines: map[string]fakeMachine{}}
 	f.attach(t, b, machined)
 	return f
 }
 
-func (f *fake) attach(t *testing.T, b *bus, machined bool) {
+func (f *fake) attach(t *testing.T, b *bustest.Bus, machined bool) {
 	t.Helper()
-	conn, err := dbus.Connect(b.address)
+	conn, err := dbus.Connect(b.Address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"virtvzd/systemd/bustest"
 )
 
 func TestMachine(t *testing.T) {
@@ -24,9 +26,9 @@ func TestMachine(t *testing.T) {
 }
 
 func TestWithoutMachined(t *testing.T) {
-	b := newBus(t)
+	b := bustest.New(t)
 	newFake(t, b, false)
-	c, err := Dial(t.Context(), b.address)
+	c, err := Dial(t.Context(), b.Address)
 	must(t, err)
 	defer c.Close()
 	begin := time.Now()

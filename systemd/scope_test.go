@@ -10,15 +10,17 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"virtvzd/systemd/bustest"
 )
 
-func setup(t *testing.T) (*bus, *fake, *Conn, context.Context) {
+func setup(t *testing.T) (*bustest.Bus, *fake, *Conn, context.Context) {
 	t.Helper()
-	b := newBus(t)
+	b := bustest.New(t)
 	f := newFake(t, b, true)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	t.Cleanup(cancel)
-	c, err := Dial(ctx, b.address)
+	c, err := Dial(ctx, b.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
