@@ -90,7 +90,7 @@ func TestVMPolkit(t *testing.T) {
 	check(player, "org.libvirt.api.domain.start", web1, "yes")
 	check(player, "org.libvirt.api.domain.start", web2, "no")
 	check(other, "org.libvirt.api.domain.getattr", web1, "yes") // what needs no more than reading is allowed by the policy
-	check(other, "org.libvirt.api.domain.stop", web1, "no agent")
+	check(other, "org.libvirt.api.domain.stop", web1, "no")
 	check(asUser(t, 0), actionManage, nil, "yes")
 	if err := p.check(t.Context(), player, "org.libvirt.nonsense", nil); err == nil || !strings.Contains(err.Error(), "libvirt-daemon-common") {
 		t.Errorf("unknown action: %v", err)

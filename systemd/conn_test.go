@@ -82,12 +82,13 @@ func TestSystemdReturnsLater(t *testing.T) {
 // start succeeds.
 func TestBusLostDuringStart(t *testing.T) {
 	b, f, c, ctx := setup(t)
-	f.onStart = func() {
-		f.onStart = nil
+	started := func() {
+		f.with(func() { f.onStart = nil })
 		b.Stop()
 		b.Start()
 		f.attach(t, b, true)
 	}
+	f.with(func() { f.onStart = started })
 	must(t, c.StartScope(ctx, Scope{Name: "a.scope", PIDs: []uint32{77}}))
 	if n := f.called("StartTransientUnit"); n != 1 {
 		t.Errorf("made %d times", n)
@@ -97,13 +98,14 @@ func TestBusLostDuringStart(t *testing.T) {
 // The same, but systemd never saw the call: it is repeated.
 func TestBusLostBeforeStart(t *testing.T) {
 	b, f, c, ctx := setup(t)
-	f.onStart = func() {
-		f.onStart = nil
+	started := func() {
+		f.with(func() { f.onStart = nil })
 		f.remove("a.scope")
 		b.Stop()
 		b.Start()
 		f.attach(t, b, true)
 	}
+	f.with(func() { f.onStart = started })
 	must(t, c.StartScope(ctx, Scope{Name: "a.scope", PIDs: []uint32{77}}))
 	if n := f.called("StartTransientUnit"); n != 2 {
 		t.Errorf("called %d times", n)
@@ -120,7 +122,7 @@ func TestClosed(t *testing.T) {
 
 func TestCancelled(t *testing.T) {
 	_, f, c, _ := setup(t)
-	f.silent = true
+	f.with(func() { f.silent = true })
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	if err := c.StartScope(ctx, Scope{Name: "a.scope", PIDs: []uint32{1}}); !errors.Is(err, context.Canceled) {

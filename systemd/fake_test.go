@@ -15,7 +15,7 @@ import (
 	"virtvzd/systemd/bustest"
 )
 
-// fake is an org.freedesktop.systemd1 and org.freedesktop.machine1 with just enough behaviour. Knobs are set before use.
+// fake is an org.freedesktop.systemd1 and org.freedesktop.machine1 with just enough behaviour. Its knobs are turned by with.
 type fake struct {
 	mu       sync.Mutex
 	conn     *dbus.Conn
@@ -99,6 +99,13 @@ func (f *fake) String() string {
 		fmt.Fprintf(&b, "machine %s %+v\n", name, f.machines[name])
 	}
 	return b.String()
+}
+
+// with turns knobs while the fake is in use.
+func (f *fake) with(turn func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	turn()
 }
 
 func (f *fake) called(name string) int {

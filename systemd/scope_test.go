@@ -76,7 +76,7 @@ func TestStartScope(t *testing.T) {
 // The signal can be read before the caller has got the reply that names the job.
 func TestJobEndsBeforeReply(t *testing.T) {
 	_, f, c, ctx := setup(t)
-	f.early = true
+	f.with(func() { f.early = true })
 	for i := range 50 {
 		must(t, c.StartScope(ctx, Scope{Name: fmt.Sprintf("a%d.scope", i), PIDs: []uint32{1}}))
 	}
@@ -84,7 +84,7 @@ func TestJobEndsBeforeReply(t *testing.T) {
 
 func TestManyStartsAtOnce(t *testing.T) {
 	_, f, c, ctx := setup(t)
-	f.jobDelay = 20 * time.Millisecond
+	f.with(func() { f.jobDelay = 20 * time.Millisecond })
 	var all sync.WaitGroup
 	for i := range 100 {
 		all.Go(func() {
@@ -105,7 +105,7 @@ func TestManyStartsAtOnce(t *testing.T) {
 
 func TestFailedJob(t *testing.T) {
 	_, f, c, ctx := setup(t)
-	f.jobResult = "failed"
+	f.with(func() { f.jobResult = "failed" })
 	err := c.StartScope(ctx, Scope{Name: "a.scope", PIDs: []uint32{1}})
 	var job *JobError
 	if !errors.Is(err, ErrJobFailed) || !errors.As(err, &job) || job.Result != "failed" || job.Unit != "a.scope" {
@@ -119,7 +119,7 @@ func TestFailedJob(t *testing.T) {
 // A signal can be lost with a connection: then the unit is asked.
 func TestLostJobSignal(t *testing.T) {
 	_, f, c, ctx := setup(t)
-	f.silent = true
+	f.with(func() { f.silent = true })
 	must(t, c.StartScope(ctx, Scope{Name: "a.scope", PIDs: []uint32{1}}))
 }
 
@@ -154,11 +154,12 @@ func TestVanishingScopeIsWaitedFor(t *testing.T) {
 			f.set("a.scope", "ActiveState", state)
 			f.set("a.scope", "ControlGroup", "/x/a.scope")
 			tries := 0
-			f.onBusy = func() {
+			busy := func() {
 				if tries++; tries == 4 {
 					f.remove("a.scope")
 				}
 			}
+			f.with(func() { f.onBusy = busy })
 			must(t, c.StartScope(ctx, Scope{Name: "a.scope", PIDs: []uint32{7}}))
 			if !strings.Contains(f.String(), "PIDs=[7]") {
 				t.Error(f)

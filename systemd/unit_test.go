@@ -76,9 +76,7 @@ func TestListByPattern(t *testing.T) {
 func TestVersion(t *testing.T) {
 	for text, want := range map[string]int{"257.9-1~deb13u1": 257, "252.38-1~deb12u1": 252, "v258~rc1": 258, "systemd 249 (249.11)": 249, "255": 255, "none": 0} {
 		_, f, c, ctx := setup(t)
-		f.mu.Lock()
-		f.version = text
-		f.mu.Unlock()
+		f.with(func() { f.version = text })
 		got, err := c.Version(ctx)
 		if got != want || (err == nil) != (want != 0) {
 			t.Errorf("%q: %d, %v", text, got, err)
