@@ -91,7 +91,7 @@ func (v *VM) pushTests(ctx context.Context, path string) (string, error) {
 	}
 	defer os.RemoveAll(dir)
 	binary := filepath.Join(dir, "package.test")
-	cmd := exec.CommandContext(ctx, "go", "test", "-tags", "vm", "-c", "-o", binary, path)
+	cmd := exec.CommandContext(ctx, "go", "test", "-tags", "vm", "-ldflags=-s -w", "-c", "-o", binary, path)
 	cmd.Dir = top
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

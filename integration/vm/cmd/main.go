@@ -5,10 +5,13 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -17,7 +20,10 @@ import (
 
 const usage = `use: go run ./integration/vm/cmd COMMAND
   build                     make the image and boot it once; start does so too
-  start NAME                resume a machine that runs until stop
+  start NAME [FLAG…]        resume a machine that runs until stop
+    -own-id                 with a machine id of its own
+    -reboot                 rebooting it does not end it
+    -wire DIR:END           join END 1 and END 2 of the directory by eth1
   install NAME              build this tree's daemon and install it there
   test NAME PACKAGE [ARG…]  run a package's tests, built with -tags vm, there
   ssh NAME [COMMAND…]       a shell or one command, as root
@@ -51,12 +57,8 @@ func run(ctx context.Context, args []string) error {
 	case len(args) == 1 && args[0] == "list":
 		fmt.Println(strings.Join(vm.Running(), "\n"))
 		return nil
-	case len(args) == 2 && args[0] == "start":
-		m, err := vm.Start(ctx, args[1], vm.Options{Keep: true})
-		if err == nil {
-			fmt.Printf("%s runs; its disks and console.log are in %s\n", m.Name, m.Dir)
-		}
-		return err
+	case len(args) >= 2 && args[0] == "start":
+		return start(ctx, args[1], args[2:])
 	case len(args) < 2:
 		return errUsage
 	}
@@ -65,6 +67,39 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	return with(ctx, m, args[0], args[2:])
+}
+
+func start(ctx context.Context, name string, args []string) error {
+	o := vm.Options{Keep: true}
+	flags := flag.NewFlagSet("start", flag.ContinueOnError)
+	flags.Usage = func() {}
+	flags.BoolVar(&o.OwnID, "own-id", false, "")
+	flags.BoolVar(&o.Reboot, "reboot", false, "")
+	flags.Func("wire", "", func(text string) (err error) {
+		o.Wire, err = parseWire(text)
+		return err
+	})
+	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
+		return errUsage // flags has told what is wrong
+	}
+	m, err := vm.Start(ctx, name, o)
+	if err == nil {
+		fmt.Printf("%s runs; its disks and console.log are in %s\n", m.Name, m.Dir)
+	}
+	return err
+}
+
+// parseWire reads DIR:END and makes the directory.
+func parseWire(text string) (*vm.WireEnd, error) {
+	dir, end, _ := strings.Cut(text, ":")
+	n, err := strconv.Atoi(end)
+	if err != nil {
+		return nil, errors.New("want DIR:1 or DIR:2")
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	return &vm.WireEnd{Dir: dir, End: n}, os.MkdirAll(dir, 0o700)
 }
 
 // with runs the commands that need a running machine.
