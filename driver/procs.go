@@ -37,7 +37,9 @@ type program struct {
 func newProgram(drv *Driver, all []*protocol.Info, families ...table) *program {
 	p := &program{drv: drv, procs: make([]procedure, all[len(all)-1].Number+1)}
 	for _, info := range all {
-		p.procs[info.Number] = refusal(info)
+		if !info.IsEvent() {
+			p.procs[info.Number] = refusal(info)
+		}
 	}
 	for _, family := range families {
 		for _, proc := range family {

@@ -91,6 +91,7 @@ var reasons = []struct{ pattern, reason string }{
 
 	// The admin program.
 	{"SERVER_UPDATE_TLS_FILES", "TLS connections come through virtproxyd, which has the files"},
+	{"CONNECT_DAEMON_SHUTDOWN", "the service manager stops the daemon: use systemctl stop virtvzd"},
 	{"CONNECT_SET_DAEMON_TIMEOUT", "the daemon does not stop when it is idle: it watches environments"},
 
 	// QEMU's program.
@@ -98,9 +99,6 @@ var reasons = []struct{ pattern, reason string }{
 	{"DOMAIN_MONITOR_COMMAND*", "there is no QEMU monitor"},
 	{"DOMAIN_ATTACH", "there is no QEMU process to attach to"},
 	{"CONNECT_DOMAIN_MONITOR_EVENT_*", "there is no QEMU monitor"},
-
-	// What the server sends and never receives.
-	{"*EVENT*", "this message goes from the server to the client only"},
 }
 
 // refusal makes the entry of a procedure that is not served.

@@ -21,7 +21,7 @@ func Capabilities(host HostFacts) (string, error) {
 		},
 		Guests: []libvirtxml.CapsGuest{{
 			OSType: "exe",
-			Arch: libvirtxml.CapsGuestArch{Name: host.Arch, WordSize: wordSize(host.Arch), Emulator: host.Emulator},
+			Arch:   libvirtxml.CapsGuestArch{Name: host.Arch, WordSize: wordSize(host.Arch), Emulator: host.Emulator},
 		}},
 	}
 	for _, cell := range host.Cells {

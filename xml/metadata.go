@@ -2,14 +2,26 @@ package xml
 
 import (
 	"encoding/xml"
+	"regexp"
 	"strconv"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
 )
 
-// Metadata gives the element of <metadata> with a namespace.
+// Metadata gives the element of <metadata> with a namespace, as it was
+// before SetMetadata put it into that namespace
+// (libvirt's virXMLExtractNamespaceXML).
 func Metadata(def *libvirtxml.Domain, uri string) (element string, found bool, err error) {
+	element, found, err = namespaced(def, uri)
+	if found {
+		element = withoutNamespace(element, uri)
+	}
+	return element, found, err
+}
+
+// namespaced gives the element as it stands in the definition.
+func namespaced(def *libvirtxml.Domain, uri string) (element string, found bool, err error) {
 	if uri == "" {
 		return "", false, invalid("<metadata>", "is found by the URI of its namespace, which is missing")
 	}
@@ -21,6 +33,54 @@ func Metadata(def *libvirtxml.Domain, uri string) (element string, found bool, e
 		return "", false, err
 	}
 	return def.Metadata.XML[start:end], true, nil
+}
+
+// withoutNamespace takes the prefix of a namespace, and its declaration, off
+// an element and those in it.
+func withoutNamespace(element, uri string) string {
+	d := xml.NewDecoder(strings.NewReader(element))
+	token, err := d.RawToken()
+	root, ok := token.(xml.StartElement)
+	if err != nil || !ok {
+		return element
+	}
+	prefix := ""
+	for _, a := range root.Attr {
+		if a.Name.Space == "xmlns" && a.Value == uri {
+			prefix = a.Name.Local
+		}
+	}
+	if prefix == "" {
+		return element
+	}
+	declaration := regexp.MustCompile(`\s+xmlns:` + regexp.QuoteMeta(prefix) + `\s*=\s*("[^"]*"|'[^']*')`)
+	start := element[:d.InputOffset()]
+	var b strings.Builder
+	b.WriteString(renamed(declaration.ReplaceAllString(start, ""), prefix))
+	for {
+		from := d.InputOffset()
+		token, err := d.RawToken()
+		if err != nil {
+			return b.String()
+		}
+		text := element[from:d.InputOffset()]
+		switch token.(type) {
+		case xml.StartElement, xml.EndElement:
+			text = renamed(text, prefix)
+		}
+		b.WriteString(text)
+	}
+}
+
+// renamed takes a prefix off the name of one tag.
+func renamed(tag, prefix string) string {
+	if rest, ok := strings.CutPrefix(tag, "<"+prefix+":"); ok {
+		return "<" + rest
+	}
+	if rest, ok := strings.CutPrefix(tag, "</"+prefix+":"); ok {
+		return "</" + rest
+	}
+	return tag
 }
 
 // SetMetadata replaces the element with a namespace, or removes it when

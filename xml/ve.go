@@ -26,7 +26,7 @@ type ve struct {
 }
 
 func parseVE(def *libvirtxml.Domain) (*ve, error) {
-	text, found, err := Metadata(def, VENamespace)
+	text, found, err := namespaced(def, VENamespace)
 	if err != nil || !found {
 		return nil, err
 	}

@@ -1,0 +1,286 @@
+package driver
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"virtvzd/driver/rpc"
+	"virtvzd/xml"
+)
+
+// The tests of this file drive the server with the host's own virsh, of
+// whatever version: all that needs no environment to run. The rest is in
+// integration/.
+
+// testHost is a driver without a runtime, served on a socket.
+type testHost struct {
+	t      *testing.T
+	drv    *Driver
+	socket string
+	log    *bytes.Buffer
+}
+
+func newTestHost(t *testing.T) *testHost {
+	t.Helper()
+	if _, err := exec.LookPath("virsh"); err != nil {
+		if os.Getenv("VIRTVZD_REQUIRE") != "" {
+			t.Fatal("virsh is missing: install libvirt-clients")
+		}
+		t.Skip("needs virsh (package libvirt-clients)")
+	}
+	h := &testHost{t: t, log: &bytes.Buffer{}}
+	h.socket = filepath.Join(t.TempDir(), "sock")
+	h.open(t.TempDir())
+	return h
+}
+
+// open starts a driver on a configuration directory, as a daemon does.
+func (h *testHost) open(dir string) {
+	machine, err := probeHost()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	facts := func() xml.HostFacts {
+		f := machine.facts()
+		f.Emulator = "/usr/bin/crun"
+		f.Templates = func() []string { return []string{"busybox", "debian13"} }
+		return f
+	}
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(h.log, h.t.Output()), nil))
+	config := Config{ConfigDir: dir, StateDir: filepath.Join(dir, "run"), AuthUnixRW: "none", AuthUnixRO: "none"}
+	if h.drv, err = open(config, machine, nil, log, facts); err != nil {
+		h.t.Fatal(err)
+	}
+	server := rpc.NewServer("virtvzd", rpc.Limits{MaxClients: 50, MaxAnonymousClients: 20, MaxClientRequests: 5,
+		MinWorkers: 2, MaxWorkers: 5, PrioWorkers: 2, KeepaliveInterval: 5 * time.Second, KeepaliveCount: 5}, EncodeError)
+	h.drv.Register(server)
+	for path, readOnly := range map[string]bool{h.socket: false, h.socket + "-ro": true} {
+		os.Remove(path)
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		go server.Serve(l, rpc.ListenerOptions{ReadOnly: readOnly})
+	}
+	h.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		server.Shutdown(ctx)
+	})
+}
+
+// virsh runs one command; ok tells whether it must succeed. It gives what
+// was printed, with errors.
+func (h *testHost) virsh(ok bool, args ...string) string {
+	h.t.Helper()
+	return h.virshOn("vz+unix:///system?socket="+h.socket, ok, args...)
+}
+
+func (h *testHost) virshOn(uri string, ok bool, args ...string) string {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "virsh", append([]string{"-c", uri}, args...)...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	if (err == nil) != ok {
+		h.t.Fatalf("virsh %s: error %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// want checks that an output contains texts.
+func (h *testHost) want(out string, texts ...string) {
+	h.t.Helper()
+	for _, text := range texts {
+		if !strings.Contains(out, text) {
+			h.t.Errorf("%q is missing in:\n%s", text, out)
+		}
+	}
+}
+
+// file writes a definition and gives its path.
+func (h *testHost) file(doc string) string {
+	h.t.Helper()
+	path := filepath.Join(h.t.TempDir(), "def.xml")
+	if err := os.WriteFile(path, []byte(doc), 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+	return path
+}
+
+func domainXML(name, more string) string {
+	return `<domain type='vz'><name>` + name + `</name><memory unit='MiB'>64</memory>` + more + `
+<os><type>exe</type><init>/sbin/init</init></os><devices>
+<filesystem type='template'><source name='busybox'/><target dir='/'/></filesystem></devices></domain>`
+}
+
+func TestVirshDefine(t *testing.T) {
+	h := newTestHost(t)
+	h.want(h.virsh(true, "define", h.file(domainXML("web1", "<title>first</title>"))), "Domain 'web1' defined")
+	h.want(h.virsh(true, "list", "--all", "--title"), "web1", "shut off", "first")
+	h.want(h.virsh(true, "dominfo", "web1"), "OS Type:        exe", "Max memory:     65536 KiB", "Persistent:     yes", "State:          shut off")
+	h.want(h.virsh(true, "domstate", "web1", "--reason"), "shut off (unknown)")
+	id := strings.TrimSpace(h.virsh(true, "domuuid", "web1"))
+	h.want(h.virsh(true, "domname", id), "web1")
+
+	// The same definition once more is an update, under another UUID a conflict.
+	h.virsh(true, "define", h.file(domainXML("web1", "<uuid>"+id+"</uuid>")))
+	h.want(h.virsh(false, "define", h.file(domainXML("web1", "<uuid>11111111-2222-4333-8444-555555555555</uuid>"))),
+		"domain 'web1' already exists with uuid "+id)
+	h.want(h.virsh(false, "define", h.file(domainXML("web2", "<uuid>"+id+"</uuid>"))),
+		"domain 'web1' is already defined with uuid "+id)
+
+	// What dumpxml prints can be defined.
+	h.virsh(true, "define", h.file(h.virsh(true, "dumpxml", "web1")))
+	h.virsh(true, "undefine", "web1")
+	h.want(h.virsh(false, "dominfo", "web1"), "failed to get domain 'web1'")
+	if left, _ := filepath.Glob(filepath.Join(h.drv.store.configDir, "*.xml")); len(left) > 0 {
+		t.Errorf("undefine left %v", left)
+	}
+}
+
+func TestVirshBadDefinitions(t *testing.T) {
+	h := newTestHost(t)
+	h.virsh(true, "define", h.file(domainXML("web1", "")))
+	before := h.virsh(true, "dumpxml", "web1")
+	root := "<filesystem type='template'><source name='busybox'/><target dir='/'/></filesystem>"
+	good := domainXML("web1", "")
+	for name, c := range map[string]struct{ doc, want string }{
+		"no root":          {strings.Replace(good, root, "", 1), "an environment needs a root"},
+		"unknown template": {strings.Replace(good, "'busybox'", "'nosuch'", 1), "'nosuch', which does not exist; there are busybox, debian13"},
+		"other type":       {strings.Replace(good, "'vz'", "'kvm'", 1), "vz, lxc and openvz are accepted"},
+		"hvm":              {strings.Replace(good, ">exe<", ">hvm<", 1), "only 'exe' can be run"},
+		"slash in name":    {domainXML("a/b", ""), "contains '/'"},
+		"dots":             {domainXML("..", ""), "may not be '..'"},
+		"long name":        {domainXML(strings.Repeat("x", 300), ""), "has 300 bytes, the limit is 200"},
+		"entities":         {"<!DOCTYPE domain [<!ENTITY a 'b'>]>" + good, "document types and entities are not read"},
+		"deep":             {strings.Repeat("<domain>", 200) + strings.Repeat("</domain>", 200), "nested deeper than 64"},
+		"not XML":          {"hello", "the document is empty: a <domain> is needed"},
+		"truncated":        {good[:len(good)-10], "not well-formed"},
+		"network":          {"<network><name>x</name></network>", "root is <network>, it must be <domain>"},
+		"bad uuid":         {domainXML("web1", "<uuid>12</uuid>"), "is not a UUID"},
+		"no memory":        {strings.Replace(good, "<memory unit='MiB'>64</memory>", "", 1), "<memory> is missing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := *h
+			h.t = t
+			h.want(h.virsh(false, "define", h.file(c.doc)), "error: ", c.want)
+		})
+	}
+	if after := h.virsh(true, "dumpxml", "web1"); after != before {
+		t.Errorf("a refused definition changed the one in force:\n%s\n%s", before, after)
+	}
+	h.want(h.virsh(false, "define", "--validate", h.file(domainXML("web3", "<colour>red</colour>"))), "unknown element 'colour' in /domain")
+	h.want(h.virsh(true, "list", "--all", "--name"), "web1")
+}
+
+func TestVirshMetadata(t *testing.T) {
+	h := newTestHost(t)
+	h.virsh(true, "define", h.file(domainXML("web1", "")))
+	h.virsh(true, "desc", "web1", "--config", "a web server")
+	h.virsh(true, "desc", "web1", "--config", "--title", "Web")
+	h.want(h.virsh(true, "desc", "web1", "--config"), "a web server")
+	h.virsh(true, "metadata", "web1", "http://example.org/app", "--config", "--key", "app", "--set", "<tag name='x'><b/></tag>")
+	h.want(h.virsh(true, "metadata", "web1", "http://example.org/app", "--config"), "<tag name='x'><b/></tag>")
+	h.want(h.virsh(true, "dumpxml", "web1"), `xmlns:app="http://example.org/app"`, "<app:tag", "<title>Web</title>")
+	h.virsh(true, "metadata", "web1", "http://example.org/app", "--config", "--remove")
+	h.want(h.virsh(false, "metadata", "web1", "http://example.org/app", "--config"), "Requested metadata element is not present")
+	h.want(h.virsh(false, "desc", "web1", "--live", "x"), "domain is not running")
+}
+
+func TestVirshRenameAutostart(t *testing.T) {
+	h := newTestHost(t)
+	h.virsh(true, "define", h.file(domainXML("web1", "")))
+	h.virsh(true, "define", h.file(domainXML("web2", "")))
+	h.virsh(true, "autostart", "web1")
+	h.want(h.virsh(true, "list", "--all", "--autostart", "--name"), "web1")
+	h.want(h.virsh(false, "domrename", "web1", "web2"), "domain with name 'web2' already exists")
+	h.virsh(true, "domrename", "web1", "www")
+	h.want(h.virsh(true, "dominfo", "www"), "Autostart:      enable")
+	h.virsh(false, "dominfo", "web1")
+	h.virsh(true, "autostart", "--disable", "www")
+	h.want(h.virsh(true, "dominfo", "www"), "Autostart:      disable")
+}
+
+// TestRestart opens a second driver on what the first one left behind, with
+// files that are half written, empty or somebody else's among it.
+func TestRestart(t *testing.T) {
+	h := newTestHost(t)
+	for _, name := range []string{"web1", "web2", "web3"} {
+		h.virsh(true, "define", h.file(domainXML(name, "")))
+	}
+	h.virsh(true, "autostart", "web2")
+	dir := h.drv.store.configDir
+	doc, err := os.ReadFile(filepath.Join(dir, "web1.xml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := map[string]string{
+		"half.xml": string(doc[:len(doc)/2]), "empty.xml": "", "foreign.xml": "<network><name>foreign</name></network>",
+		"copy.xml": string(doc), "other.xml": strings.Replace(string(doc), "web1", "other", -1),
+	}
+	for name, text := range bad {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "dir.xml"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	next := &testHost{t: t, log: &bytes.Buffer{}, socket: h.socket + "2"}
+	next.open(dir)
+	// "other" sorts before "web1" and has its UUID: one of the two is served.
+	out := next.virsh(true, "list", "--all", "--name")
+	next.want(out, "web2", "web3")
+	if n := len(strings.Fields(out)); n != 3 {
+		t.Errorf("%d domains after the restart, want 3:\n%s", n, out)
+	}
+	next.want(next.virsh(true, "dominfo", "web2"), "Autostart:      enable")
+	for name, text := range bad {
+		now, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || string(now) != text {
+			t.Errorf("%s was touched: %v", name, err)
+		}
+	}
+	for _, name := range []string{"half.xml", "empty.xml", "foreign.xml", "copy.xml", "dir.xml"} {
+		if !strings.Contains(next.log.String(), name) {
+			t.Errorf("%s was skipped without a word", name)
+		}
+	}
+}
+
+func TestVirshReadOnly(t *testing.T) {
+	h := newTestHost(t)
+	h.virsh(true, "define", h.file(domainXML("web1", "")))
+	ro := "vz+unix:///system?socket=" + h.socket + "-ro"
+	h.want(h.virshOn(ro, true, "-r", "dominfo", "web1"), "web1")
+	// Without -r the client does not know, and the server itself refuses.
+	h.want(h.virshOn(ro, false, "undefine", "web1"), "read only access prevents virDomainUndefine")
+	h.want(h.virshOn(ro, false, "define", h.file(domainXML("web2", ""))), "read only access prevents virDomainDefineXML")
+	h.want(h.virsh(true, "list", "--all", "--name"), "web1")
+}
+
+func TestVirshHost(t *testing.T) {
+	h := newTestHost(t)
+	h.want(h.virsh(true, "uri"), "vz+unix:///system")
+	h.want(h.virsh(true, "version"), "Using API: vz", "Running hypervisor: vz")
+	h.want(h.virsh(true, "nodeinfo"), "CPU(s):", "Memory size:")
+	h.want(h.virsh(true, "nodecpustats"), "user:", "idle:")
+	h.want(h.virsh(true, "nodememstats"), "total  :", "free   :")
+	h.want(h.virsh(true, "nodecpumap", "--pretty"), "CPUs present:")
+	h.want(h.virsh(true, "freecell", "--all"), "Total")
+	h.want(h.virsh(true, "capabilities"), "<os_type>exe</os_type>", `<domain type="vz"`)
+	h.want(h.virsh(true, "domcapabilities"), "<domain>vz</domain>", "<os supported=")
+	h.want(h.virsh(false, "snapshot-create-as", "web1", "x"), "failed to get domain")
+	h.want(h.virsh(false, "net-list"), "not supported by the connection driver")
+}
