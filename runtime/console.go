@@ -29,6 +29,10 @@ type Console struct {
 	master *os.File
 	log    *consoleLog
 
+	// draining is held while reading: of two non-blocking reads of a tty at once
+	// the second gives EAGAIN though there is something to read.
+	draining sync.Mutex
+
 	mu       sync.Mutex
 	changed  *sync.Cond // ring, attached or ended
 	ring     ring
@@ -72,6 +76,8 @@ func (c *Console) read() {
 func (c *Console) drain(fd int) {
 	buf := consoleBuffers.Get().(*[]byte)
 	defer consoleBuffers.Put(buf)
+	c.draining.Lock()
+	defer c.draining.Unlock()
 	for {
 		n, err := unix.Read(fd, *buf)
 		if err == unix.EINTR {

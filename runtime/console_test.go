@@ -151,7 +151,9 @@ func TestConsoleAttach(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(t, d, "unseen\r\n")
-	f.WriteString("last words")
+	if _, err := f.WriteString("last words"); err != nil {
+		t.Fatal(err)
+	}
 	c.finish()
 	rest, err := io.ReadAll(d)
 	if string(rest) != "last words" || err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand"
 	"net"
 	"os"
 	"os/exec"
@@ -123,13 +124,17 @@ func runChild(t *testing.T, step string) []string {
 	}
 	children.add(cmd.Process.Pid)
 	theirs.Close()
+	if after, err := time.ParseDuration(step); err == nil {
+		time.AfterFunc(after, func() { cmd.Process.Kill() })
+	}
 	err = cmd.Wait()
 	children.remove(cmd.Process.Pid)
 	// A stub that outlives its manager for a moment holds nothing of the store.
 	<-done
 	conn.Close()
 	var killed *exec.ExitError
-	if step != "never" && (!errors.As(err, &killed) || killed.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL) {
+	_, timed := time.ParseDuration(step)
+	if step != "never" && timed != nil && (!errors.As(err, &killed) || killed.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL) {
 		t.Fatalf("the manager was not killed at %q: %v\n%s", step, err, out)
 	}
 	return strings.Fields(strings.ReplaceAll(out.String(), "undo ", "undo_"))
@@ -170,6 +175,35 @@ func TestKilledAtEveryStep(t *testing.T) {
 			}
 			vmEnd(t, r, i)
 		})
+	}
+}
+
+// Between two steps is not all: the moment is random, in the middle of what crun or
+// systemd do, and what is found is adopted or removed, never half of it.
+func TestKilledAnytime(t *testing.T) {
+	vmTemplate(t, "busybox")
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewSource(seed))
+	for range 25 {
+		after := time.Duration(random.Intn(4000)) * time.Millisecond
+		runChild(t, after.String())
+		r := vmRuntime(t)
+		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+		adopted, ended, err := r.Recover(ctx, vmStore.take())
+		if err != nil {
+			t.Errorf("after %v: %v", after, err)
+		}
+		t.Logf("after %v: adopted %d, ended %d", after, len(adopted), len(ended))
+		for _, i := range adopted {
+			if out, err := inside(i, "echo alive"); out != "alive" {
+				t.Errorf("after %v: adopted, but %q, %v", after, out, err)
+			}
+			vmEnd(t, r, i)
+		}
+		r.RemovePrivate(testUUID)
+		nothingLeft(t)
+		cancel()
 	}
 }
 

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"virtvzd/systemd"
 	"virtvzd/xml"
 )
 
@@ -23,13 +25,13 @@ type Instance struct {
 	pidfd *os.File
 
 	consoles []*Console
-	warnings []string
 	exited   chan struct{}
 
-	mu     sync.Mutex
-	rec    *record // its Name and Phase change
-	killed bool
-	exit   Exit
+	mu       sync.Mutex
+	rec      *record // its Name and Phase change
+	warnings []string
+	killed   bool
+	exit     Exit
 }
 
 func newInstance(r *Runtime, rec *record, pidfd *os.File) *Instance {
@@ -103,8 +105,27 @@ func (i *Instance) IDMap() xml.IDMap { return i.rec.IDMap }
 // StartedAt is when the start began.
 func (i *Instance) StartedAt() time.Time { return i.rec.StartedAt }
 
-// Warnings are sentences about what went wrong in the start without stopping it.
-func (i *Instance) Warnings() []string { return i.warnings }
+// Warnings are sentences about what went wrong without stopping the start. One
+// may come shortly after Start has returned.
+func (i *Instance) Warnings() []string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return slices.Clone(i.warnings)
+}
+
+// register tells machined. A start that was too short to be registered, or a host
+// without machined, is no reason for a warning.
+func (i *Instance) register(ctx context.Context, m systemd.Machine) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	err := i.r.config.Scopes.RegisterMachine(ctx, m)
+	if err == nil || errors.Is(err, systemd.ErrNoMachined) || processState(int(m.Leader)) == 0 {
+		return
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.warnings = append(i.warnings, fmt.Sprintf("machined does not know %s: %v", m.Name, err))
+}
 
 // Started is false for an environment started paused until its first Resume.
 func (i *Instance) Started() bool {
@@ -211,7 +232,7 @@ func awaitCgroupGone(ctx context.Context, cgroup string) error {
 	if cgroup == "" || cgroup == "/" {
 		return nil
 	}
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 8*time.Millisecond) {
 		if _, err := os.Stat(filepath.Join(cgroupRoot, cgroup)); errors.Is(err, os.ErrNotExist) {
 			return nil
 		}

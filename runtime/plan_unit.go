@@ -52,7 +52,7 @@ func planScope(env *xml.Environment, host Host, res Reserved) (systemd.Scope, er
 	}
 	s.Properties = append(s.Properties, cpu...)
 	tasks := env.Tasks
-	if tasks == 0 {
+	if tasks == 0 || tasks == unlimited {
 		tasks = defaultTasks
 	}
 	s.Properties = append(s.Properties, systemd.TasksMax(tasks))
@@ -112,7 +112,7 @@ func cpuProperties(c xml.CPULimits, host Host, res Reserved) ([]systemd.Property
 func chooseCPUs(c xml.CPULimits, host Host, load map[int]int) ([]int, error) {
 	allowed := host.CPUs
 	if c.Set != "" {
-		set, err := systemd.ParseCPUList(c.Set)
+		set, err := xml.ParseCPUSet(c.Set)
 		if err != nil {
 			return nil, fmt.Errorf("cpuset %s: %w", c.Set, err)
 		}

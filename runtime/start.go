@@ -1,13 +1,11 @@
 package runtime
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -303,42 +301,18 @@ func (s *starter) store(context.Context) error {
 		s.r.storeFD(consoleFDName(s.rec.UUID, 0), s.i.consoles[0].master))
 }
 
+// run lets init run. machined is told meanwhile, and not waited for: systemd may
+// have to start it first, and nothing here needs it. It forgets the machine by
+// itself when init dies.
 func (s *starter) run(ctx context.Context) error {
-	// machined is told at the same time; it is not needed for anything here.
-	registered := make(chan error, 1)
-	go func() {
-		registered <- s.r.config.Scopes.RegisterMachine(ctx, systemd.Machine{
-			Name: systemd.MachineName(s.env.Name, s.env.UUID), UUID: s.env.UUID,
-			Service: "virtvzd", Class: "container", Leader: uint32(s.rec.Init), Root: "",
-		})
-	}()
-	var err error
-	if !s.options.Paused {
-		err = s.r.ociStart(ctx, s.rec.UUID)
+	go s.i.register(context.WithoutCancel(ctx), systemd.Machine{
+		Name: systemd.MachineName(s.env.Name, s.env.UUID), UUID: s.env.UUID,
+		Service: "virtvzd", Class: "container", Leader: uint32(s.rec.Init),
+	})
+	if s.options.Paused {
+		return nil
 	}
-	if e := <-registered; e != nil && !errors.Is(e, systemd.ErrNoMachined) {
-		s.i.warnings = append(s.i.warnings, fmt.Sprintf("machined does not know %s: %v", s.env.Name, e))
-	}
-	return err
-}
-
-// ociStart lets a created init run.
-func (r *Runtime) ociStart(ctx context.Context, id string) error {
-	out := tail{limit: 8 << 10}
-	cmd := exec.CommandContext(ctx, r.host.OCI, "--root", r.ociRoot(), "start", id)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = &bytes.Buffer{}, &out, &out
-	cmd.Env = []string{"PATH=" + runtimePath}
-	cmd.WaitDelay = time.Second
-	err := cmd.Start()
-	if err == nil {
-		children.add(cmd.Process.Pid)
-		err = cmd.Wait()
-		children.remove(cmd.Process.Pid)
-	}
-	if text := out.String(); err != nil && text != "" {
-		return errors.New(text)
-	}
-	return err
+	return s.r.ociStart(ctx, s.rec.UUID)
 }
 
 func (s *starter) finish(context.Context) error {
