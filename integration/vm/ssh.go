@@ -147,55 +147,6 @@ func (v *VM) run(cmd *exec.Cmd, what string) (string, error) {
 // quote makes one word of a string for the shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// Push copies a file, its mode included, or a directory's content. A file that
-// is being executed there is replaced, not overwritten.
-func (v *VM) Push(ctx context.Context, local, remote string) error {
-	info, err := os.Stat(local)
-	if err != nil {
-		return err
-	}
-	if info.IsDir() {
-		tar := exec.CommandContext(ctx, "tar", "-C", local, "-cf", "-", ".")
-		content, err := tar.StdoutPipe()
-		if err != nil {
-			return err
-		}
-		if err := tar.Start(); err != nil {
-			return err
-		}
-		cmd := v.Command(ctx, fmt.Sprintf("mkdir -p %[1]s && tar -C %[1]s --no-overwrite-dir --no-same-owner -xf -", quote(remote)))
-		cmd.Stdin = content
-		_, err = v.run(cmd, "push "+local)
-		return errors.Join(err, tar.Wait())
-	}
-	f, err := os.Open(local)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	cmd := v.Command(ctx, fmt.Sprintf("mkdir -p %s && cat >%[2]s.new && chmod %o %[2]s.new && mv -f %[2]s.new %[2]s",
-		quote(filepath.Dir(remote)), quote(remote), info.Mode().Perm()))
-	cmd.Stdin = f
-	_, err = v.run(cmd, "push "+local)
-	return err
-}
-
-// Pull copies a file out of the machine.
-func (v *VM) Pull(ctx context.Context, remote, local string) error {
-	f, err := os.Create(local)
-	if err != nil {
-		return err
-	}
-	cmd := v.Command(ctx, "cat "+quote(remote))
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = f, &said
-	if err := errors.Join(cmd.Run(), f.Close()); err != nil {
-		os.Remove(local)
-		return fmt.Errorf("pull %s: %w %s", remote, err, strings.TrimSpace(said.String()))
-	}
-	return nil
-}
-
 // Forward makes a UNIX socket of the machine one of this host and returns its
 // path, for clients that run here. It ends with the machine.
 func (v *VM) Forward(ctx context.Context, socket string) (string, error) {

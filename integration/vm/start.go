@@ -296,4 +296,19 @@ func keepConsole(name, dir string) {
 	}
 }
 
-func (v *VM) consoleTail() string { return tail(filepath.Join(v.Dir, "console.log"), 1500) }
+func (v *VM) consoleTail() string {
+	return lastWords(tail(filepath.Join(v.Dir, "console.log"), 64<<10))
+}
+
+// lastWords picks what matters from the end of a console's log: the beginning
+// of a kernel's complaint if there is one, else the last lines.
+func lastWords(log string) string {
+	const enough = 1500
+	begin := max(0, len(log)-enough)
+	if at := complaint.FindStringIndex(log); at != nil {
+		begin = strings.LastIndexByte(log[:at[0]], '\n') + 1
+	}
+	return log[begin:min(len(log), begin+enough)]
+}
+
+var complaint = regexp.MustCompile(`BUG: |Oops: |Kernel panic|traps: PANIC`)

@@ -15,7 +15,12 @@ mkdir -p "$root/var/lib/libvirt/vz"
 
 chroot "$root" systemctl -q enable systemd-networkd ssh lxcfs
 # libvirtd is the peer in tests and benchmarks: its sockets start it on demand.
-chroot "$root" systemctl -q disable libvirtd.service libvirt-guests.service
+# Disabling a service disables its sockets, so their turn comes after.
+chroot "$root" systemctl -q disable libvirtd.service virtlogd.service libvirt-guests.service
+chroot "$root" systemctl -q enable libvirtd.socket libvirtd-ro.socket virtlogd.socket
+# There is no vsock device: its generator would report an error on every reload.
+mkdir -p "$root/etc/systemd/system-generators"
+ln -s /dev/null "$root/etc/systemd/system-generators/systemd-ssh-generator"
 # Nobody looks after the VM, and what these do costs seconds of emulation.
 chroot "$root" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
 	e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-pstore.service \
