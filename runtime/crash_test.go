@@ -186,7 +186,7 @@ func TestKilledAnytime(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewSource(seed))
 	for range 25 {
-		after := time.Duration(random.Intn(4000)) * time.Millisecond
+		after := time.Duration(random.Intn(2500)) * time.Millisecond
 		runChild(t, after.String())
 		r := vmRuntime(t)
 		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)

@@ -13,7 +13,7 @@ import (
 type Ended struct {
 	UUID    [16]byte
 	Name    string
-	Started bool // it had been running, and ended while no daemon looked; false: its start was cut off
+	Started bool // it had been started (perhaps paused) and ended while no daemon looked; false: its start was cut off
 	Exit    Exit
 }
 
@@ -42,7 +42,7 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 			adopted = append(adopted, i)
 			continue
 		}
-		gone := Ended{UUID: uuid, Name: rec.Name, Started: rec.Phase == running, Exit: exitFromStore(rec, stored)}
+		gone := Ended{UUID: uuid, Name: rec.Name, Started: rec.Phase != starting, Exit: exitFromStore(rec, stored)}
 		if err := r.cleanup(ctx, rec); err != nil {
 			failures = append(failures, err)
 		}

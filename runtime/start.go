@@ -114,14 +114,23 @@ func (s *starter) abandon() {
 	}
 }
 
-func (s *starter) writeRecord(context.Context) error {
+func (s *starter) writeRecord(ctx context.Context) error {
 	rec := &record{
 		Version: 1, UUID: formatUUID(s.env.UUID), Name: s.env.Name, Phase: starting,
 		Scope: systemd.ScopeName(s.env.Name), IDMap: planIDs(s.env, s.res), StartedAt: time.Now(),
 	}
 	rec.CPUs, _ = chooseCPUs(s.env.CPU, s.r.host, s.res.CPULoad) // succeeded in reserve
-	// A directory that is there belongs to an environment nobody recovered.
-	if err := os.Mkdir(s.res.Dir, 0o711); err != nil {
+	err := os.Mkdir(s.res.Dir, 0o711)
+	if errors.Is(err, os.ErrExist) {
+		// What an earlier clean-up could not finish, perhaps while D-Bus was away.
+		if old, e := s.r.recordOf(s.env.UUID); e != nil {
+			return e
+		} else if e := s.r.cleanup(ctx, old); e != nil {
+			return e
+		}
+		err = os.Mkdir(s.res.Dir, 0o711)
+	}
+	if err != nil {
 		return fmt.Errorf("state directory of %s: %w", s.env.Name, err)
 	}
 	s.rec = rec
@@ -231,7 +240,13 @@ func (s *starter) awaitScope(context.Context) error {
 
 // delegate gives the scope's cgroup to the environment's root: a systemd inside
 // makes its own groups there. The files with the limits stay the host's.
+//
+// Without nsdelegate even that would not hold, so it is looked at every time:
+// whoever mounts cgroup2 anywhere without the option takes it from all.
 func (s *starter) delegate(context.Context) error {
+	if _, err := RestoreCgroupOptions(); err != nil {
+		return err
+	}
 	if s.plan.IDMap.Mode == xml.Privileged {
 		return nil
 	}

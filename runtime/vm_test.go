@@ -1,12 +1,13 @@
 //go:build vm
 
 // These tests run inside the virtual machine of integration/vm, as root, with
-// systemd as the manager: go test -c -tags vm. The roots are found in
+// systemd as the manager: go test -c -tags vm. The roots are found in /srv/roots or
 // VIRTVZD_TEST_ROOTS.
 package runtime
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -107,9 +108,10 @@ func vmTemplate(t testing.TB, name string) string {
 	if _, err := templates.Lookup(name); err == nil {
 		return name
 	}
-	files, _ := filepath.Glob(filepath.Join(os.Getenv("VIRTVZD_TEST_ROOTS"), name+".tar*"))
+	roots := cmp.Or(os.Getenv("VIRTVZD_TEST_ROOTS"), "/srv/roots")
+	files, _ := filepath.Glob(filepath.Join(roots, name+".tar*"))
 	if len(files) == 0 {
-		t.Fatalf("no root %s.tar* in VIRTVZD_TEST_ROOTS=%q", name, os.Getenv("VIRTVZD_TEST_ROOTS"))
+		t.Fatalf("no root %s.tar* in %s", name, roots)
 	}
 	begin := time.Now()
 	made, err := templates.Import(context.Background(), name, files[0], nil)
@@ -539,6 +541,32 @@ func TestSysvinit(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitEnd(t, i, 120*time.Second, ExitPoweroff)
+}
+
+// brokenBus is systemd while D-Bus is gone.
+type brokenBus struct{ Scopes }
+
+func (brokenBus) StartScope(context.Context, systemd.Scope) error {
+	return &systemd.UnavailableError{Service: "systemd", Err: io.EOF}
+}
+
+func (brokenBus) Stop(context.Context, string) error {
+	return &systemd.UnavailableError{Service: "systemd", Err: io.EOF}
+}
+
+// A start without D-Bus fails, and what could not be undone does not stand in the
+// way once D-Bus is back.
+func TestBusGone(t *testing.T) {
+	r := vmRuntime(t)
+	good := r.config.Scopes
+	r.config.Scopes = brokenBus{good}
+	_, err := r.Start(context.Background(), vmEnvironment(t, "busybox"), StartOptions{})
+	var gone *systemd.UnavailableError
+	if !errors.As(err, &gone) {
+		t.Errorf("without D-Bus: %v", err)
+	}
+	r.config.Scopes = good
+	vmStart(t, r, vmEnvironment(t, "busybox"), StartOptions{})
 }
 
 func TestDirectoryRootAndMounts(t *testing.T) {
