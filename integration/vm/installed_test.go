@@ -20,7 +20,7 @@ func TestInstalled(t *testing.T) {
 		{"virsh -c lxc:///system uri", "lxc:///system"},
 		{"pidof virtvzd | wc -w", "1"},
 		{"ls " + Roots, "busybox.tar.zst\ndebian13-systemd.tar.zst\ndebian13-sysvinit.tar.zst"},
-		{"findmnt -no FSTYPE,OPTIONS /var/lib/libvirt/vz", "ext4   rw,noatime,prjquota"},
+		{"findmnt -rno FSTYPE,OPTIONS /var/lib/libvirt/vz", "ext4 rw,noatime,prjquota"},
 		{"cat /sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory hugetlb pids rdma misc"},
 		{"stat -c %a / /usr /etc /usr/sbin/virtvzd", "755\n755\n755\n755"}, // and not those of the directory that was pushed
 		{"systemctl --failed --no-legend; systemctl is-system-running", "running"},
