@@ -80,7 +80,11 @@ func findSnapshot(cache string) (*snapshot, error) {
 // resume: QEMU, host kernel, devices and how it was frozen.
 func newSnapshot(image, accel string) *snapshot {
 	alike := machine{accel: accel}
-	key := shortHash(hostKey(), accel, strings.Join(alike.args(), " "), settle, "2")
+	parts := []string{hostKey(), accel, strings.Join(alike.args(), " "), settle, "2"}
+	if accel == "kvm" {
+		parts = append(parts, hostCPU()) // the guest saw it
+	}
+	key := shortHash(parts...)
 	return &snapshot{accel, image, filepath.Join(image, "frozen-"+key)}
 }
 
@@ -117,6 +121,7 @@ func (s *snapshot) freeze(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	defer os.RemoveAll(v.sockets)
 	defer v.qemu.kill()
 	progress("machine is up after %s, waiting until it is quiet", since(start))
 	if out, err := v.Run(ctx, settle); err != nil || strings.TrimSpace(out) != "running" {
@@ -148,6 +153,7 @@ func (s *snapshot) freeze(ctx context.Context) (err error) {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	os.Remove(filepath.Join(partial, "vm.json"))
 	if err := os.Rename(partial, s.dir); err != nil {
 		return err
 	}

@@ -19,6 +19,22 @@ func hostKey() string {
 	return shortHash(string(kernel), string(version))
 }
 
+// hostCPU is the model and the features of this machine's first processor.
+func hostCPU() string {
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	var lines []string
+	for line := range strings.Lines(string(info)) {
+		name, _, _ := strings.Cut(line, ":")
+		switch strings.TrimSpace(name) {
+		case "model name", "stepping", "microcode", "flags":
+			lines = append(lines, line)
+		case "":
+			return strings.Join(lines, "")
+		}
+	}
+	return strings.Join(lines, "")
+}
+
 func shortHash(parts ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return hex.EncodeToString(sum[:])[:12]

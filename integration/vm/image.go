@@ -39,6 +39,9 @@ func image(ctx context.Context, cache string) (string, error) {
 	if err != nil || exists(dir) {
 		return dir, err
 	}
+	if os.Geteuid() != 0 {
+		return "", fmt.Errorf("the VM's image can only be made by root: run once as root, or point VIRTVZD_CACHE at a cache that has %s", filepath.Base(dir))
+	}
 	start := time.Now()
 	progress("making the image %s, once", dir)
 	partial := dir + ".partial" // left behind by a build that was killed
@@ -54,9 +57,11 @@ func image(ctx context.Context, cache string) (string, error) {
 	}
 	script := filepath.Join(source, "recipe", "build.sh")
 	cmd := exec.CommandContext(ctx, "bash", script, filepath.Dir(script), out)
-	// mmdebstrap has to unmount: let it, before it is killed.
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 20 * time.Second
+	// In namespaces of its own: however the build ends, none of its processes
+	// and none of its mounts stay, and what it leaves can be removed safely.
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
+	}
 	log := filepath.Join(cache, "build.log")
 	if err := runLogged(cmd, log); err != nil {
 		return "", fmt.Errorf("make the VM's image: %w", err)

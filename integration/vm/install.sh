@@ -19,7 +19,8 @@ if [ "$(id -u)" != 0 ]; then
 	exit 1
 fi
 echo "install.sh: installing$missing" >&2
-apt-get -qq update
+# A source that is of no use here may be broken; the installation tells.
+apt-get -qq update || echo "install.sh: apt-get update had errors" >&2
 # The lists of packages grow with every issue; recommended ones would drag a
 # second libvirt daemon in.
 DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $missing >/dev/null

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -72,7 +73,10 @@ func runLogged(cmd *exec.Cmd, log string) error {
 			}
 		}
 	}()
+	// Its death signal comes when the thread that started it ends.
+	runtime.LockOSThread()
 	err = cmd.Run()
+	runtime.UnlockOSThread()
 	w.Close()
 	<-done
 	if err != nil {

@@ -84,7 +84,7 @@ func Start(ctx context.Context, name string, o Options) (*VM, error) {
 	if err != nil {
 		keepConsole(name, dir)
 		os.RemoveAll(dir)
-		return nil, fmt.Errorf("start machine %s: %w", name, err)
+		return nil, fmt.Errorf("start machine %s (if it repeats, remove %s to boot the image anew): %w", name, s.dir, err)
 	}
 	return v, nil
 }

@@ -171,3 +171,13 @@ func TestLastWords(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestHostKeys(t *testing.T) {
+	if hostKey() != hostKey() || len(hostKey()) != 12 {
+		t.Error("the host's key is not stable")
+	}
+	cpu := hostCPU()
+	if cpu != hostCPU() || strings.Count(cpu, "model name") != 1 {
+		t.Errorf("the processor is %q", cpu)
+	}
+}
