@@ -19,8 +19,11 @@ if [ "$(id -u)" != 0 ]; then
 	exit 1
 fi
 echo "install.sh: installing$missing" >&2
-# A source that is of no use here may be broken; the installation tells.
-apt-get -qq update || echo "install.sh: apt-get update had errors" >&2
-# The lists of packages grow with every issue; recommended ones would drag a
-# second libvirt daemon in.
-DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $missing >/dev/null
+export DEBIAN_FRONTEND=noninteractive
+# Somebody else may be installing just now.
+apt="apt-get -q -y -o DPkg::Lock::Timeout=300"
+$apt update >&2
+# Recommended packages would drag in a libvirt daemon that is started.
+# shellcheck disable=SC2086
+$apt --no-install-recommends install $missing >&2
+echo "install.sh: done" >&2

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 )
 
 // TestResult is how one test of a package ended that ran in a machine.
@@ -52,9 +53,16 @@ func (v *VM) PackageResults(ctx context.Context, path string, args ...string) ([
 		convert.Process.Kill()
 		return nil, errors.Join(err, convert.Wait())
 	}
+	var current atomic.Value
+	current.Store("starting")
+	stop := during(func() string { return path + ": " + current.Load().(string) })
 	results, rest := collect(events, func(r TestResult) {
-		progress("%s: %s %s %.1fs", path, r.Name, r.Action, r.Elapsed)
+		current.Store(r.Name)
+		if r.Action != "" {
+			progress("%s: %s %s %.1fs", path, r.Name, r.Action, r.Elapsed)
+		}
 	})
+	stop()
 	err = errors.Join(remote.Wait(), convert.Wait())
 	switch {
 	case err != nil:
@@ -65,9 +73,10 @@ func (v *VM) PackageResults(ctx context.Context, path string, args ...string) ([
 	return results, err
 }
 
-// collect reads test2json's events to the end. ended is called for every
-// top-level test. rest is what was printed outside of tests.
-func collect(events io.Reader, ended func(TestResult)) (results []TestResult, rest string) {
+// collect reads test2json's events to the end. top is called when a top-level
+// test begins, without Action then, and when it ended. rest is what was printed
+// outside of tests.
+func collect(events io.Reader, top func(TestResult)) (results []TestResult, rest string) {
 	index := map[string]int{}
 	lines := bufio.NewReader(events)
 	for {
@@ -87,11 +96,12 @@ func collect(events io.Reader, ended func(TestResult)) (results []TestResult, re
 			}
 			r := &results[i]
 			r.Output += e.Output
-			if e.Action == "pass" || e.Action == "fail" || e.Action == "skip" {
+			ended := e.Action == "pass" || e.Action == "fail" || e.Action == "skip"
+			if ended {
 				r.Action, r.Elapsed = e.Action, e.Elapsed
-				if !strings.Contains(r.Name, "/") {
-					ended(*r)
-				}
+			}
+			if (ended || !known) && !strings.Contains(r.Name, "/") {
+				top(*r)
 			}
 		}
 		if err != nil {

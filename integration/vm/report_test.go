@@ -16,8 +16,8 @@ func TestCollect(t *testing.T) {
 {"Action":"output","Test":"TestB","Output":"panic: gone\n"}
 {"Action":"output","Output":"exit status 2\n"}
 not JSON`
-	var ended []string
-	results, rest := collect(strings.NewReader(events), func(r TestResult) { ended = append(ended, r.Name) })
+	var top []string
+	results, rest := collect(strings.NewReader(events), func(r TestResult) { top = append(top, r.Name+":"+r.Action) })
 	want := []TestResult{
 		{"TestA", "fail", 1.5, "=== RUN   TestA\n"},
 		{"TestA/sub", "fail", 0.5, ""},
@@ -31,8 +31,8 @@ not JSON`
 			t.Errorf("got %v, want %v", results[i], want[i])
 		}
 	}
-	if len(ended) != 1 || ended[0] != "TestA" {
-		t.Errorf("ended: %v, want TestA alone", ended)
+	if got := strings.Join(top, " "); got != "TestA: TestA:fail TestB:" {
+		t.Errorf("told of %s", got)
 	}
 	if rest != "exit status 2\nnot JSON" {
 		t.Errorf("the rest is %q", rest)
