@@ -3,6 +3,7 @@ package xml
 import (
 	"crypto/rand"
 	"encoding/xml"
+	"errors"
 	"fmt"
 
 	"libvirt.org/go/libvirtxml"
@@ -46,7 +47,11 @@ func Parse(doc string, host HostFacts, o ParseOptions) (*libvirtxml.Domain, erro
 	}
 	def := &libvirtxml.Domain{}
 	if err := xml.Unmarshal([]byte(doc), def); err != nil {
-		return nil, malformed("the definition cannot be read: %v", err)
+		var syntax *xml.SyntaxError
+		if errors.As(err, &syntax) {
+			return nil, malformed("the document is not well-formed XML: %v", err)
+		}
+		return nil, malformed("the definition has a value that cannot be read: %v", err)
 	}
 	if o.Validate {
 		if err := strict(doc, def); err != nil {

@@ -1,0 +1,390 @@
+package xml
+
+import (
+	"flag"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write golden files anew")
+
+// host is the same on every machine that runs the tests.
+var host = HostFacts{
+	Arch: "x86_64", UUID: "c7a5fdbd-edaf-9455-926a-d65c16db1809", Emulator: "/usr/bin/crun", MaxVCPUs: 4,
+	Templates: func() []string { return []string{"debian13", "centos-7-x86_64"} },
+	Cells: []Cell{{ID: 0, MemoryKiB: 4096000, CPUs: []CPU{
+		{ID: 0, Socket: 0, Core: 0, Siblings: "0"}, {ID: 1, Socket: 0, Core: 1, Siblings: "1"},
+	}}},
+}
+
+// TestDefinitions parses each document of testdata and compares what dumpxml
+// shows of it, inactive and running.
+func TestDefinitions(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.in.xml")
+	if err != nil || len(files) == 0 {
+		t.Fatal("testdata has no documents", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			doc, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			def, err := Parse(string(doc), host, ParseOptions{Validate: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			inactive, err := Format(def, FormatOptions{Inactive: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, strings.TrimSuffix(file, ".in.xml")+".out.xml", inactive)
+			again, err := Parse(inactive, host, ParseOptions{Validate: true})
+			if err != nil {
+				t.Fatalf("what was formatted cannot be parsed: %v", err)
+			}
+			if twice, _ := Format(again, FormatOptions{Inactive: true}); twice != inactive {
+				t.Errorf("formatting again changes it:\n%s", twice)
+			}
+			env, err := NewEnvironment(def)
+			if err != nil {
+				t.Fatal(err)
+			}
+			facts := LiveFacts{ID: 4711, Consoles: []string{"/dev/console"}, IDMap: IDMap{Mode: Explicit,
+				UIDs: []IDRange{{0, 524288, 65536}}, GIDs: []IDRange{{0, 524288, 65536}}}}
+			if env.IDMap.Mode == Privileged {
+				facts.IDMap = env.IDMap
+			}
+			live, err := Format(Live(def, facts), FormatOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, strings.TrimSuffix(file, ".in.xml")+".live.xml", live)
+			validate := schemaCheck(t)
+			validate("domain", inactive)
+			validate("domain", live)
+		})
+	}
+}
+
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs; go test -update writes it anew. Got:\n%s", path, got)
+	}
+}
+
+// schemaCheck validates documents with libvirt's own tool and schema.
+func schemaCheck(t *testing.T) func(schema, doc string) {
+	if _, err := exec.LookPath("virt-xml-validate"); err != nil {
+		if os.Getenv("VIRTVZD_REQUIRE") != "" {
+			t.Fatal("virt-xml-validate is missing: install libvirt-clients and libxml2-utils")
+		}
+		return func(string, string) {}
+	}
+	return func(schema, doc string) {
+		t.Helper()
+		path := filepath.Join(t.TempDir(), "doc.xml")
+		if err := os.WriteFile(path, []byte(doc), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("virt-xml-validate", path, schema).CombinedOutput(); err != nil {
+			t.Errorf("not valid by libvirt's %s schema: %s\n%s", schema, out, doc)
+		}
+	}
+}
+
+func TestCapabilities(t *testing.T) {
+	caps, err := Capabilities(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/capabilities.xml", caps)
+	domcaps, err := DomainCapabilities(host, "", "", "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/domcapabilities.xml", domcaps)
+	validate := schemaCheck(t)
+	// libvirt's capability.rng does not list vz and openvz among the types a
+	// guest can have, though its own drivers for them report just that.
+	known := strings.NewReplacer("\n      <domain type=\"vz\"/>", "", "\n      <domain type=\"openvz\"/>", "").Replace(caps)
+	validate("capability", known)
+	validate("domaincaps", domcaps)
+	for _, wrong := range [][3]string{{"ppc64", "", ""}, {"", "", "kvm"}} {
+		if _, err := DomainCapabilities(host, "", wrong[0], wrong[1], wrong[2]); err == nil {
+			t.Errorf("%v was accepted", wrong)
+		}
+	}
+}
+
+const minimal = `<domain type='vz'><name>web1</name><memory>65536</memory><os><type>exe</type></os>
+<devices><filesystem type='template'><source name='debian13'/><target dir='/'/></filesystem></devices></domain>`
+
+// TestRefused changes one thing in a good definition and compares the
+// sentence.
+func TestRefused(t *testing.T) {
+	root := "<filesystem type='template'><source name='debian13'/><target dir='/'/></filesystem>"
+	for _, c := range []struct{ old, new, want string }{
+		{root, "", "<filesystem> with <target dir='/'/> is missing: an environment needs a root, of type 'template' or 'mount'"},
+		{root, root + root, "<filesystem> has the target '/' twice"},
+		{"<source name='debian13'/>", "", "<filesystem> of type 'template' at '/' needs a <source>"},
+		{"'debian13'", "'x'", "<filesystem> names the template 'x', which does not exist; there are debian13, centos-7-x86_64"},
+		{"dir='/'", "dir='srv'", "<filesystem> needs a <target dir=…/> with an absolute path inside the environment"},
+		{"dir='/'", "dir='/srv'", "<filesystem> of type 'template' can only be the root, not '/srv'"},
+		{"'vz'", "'qemu'", "<domain> has the type 'qemu': vz, lxc and openvz are accepted"},
+		{">exe<", ">hvm<", "<os><type> is 'hvm': only 'exe' can be run, an init in a container"},
+		{"<type>", "<type arch='s390x'>", "<os><type> has arch='s390x', this host is x86_64"},
+		{"</type>", "</type><init>init</init>", "<init> 'init' must be an absolute path inside the environment"},
+		{"</type>", "</type><initarg>x</initarg>", "<initarg> needs an <init> it belongs to"},
+		{"</type>", "</type><init>/i</init><initdir>x</initdir>", "<initdir> 'x' must be an absolute path inside the environment"},
+		{"</type>", "</type><kernel>/vmlinuz</kernel>", "<kernel> cannot be used: environments run on the host's kernel"},
+		{"<name>web1</name>", "", "<name> is missing or empty: a domain needs a name"},
+		{"web1", "a/b", "<name> 'a/b' contains '/', which a name may not: it is a file name"},
+		{"web1", "..", "<name> may not be '..'"},
+		{"web1", "a&#10;b", "<name> contains control characters or is not UTF-8"},
+		{"web1", "   ", "<name> must not consist of white space only"},
+		{"<memory>65536", "<memory unit='parsec'>65536", "<memory> has the unit \"parsec\": use bytes, KB, MB, GB, TB, KiB, MiB, GiB or TiB"},
+		{"<memory>65536", "<memory>16", "<memory> is 16 KiB, at least 1024 KiB are needed"},
+		{"<memory>65536</memory>", "", "<memory> is missing: it is the most memory the environment may use"},
+		{"<os>", "<vcpu>0</vcpu><os>", "<vcpu> is 0: 1 to 16384 are accepted"},
+		{"<os>", "<vcpu current='3'>2</vcpu><os>", "<vcpu> has current='3', more than its maximum 2"},
+		{"<os>", "<vcpu cpuset='a-b'>2</vcpu><os>", "<vcpu> has cpuset='a-b': a list such as 0-3,^2,8 is accepted"},
+		{"<os>", "<uuid>123</uuid><os>", "<uuid> \"123\" is not a UUID: 32 hexadecimal digits are needed"},
+		{"<os>", "<title>a\nb</title><os>", "<title> must be one line"},
+		{"<os>", "<on_crash>explode</on_crash><os>", "<on_crash> is 'explode': destroy, restart, preserve, rename-restart, coredump-destroy, coredump-restart are accepted"},
+		{"<os>", "<idmap><uid start='0' target='1000' count='10'/></idmap><os>", "<idmap> needs both <uid> and <gid>"},
+		{"<os>", "<idmap><uid start='1' target='1000' count='10'/><gid start='1' target='1000' count='10'/></idmap><os>", "must map start=0"},
+		{"<os>", "<memtune><hard_limit>2000</hard_limit><swap_hard_limit>1000</swap_hard_limit></memtune><os>", "<swap_hard_limit> (1000 KiB) counts memory and swap together and must not be below <hard_limit> (2000 KiB)"},
+		{"<os>", "<cputune><period>10</period></cputune><os>", "<period> is 10 µs: 1000 to 1000000 are accepted"},
+		{"<os>", "<features><capabilities policy='maybe'/></features><os>", "<capabilities> has policy='maybe': default, allow and deny are accepted"},
+		{"</devices>", "<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm></devices>", "<tpm> cannot be given to an environment: it is a container and has no such device"},
+		{"</devices>", "<rng model='virtio'><backend model='random'>/dev/random</backend></rng></devices>", "<rng> cannot be given to an environment: it is a container and has no such device"},
+		{"</devices>", "<interface type='bridge'><mac address='52:54:00:1'/><source bridge='br0'/></interface></devices>", "<mac> has address='52:54:00:1': six hexadecimal bytes such as 52:54:00:12:34:56 are accepted"},
+		{"</devices>", "<interface type='bridge'><mac address='53:54:00:01:02:03'/><source bridge='br0'/></interface></devices>", "a multicast address"},
+		{"</devices>", "<console type='tcp'><source mode='bind' host='localhost' service='1'/></console></devices>", "<console> has another type than 'pty', the one an environment can have"},
+		{"<os>", "<metadata><ve:ve xmlns:ve='" + VENamespace + "'><ve:tasks>0</ve:tasks></ve:ve></metadata><os>", "<ve:tasks> is 0: at least one is needed"},
+	} {
+		doc := strings.Replace(minimal, c.old, c.new, 1)
+		if doc == minimal {
+			t.Fatalf("%q is not in the definition", c.old)
+		}
+		def, err := Parse(doc, host, ParseOptions{})
+		if err == nil {
+			_, err = NewEnvironment(def)
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("with %s\n got  %v\n want %s", c.new, err, c.want)
+		}
+	}
+}
+
+func TestBounds(t *testing.T) {
+	for name, c := range map[string]struct{ doc, want string }{
+		"large":    {"<domain>" + strings.Repeat(" ", maxDocument) + "</domain>", "the limit is 4194304"},
+		"deep":     {strings.Repeat("<domain>", 100) + strings.Repeat("</domain>", 100), "nested deeper than 64"},
+		"many":     {"<domain>" + strings.Repeat("<a/>", maxElements) + "</domain>", "more than 100000 elements"},
+		"entities": {`<!DOCTYPE d [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><domain>&b;</domain>`, "document types and entities are not read"},
+		"unknown":  {"<domain>&nosuch;</domain>", "not well-formed"},
+		"open":     {"<domain><name>", "not well-formed"},
+		"nothing":  {"", "the document is empty"},
+		"binary":   {"\x00\x01\x02", "not well-formed"},
+		"other":    {"<network/>", "the document's root is <network>, it must be <domain>"},
+	} {
+		if _, err := Parse(c.doc, host, ParseOptions{}); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %s", name, err, c.want)
+		}
+	}
+}
+
+func TestStrict(t *testing.T) {
+	for _, c := range []struct{ old, new, want string }{
+		{"<os>", "<colour>red</colour><os>", "unknown element 'colour' in /domain"},
+		{"<name>", "<name lang='de'>", "unknown attribute 'lang' in /domain/name"},
+		{"<target dir='/'/>", "<target dir='/'/><quota/>", "unknown element 'quota' in /domain/devices/filesystem"},
+	} {
+		doc := strings.Replace(minimal, c.old, c.new, 1)
+		if _, err := Parse(doc, host, ParseOptions{Validate: true}); err == nil || err.Error() != c.want {
+			t.Errorf("got %v, want %s", err, c.want)
+		}
+		if _, err := Parse(doc, host, ParseOptions{}); err != nil {
+			t.Errorf("refused without validation: %v", err)
+		}
+	}
+	own := strings.Replace(minimal, "<os>", "<metadata><x:y xmlns:x='urn:x' z='1'/></metadata><os>", 1)
+	if _, err := Parse(own, host, ParseOptions{Validate: true}); err != nil {
+		t.Errorf("the user's own metadata was refused: %v", err)
+	}
+}
+
+// TestEnvironment checks the numbers the kernel gets.
+func TestEnvironment(t *testing.T) {
+	doc := strings.Replace(minimal, "<memory>65536</memory>", `<memory unit='GiB'>2</memory><currentMemory unit='MiB'>512</currentMemory>
+<memtune><soft_limit unit='MiB'>256</soft_limit><min_guarantee unit='MiB'>64</min_guarantee><swap_hard_limit unit='MiB'>768</swap_hard_limit></memtune>
+<vcpu current='2' cpuset='0-3,^1'>4</vcpu><cputune><shares>2048</shares><period>50000</period><quota>25000</quota></cputune>
+<resource><partition>/machine/web</partition></resource>
+<metadata><ve:ve xmlns:ve='`+VENamespace+`'><ve:hostname>www.example.org</ve:hostname><ve:tasks>512</ve:tasks><ve:later/></ve:ve></metadata>`, 1)
+	doc = strings.Replace(doc, "</type>", "</type><init>/bin/app</init><initarg>-x</initarg><initarg>a b</initarg><initenv name='A'>1=2</initenv><initdir>/srv</initdir><inituser>www</inituser>", 1)
+	doc = strings.Replace(doc, "</devices>", "<filesystem type='ram'><source usage='8' units='MiB'/><target dir='/srv/a/b/'/></filesystem><filesystem type='mount'><source dir='/data'/><target dir='/srv'/><readonly/></filesystem></devices>", 1)
+	def, err := Parse(doc, host, ParseOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := NewEnvironment(def)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string][2]any{
+		"memory":    {e.Memory, MemoryLimits{Max: 512 << 20, High: 256 << 20, Low: 64 << 20, Swap: 256 << 20}},
+		"cpu":       {e.CPU, CPULimits{Count: 2, MaxCount: 4, Set: "0-3,^1", Weight: 2048, QuotaUSec: 25000, PeriodUSec: 50000}},
+		"init":      {e.Init, []string{"/bin/app", "-x", "a b"}},
+		"env":       {e.Env, []string{"A=1=2"}},
+		"where":     {e.Dir + e.User + e.Partition, "/srvwww/machine/web"},
+		"hostname":  {e.Hostname, "www.example.org"},
+		"tasks":     {e.Tasks, uint64(512)},
+		"idmap":     {e.IDMap, IDMap{Mode: Auto}},
+		"root":      {e.Filesystems[0], Filesystem{Type: "template", Source: "debian13", Target: "/"}},
+		"read-only": {e.Filesystems[1], Filesystem{Type: "mount", Source: "/data", Target: "/srv", ReadOnly: true}},
+		"ram":       {e.Filesystems[2], Filesystem{Type: "ram", Source: "tmpfs", Target: "/srv/a/b", Size: 8 << 20}},
+	} {
+		if !reflect.DeepEqual(c[0], c[1]) {
+			t.Errorf("%s: got %+v, want %+v", name, c[0], c[1])
+		}
+	}
+	plain, err := Parse(minimal, host, ParseOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err = NewEnvironment(plain); err != nil {
+		t.Fatal(err)
+	}
+	if want := (MemoryLimits{Max: 64 << 20, High: math.MaxUint64, Swap: math.MaxUint64}); e.Memory != want || e.Tasks != math.MaxUint64 {
+		t.Errorf("without tuning: %+v, %d tasks", e.Memory, e.Tasks)
+	}
+}
+
+func TestUnits(t *testing.T) {
+	for _, c := range []struct {
+		value uint64
+		unit  string
+		kib   uint64
+	}{
+		{1, "", 1}, {1, "KiB", 1}, {1, "MiB", 1024}, {1, "GiB", 1 << 20}, {1, "b", 1}, {1024, "bytes", 1}, {1025, "bytes", 2},
+		{1000, "KB", 977}, {1, "MB", 977}, {9007199254740991, "KiB", Unlimited}, {1 << 60, "TiB", Unlimited},
+	} {
+		if got, err := toKiB("<memory>", c.value, c.unit); err != nil || got != c.kib {
+			t.Errorf("%d %s: got %d KiB, %v, want %d", c.value, c.unit, got, err, c.kib)
+		}
+	}
+	for shares, weight := range map[uint64]uint64{1: 1, 1024: 1024, 10000: 10000, 262144: 10000} {
+		if got := Weight(shares); got != weight {
+			t.Errorf("shares %d: weight %d, want %d", shares, got, weight)
+		}
+	}
+}
+
+func TestMetadata(t *testing.T) {
+	def, err := Parse(minimal, host, ParseOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(element, key, uri string) {
+		t.Helper()
+		if err := SetMetadata(def, element, key, uri); err != nil {
+			t.Fatal(err)
+		}
+	}
+	get := func(uri, want string) {
+		t.Helper()
+		got, found, err := Metadata(def, uri)
+		if err != nil || found != (want != "") || got != want {
+			t.Errorf("%s: got %q, %v, %v, want %q", uri, got, found, err, want)
+		}
+	}
+	set("<app colour='red'><part/>text</app>", "a", "urn:a")
+	set("<other/>", "b", "urn:b")
+	get("urn:a", "<app colour='red'><part/>text</app>")
+	get("urn:b", "<other/>")
+	set("<app>new</app>", "a", "urn:a")
+	get("urn:a", "<app>new</app>")
+	doc, err := Format(def, FormatOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if def, err = Parse(doc, host, ParseOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	get("urn:a", "<app>new</app>")
+	set("", "", "urn:a")
+	get("urn:a", "")
+	get("urn:b", "<other/>")
+	set("", "", "urn:b")
+	if def.Metadata != nil {
+		t.Errorf("empty metadata stays: %q", def.Metadata.XML)
+	}
+	for _, bad := range [][3]string{{"<a>", "k", "urn:k"}, {"text", "k", "urn:k"}, {"<a/>", "", "urn:k"}, {"<a/>", "k", ""},
+		{"<a/><b/>", "k", "urn:k"}, {"<a/>", "k'>", "urn:k"}} {
+		if err := SetMetadata(def, bad[0], bad[1], bad[2]); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	doc := strings.Replace(minimal, "<os>", "<uuid>00112233445566778899aabbccddeeff</uuid><os>", 1)
+	name, id, err := Identity(doc)
+	if err != nil || name != "web1" || formatUUID(id) != "00112233-4455-6677-8899-aabbccddeeff" {
+		t.Errorf("got %q %x %v", name, id, err)
+	}
+}
+
+func TestHostname(t *testing.T) {
+	for name, want := range map[string]string{"web1": "web1", "a b": "a-b", "--": "localhost", "ü": "localhost", strings.Repeat("x", 99): strings.Repeat("x", 64)} {
+		if got := hostname(name); got != want {
+			t.Errorf("%q: got %q, want %q", name, got, want)
+		}
+	}
+}
+
+// FuzzParse holds that nothing panics and that what was accepted is stable.
+func FuzzParse(f *testing.F) {
+	files, _ := filepath.Glob("testdata/*.in.xml")
+	for _, file := range files {
+		doc, _ := os.ReadFile(file)
+		f.Add(string(doc))
+	}
+	f.Add(minimal)
+	f.Fuzz(func(t *testing.T, doc string) {
+		def, err := Parse(doc, host, ParseOptions{})
+		if err != nil {
+			return
+		}
+		out, err := Format(def, FormatOptions{Inactive: true})
+		if err != nil {
+			t.Fatalf("accepted and cannot be formatted: %v\n%q", err, doc)
+		}
+		again, err := Parse(out, host, ParseOptions{})
+		if err != nil {
+			t.Fatalf("formatted and cannot be parsed: %v\n%q\n%s", err, doc, out)
+		}
+		if twice, _ := Format(again, FormatOptions{Inactive: true}); twice != out {
+			t.Fatalf("not stable:\n%s\n%s", out, twice)
+		}
+		NewEnvironment(def)
+		Live(def, LiveFacts{ID: 1, Consoles: []string{"/dev/console"}})
+	})
+}
