@@ -31,8 +31,11 @@ func TestBusybox(t *testing.T) {
 		t.Errorf("init is %s", i.InitKind())
 	}
 	for script, want := range map[string]string{
-		"id -u":    "0",
-		"hostname": "test-busybox",
+		"id -u":                         "0",
+		"grep processes /proc/1/limits": "unlimited            unlimited",
+		"grep open /proc/1/limits":      "1024                 524288",
+		"grep MemTotal /proc/meminfo":   " 409600 kB",
+		"hostname":                      "test-busybox",
 		"grep -c processor /proc/cpuinfo; grep Cpus_allowed_list /proc/1/status": "Cpus_allowed_list:\t0",
 		"cat /proc/1/comm":                           "init",
 		"ls -ld /run":                                "drwxr-xr-x",

@@ -146,5 +146,8 @@ func runStub(in io.Reader, out io.Writer) error {
 // service; a high soft limit makes old programs close a million descriptors.
 func ordinaryProcess() {
 	unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 524288})
+	// Counted for the whole user namespace from its creation on (Linux 5.14), so
+	// it would be a second limit of tasks; the scope's TasksMax is the one.
+	unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
 	os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0)
 }
