@@ -178,7 +178,12 @@ func TestConsoleSlowReader(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("printing blocks")
 	}
-	time.Sleep(100 * time.Millisecond)
+	printed := func() uint64 { c.mu.Lock(); defer c.mu.Unlock(); return c.ring.end }
+	for end := time.Now().Add(20 * time.Second); printed() < 3000*99; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("only %d bytes arrive", printed())
+		}
+	}
 	if n, _ := a.Read(make([]byte, 2*ringLimit)); n != ringLimit {
 		t.Fatalf("read %d bytes, want the last %d", n, ringLimit)
 	}
