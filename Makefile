@@ -48,7 +48,7 @@ fuzz:
 
 # On a real kernel with a real systemd, in a throw-away VM.
 test-vm: build
-	VIRTVZD_REQUIRE=1 $(GO) test -tags vm -timeout 60m -count=1 ./integration/...
+	VIRTVZD_REQUIRE=1 $(GO) test -tags vm -p 1 -timeout 60m -count=1 ./integration/...
 
 # Ratios of one run, see README.
 bench: deps build

@@ -16,7 +16,6 @@ type client struct {
 	authenticated atomic.Bool
 	readOnly      atomic.Bool
 	opened        atomic.Bool // uri does not change after
-	closeCallback atomic.Bool // the client wants to be told why it is closed
 	uri           string
 
 	mu       sync.Mutex
@@ -35,6 +34,7 @@ func (drv *Driver) attach(conn *rpc.Conn) {
 	}
 	conn.SetValue(c)
 	conn.OnClose(func() {
+		drv.log.Debug("client left", "client", conn.ID(), "uid", conn.Peer().UID, "reason", conn.Reason())
 		drv.events.forget(c)
 		drv.autodestroy(c)
 	})

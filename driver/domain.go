@@ -38,6 +38,7 @@ type view struct {
 
 	instance    *runtime.Instance // nil when shut off
 	autodestroy *client           // destroyed when this client goes
+	restarts    int               // in a row by itself, each soon after the one before
 	removed     bool              // no longer in the registry: an answer in flight must fail
 }
 

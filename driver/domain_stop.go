@@ -126,7 +126,7 @@ func (c *change) stopped(inst *runtime.Instance, reason int32, detail int32) err
 		c.drv.log.Error("cannot clean up after an environment", "domain", c.view().name, "error", err)
 	}
 	err := c.enter(Shutoff, reason, func(v *view) {
-		v.instance, v.live, v.autodestroy, v.updated = nil, nil, nil, false
+		v.instance, v.live, v.autodestroy, v.updated, v.restarts = nil, nil, nil, false, 0
 	}, lifecycleEvent(protocol.DomainEventStopped, int32(detail)))
 	if v := c.view(); !v.persistent {
 		c.drv.domains.drop(c)
@@ -195,9 +195,29 @@ func (c *change) ended(inst *runtime.Instance) error {
 	c.drv.log.Info("environment ended", "domain", c.view().name, "cause", exit.Cause, "action", orElse(action, "destroy"))
 	switch action {
 	case "restart", "rename-restart", "coredump-restart":
-		return c.restart(inst)
+		if c.countRestart(inst) {
+			return c.restart(inst)
+		}
+		c.drv.log.Error("environment keeps ending at once and is not restarted any more", "domain", c.view().name, "cause", exit.Cause)
+		reason, detail = protocol.DomainShutoffFailed, protocol.DomainEventStoppedFailed
 	}
 	return c.stopped(inst, reason, detail)
+}
+
+// An init that ends as soon as it starts would keep the host busy for ever.
+const (
+	soon        = 5 * time.Second
+	maxRestarts = 5
+)
+
+// countRestart tells whether the environment may be restarted once more.
+func (c *change) countRestart(inst *runtime.Instance) bool {
+	n := 0
+	if time.Since(inst.StartedAt()) < soon {
+		n = c.view().restarts + 1
+	}
+	c.publish(func(v *view) { v.restarts = n })
+	return n <= maxRestarts
 }
 
 func orElse(s, otherwise string) string {

@@ -47,7 +47,7 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 	drv, err := driver.New(driver.Config{
 		ConfigDir: conf.ConfigDir, StateDir: conf.StateDir,
 		AuthUnixRO: conf.AuthUnixRO, AuthUnixRW: conf.AuthUnixRW, AccessPolkit: len(conf.AccessDrivers) > 0,
-	}, rt, log)
+	}, rt, log.With("component", "driver"))
 	if err != nil {
 		return err
 	}
