@@ -3,10 +3,8 @@ package rpc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +17,6 @@ import (
 type Conn struct {
 	id        uint64
 	server    *Server
-	sock      *net.UnixConn
 	peer      Peer
 	readOnly  bool
 	connected time.Time
@@ -29,31 +26,38 @@ type Conn struct {
 
 	authenticated atomic.Bool
 	value         any
-	slots         chan struct{} // one element for each call being served
+	slots         chan struct{} // one element for each call whose reply is not out
+	leaving       atomic.Bool   // close when all replies are out
 
+	link      link
 	in        input
 	out       output
 	keepalive keepalive
 
-	mu      sync.Mutex // protects streams and onClose
+	mu      sync.Mutex // protects streams, onClose and gone
 	streams map[streamKey]*Stream
 	onClose []func()
+	gone    bool // the onClose functions have been taken to be called
 
 	closeOnce sync.Once
 	reason    atomic.Pointer[string]
 }
 
 func newConn(s *Server, sock *net.UnixConn, o ListenerOptions) (*Conn, error) {
-	peer, err := peerOf(sock)
-	if err != nil {
-		return nil, err
-	}
 	s.mu.Lock()
 	limits := s.limits
 	s.mu.Unlock()
 	c := &Conn{
-		id: s.nextID.Add(1), server: s, sock: sock, peer: peer, readOnly: o.ReadOnly, connected: time.Now(),
+		id: s.nextID.Add(1), server: s, readOnly: o.ReadOnly, connected: time.Now(),
 		slots: make(chan struct{}, max(1, limits.MaxClientRequests)),
+	}
+	c.in.link, c.in.timeout = &c.link, limits.FrameTimeout
+	err := c.link.init(sock, &c.in)
+	if err == nil {
+		c.peer, err = peerOf(c.link.raw)
+	}
+	if err != nil {
+		return nil, err
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.out.init(limits.SendQueue)
@@ -85,7 +89,7 @@ func (c *Conn) SetValue(v any) { c.value = v }
 // Done is closed when the client is gone.
 func (c *Conn) Done() <-chan struct{} { return c.ctx.Done() }
 
-// Reason is why the connection was closed.
+// Reason is why the connection was closed; empty while it is open.
 func (c *Conn) Reason() string {
 	if r := c.reason.Load(); r != nil {
 		return *r
@@ -98,15 +102,20 @@ func (c *Conn) Reason() string {
 func (c *Conn) OnClose(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.gone {
+		go f()
+		return
+	}
 	c.onClose = append(c.onClose, f)
 }
 
-// Close ends the connection at once.
+// Close ends the connection at once. What was queued is not sent, calls that
+// run see their context end.
 func (c *Conn) Close(reason string) {
 	c.closeOnce.Do(func() {
 		c.reason.Store(&reason)
 		c.cancel()
-		c.sock.Close()
+		c.link.sock.Close()
 		c.out.close()
 		c.keepalive.stop()
 		c.mu.Lock()
@@ -114,28 +123,37 @@ func (c *Conn) Close(reason string) {
 		c.streams = nil
 		c.mu.Unlock()
 		for _, s := range streams {
-			s.abortLocal(io.ErrClosedPipe)
+			s.stop(io.ErrClosedPipe)
 		}
 	})
 }
 
-// CloseAfterReply ends the connection once everything queued so far, and the
-// reply of the call being handled inline, is sent.
-func (c *Conn) CloseAfterReply() { c.out.closeWhenEmpty() }
+// CloseAfterReply ends the connection once the replies of all calls that are
+// being served are sent. Called outside of a call it may close at once.
+func (c *Conn) CloseAfterReply() {
+	c.leaving.Store(true)
+	c.leaveWhenIdle()
+}
 
-// abandon ends a connection that was not admitted.
-func (c *Conn) abandon() {
-	c.Close("too many clients")
-	go c.ended()
+func (c *Conn) leaveWhenIdle() {
+	if c.leaving.Load() && len(c.slots) == 0 {
+		c.Close("the client closed the connection")
+	}
+}
+
+// release gives a call's slot back, when its reply is out.
+func (c *Conn) release() {
+	<-c.slots
+	c.leaveWhenIdle()
 }
 
 // ended releases all that belongs to the client.
 func (c *Conn) ended() {
 	c.server.forget(c)
-	closeFiles(c.in.files)
+	c.in.close()
 	c.mu.Lock()
 	callbacks := c.onClose
-	c.onClose = nil
+	c.onClose, c.gone = nil, true
 	c.mu.Unlock()
 	for _, f := range callbacks {
 		f()
@@ -144,10 +162,11 @@ func (c *Conn) ended() {
 
 // serve reads until the client goes or breaks the protocol.
 func (c *Conn) serve() {
+	defer c.server.serving.Done()
 	var err error
 	for err == nil {
 		var frame []byte
-		if frame, err = c.in.frame(c.sock); err == nil {
+		if frame, err = c.in.frame(); err == nil {
 			c.keepalive.heard()
 			err = c.dispatch(frame)
 		}
@@ -159,135 +178,35 @@ func (c *Conn) serve() {
 	c.ended()
 }
 
-// dispatch handles one frame, which is valid only for the time of the call.
-func (c *Conn) dispatch(frame []byte) error {
-	h, body := parseHeader(frame), frame[frameStart:]
-	switch {
-	case h.Prog == protocol.KeepaliveProgram:
-		c.keepalive.message(c, h)
-		return nil
-	case h.Type == protocol.Call:
-		return c.call(h, body, nil)
-	case h.Type == protocol.CallWithFds:
-		d := xdr.NewDecoder(body)
-		n := d.Uint32()
-		if d.Err() != nil || n > MaxFiles {
-			return fmt.Errorf("a message announces %d descriptors, the limit is %d", n, MaxFiles)
+// stallCheck is how often we look whether a client that is not being read
+// has gone away: the end of file is behind the data that waits.
+const stallCheck = 500 * time.Millisecond
+
+// stall tells that the client is not read until resume is called. Its silence
+// is our own fault meanwhile.
+func (c *Conn) stall() (resume func()) {
+	c.keepalive.pause()
+	stop := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(stallCheck)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-c.ctx.Done():
+				return
+			case <-tick.C:
+				if c.link.hungUp() {
+					c.Close("the client disconnected")
+				}
+			}
 		}
-		body = append([]byte(nil), body[4:]...) // reading descriptors reuses the buffer
-		files, err := c.in.take(c.sock, int(n))
-		if err != nil {
-			return err
-		}
-		return c.call(h, body, files)
-	case h.Type == protocol.Stream:
-		return c.streamPacket(h, body)
+	}()
+	return func() {
+		close(stop)
+		c.keepalive.resume()
 	}
-	c.refuse(h, Errorf("Unexpected message type %d", h.Type))
-	return nil
-}
-
-// Call is one request.
-type Call struct {
-	Conn    *Conn
-	Header  protocol.MessageHeader
-	Payload []byte     // the encoded arguments; an inline handler must not keep them
-	Files   []*os.File // received with the call, closed after it unless taken
-
-	replyFiles []*os.File
-	stream     *Stream
-}
-
-// TakeFiles makes the handler the owner of the received descriptors.
-func (c *Call) TakeFiles() []*os.File {
-	files := c.Files
-	c.Files = nil
-	return files
-}
-
-// ReplyFiles sends descriptors with the reply; they are closed after.
-func (c *Call) ReplyFiles(files ...*os.File) { c.replyFiles = append(c.replyFiles, files...) }
-
-// call serves a request when one of the client's slots is free; until then
-// nothing more is read from it.
-func (c *Conn) call(h protocol.MessageHeader, body []byte, files []*os.File) error {
-	select {
-	case c.slots <- struct{}{}:
-	default:
-		c.keepalive.pause()
-		select {
-		case c.slots <- struct{}{}:
-			c.keepalive.resume()
-		case <-c.ctx.Done():
-			closeFiles(files)
-			return c.ctx.Err()
-		}
-	}
-	handler, mode, err := c.server.lookup(h)
-	if err != nil {
-		closeFiles(files)
-		c.refuse(h, err)
-		<-c.slots
-		return nil
-	}
-	call := &Call{Conn: c, Header: h, Payload: body, Files: files}
-	if mode == Inline {
-		c.answer(call, handler, c.out.flushHere)
-		return nil
-	}
-	call.Payload = append([]byte(nil), body...)
-	c.server.pool.run(mode == PoolPriority, func() { c.answer(call, handler, c.out.flushElsewhere) })
-	return nil
-}
-
-// answer runs the handler and sends what it returns.
-func (c *Conn) answer(call *Call, handler Handler, flush func(*Conn)) {
-	defer func() { <-c.slots }()
-	ret, err := handler(c.ctx, call)
-	closeFiles(call.Files)
-	h := call.Header
-	h.Type, h.Status = protocol.Reply, protocol.StatusOK
-	if err == nil && len(call.replyFiles) > 0 {
-		h.Type, ret = protocol.ReplyWithFds, withFiles{len(call.replyFiles), ret}
-	}
-	var frame []byte
-	if err == nil {
-		frame, err = encodeFrame(h, ret)
-	}
-	if err != nil {
-		closeFiles(call.replyFiles)
-		call.replyFiles = nil
-		if call.stream != nil {
-			call.stream.drop(err)
-		}
-		frame = c.errorFrame(h, err)
-	}
-	if c.out.add(outgoing{frame, call.replyFiles}) != nil {
-		closeFiles(call.replyFiles)
-	}
-	if call.stream != nil {
-		close(call.stream.started)
-	}
-	flush(c)
-}
-
-// refuse answers a call that reaches no handler.
-func (c *Conn) refuse(h protocol.MessageHeader, err error) {
-	h.Type = protocol.Reply
-	c.out.add(outgoing{frame: c.errorFrame(h, err)})
-	c.out.flushHere(c)
-}
-
-func (c *Conn) errorFrame(h protocol.MessageHeader, err error) []byte {
-	if h.Type == protocol.ReplyWithFds {
-		h.Type = protocol.Reply
-	}
-	h.Status = protocol.StatusError
-	frame, encodeErr := encodeFrame(h, c.server.wireError(err))
-	if encodeErr != nil { // the text is too long for the wire
-		frame, _ = encodeFrame(h, c.server.wireError(errors.New("the error cannot be told: "+encodeErr.Error())))
-	}
-	return frame
 }
 
 // Send queues a message the client did not ask for. It never waits: a
@@ -299,10 +218,10 @@ func (c *Conn) Send(program, version, procedure uint32, body xdr.Marshaler) erro
 	if err != nil {
 		return err
 	}
-	if err := c.out.add(outgoing{frame: frame}); err != nil {
+	if err := c.out.add(packet{kind: kindEvent, frame: frame}); err != nil {
 		c.Close(err.Error())
 		return err
 	}
-	c.out.flushElsewhere(c)
+	c.out.flush(c)
 	return nil
 }

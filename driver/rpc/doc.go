@@ -5,13 +5,21 @@
 // A connection has one goroutine that reads. It hands each call to the
 // server's pool of workers, or answers it on the spot if the procedure only
 // reads memory. Whoever has something to send appends it to the connection's
-// bounded queue; one goroutine at a time writes the queue out.
+// bounded queue; one goroutine at a time writes the queue out, as far as the
+// socket takes it on the spot, the rest on a goroutine of its own.
 //
-//	message.go   the frame, pure
-//	conn.go      one client: reading, calls in flight, sending
-//	socket.go    the system calls: credentials, descriptors, listening
-//	server.go    programs, clients and their limits
-//	pool.go      workers
-//	stream.go    a stream of bytes beside the calls
-//	keepalive.go pings
+//	message.go     the frame, pure
+//	input.go       bytes that came, cut into frames
+//	output.go      frames that wait, written as bytes
+//	conn.go        one client
+//	call.go        its calls and their replies
+//	stream.go      bytes beside a call
+//	keepalive.go   pings
+//	server.go      programs, clients and their limits
+//	pool.go        workers
+//	conn_linux.go  the system calls: reading, writing, descriptors, credentials
+//	listen.go      sockets of our own
+//
+// An Inline handler runs on the goroutine that reads, so it must only look at
+// memory. Handlers that fail by a panic must recover by themselves.
 package rpc

@@ -3,119 +3,154 @@ package rpc
 import (
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // input cuts what a client sends into frames. Memory grows with the bytes
-// that have arrived, never with what a length word promises.
+// that have arrived, never with what a length word promises, and a client
+// that says nothing has no buffer at all.
 type input struct {
-	buf        []byte
-	start, end int        // what of buf is unread
-	files      []*os.File // received, not yet claimed by a frame
+	link    *link
+	timeout time.Duration // for the rest of a frame once begun
+
+	buf        *buffer
+	start, end int            // what of buf is unread
+	want       int            // bytes the buffer must be able to hold from start
+	total      uint64         // bytes received since the beginning
+	files      []receivedFile // not yet claimed by a message
+}
+
+// receivedFile is a descriptor and the place in the client's bytes it came
+// with: that before total was as large.
+type receivedFile struct {
+	file *os.File
+	at   uint64
 }
 
 const (
-	idleBuffer   = 2 << 10          // what an idle client costs
-	frameTimeout = 60 * time.Second // for the rest of a frame once begun
+	readBuffer          = 16 << 10
+	defaultFrameTimeout = 60 * time.Second
+	frameProgress       = 64 << 10 // bytes for which the time begins anew
 )
 
 // frame reads the next frame; it is valid until the next call.
-func (in *input) frame(sock *net.UnixConn) ([]byte, error) {
-	if in.start == in.end && cap(in.buf) > idleBuffer {
-		in.buf = nil // do not keep what one large message needed
-		in.start, in.end = 0, 0
-	}
-	if err := in.need(sock, lengthSize); err != nil {
+func (in *input) frame() ([]byte, error) {
+	in.dropStray()
+	if err := in.need(lengthSize); err != nil {
 		return nil, err
 	}
-	n, err := frameLength(in.buf[in.start:])
+	n, err := frameLength(in.buf.b[in.start:in.end])
 	if err != nil {
 		return nil, err
 	}
-	if err := in.need(sock, n); err != nil {
+	if err := in.need(n); err != nil {
 		return nil, err
 	}
-	frame := in.buf[in.start : in.start+n]
+	frame := in.buf.b[in.start : in.start+n]
 	in.start += n
 	return frame, nil
 }
 
 // take claims the descriptors that follow a frame, one byte carrying each.
-func (in *input) take(sock *net.UnixConn, n int) ([]*os.File, error) {
-	if err := in.need(sock, n); err != nil {
+// The frame is not valid after it.
+func (in *input) take(n int) ([]*os.File, error) {
+	in.dropStray()
+	if err := in.need(n); err != nil {
 		return nil, err
 	}
 	in.start += n
-	if len(in.files) < n {
-		return nil, fmt.Errorf("a message announced %d descriptors and brought %d", n, len(in.files))
+	files := in.cut()
+	if len(files) != n {
+		closeFiles(files)
+		return nil, fmt.Errorf("a message announced %d descriptors and brought %d", n, len(files))
 	}
-	files := in.files[:n:n]
-	in.files = in.files[n:]
 	return files, nil
 }
 
+// cut removes the descriptors that came with bytes already consumed.
+func (in *input) cut() (files []*os.File) {
+	consumed := in.total - uint64(in.end-in.start)
+	for len(in.files) > 0 && in.files[0].at <= consumed {
+		files = append(files, in.files[0].file)
+		in.files = in.files[1:]
+	}
+	if len(in.files) == 0 {
+		in.files = nil
+	}
+	return files
+}
+
+// dropStray closes descriptors that no message announced, or they would be
+// taken for those of the next one.
+func (in *input) dropStray() {
+	if len(in.files) > 0 {
+		closeFiles(in.cut())
+	}
+}
+
 // need reads until n bytes are there.
-func (in *input) need(sock *net.UnixConn, n int) error {
+func (in *input) need(n int) error {
+	limited, since := false, in.total
 	for in.end-in.start < n {
-		in.room(n)
-		begun := in.end > in.start
-		if begun {
-			sock.SetReadDeadline(time.Now().Add(frameTimeout))
+		in.want = n
+		if in.end > in.start && (!limited || in.total-since >= frameProgress) {
+			limited, since = true, in.total
+			in.link.sock.SetReadDeadline(time.Now().Add(in.timeout))
 		}
-		if err := in.fill(sock); err != nil {
-			if begun && errors.Is(err, os.ErrDeadlineExceeded) {
+		if err := in.link.recv(); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
 				return errors.New("the client sent a part of a message and then nothing")
 			}
 			return err
 		}
-		if begun {
-			sock.SetReadDeadline(time.Time{})
-		}
+	}
+	if limited {
+		in.link.sock.SetReadDeadline(time.Time{})
 	}
 	return nil
 }
 
-// room makes space behind the unread bytes, doubling towards n.
-func (in *input) room(n int) {
-	if in.end < len(in.buf) && in.start+n <= len(in.buf) {
+// room makes space behind the unread bytes, doubling towards what is wanted.
+func (in *input) room() {
+	if in.buf == nil {
+		in.buf = getBuffer(readBuffer)
+		in.start, in.end = 0, 0
 		return
 	}
-	unread := in.end - in.start
-	size := max(idleBuffer, min(n, 2*unread))
-	if len(in.buf) >= size && unread < len(in.buf) {
-		copy(in.buf, in.buf[in.start:in.end])
-	} else {
-		next := make([]byte, size)
-		copy(next, in.buf[in.start:in.end])
-		in.buf = next
+	unread, size := in.end-in.start, len(in.buf.b)
+	switch {
+	case in.start+in.want <= size:
+		return
+	case in.want > size && unread > size/2:
+		old := in.buf
+		in.buf = getBuffer(min(in.want, 2*size))
+		copy(in.buf.b, old.b[in.start:in.end])
+		old.free()
+	default:
+		copy(in.buf.b, in.buf.b[in.start:in.end])
 	}
 	in.start, in.end = 0, unread
 }
 
-// fill reads once, with the descriptors that came along.
-func (in *input) fill(sock *net.UnixConn) error {
-	var oob [160]byte // CmsgSpace of MaxFiles descriptors
-	n, oobn, flags, _, err := sock.ReadMsgUnix(in.buf[in.end:], oob[:oobSize])
-	if oobn > 0 {
-		files, parseErr := parseFiles(oob[:oobn])
-		in.files = append(in.files, files...)
-		if parseErr != nil {
-			return parseErr
-		}
+// rest gives the buffer back while there is nothing in it.
+func (in *input) rest() {
+	if in.start == in.end {
+		in.free()
 	}
-	switch {
-	case err != nil:
-		return err
-	case flags&unix.MSG_CTRUNC != 0 || len(in.files) > MaxFiles:
-		return fmt.Errorf("the client sent more than %d descriptors", MaxFiles)
-	case n == 0:
-		return io.EOF
+}
+
+func (in *input) free() {
+	in.buf.free()
+	in.buf = nil
+	in.start, in.end = 0, 0
+}
+
+// close releases all when the client is gone.
+func (in *input) close() {
+	for _, f := range in.files {
+		f.file.Close()
 	}
-	in.end += n
-	return nil
+	in.files = nil
+	in.free()
 }

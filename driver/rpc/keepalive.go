@@ -37,9 +37,12 @@ func (c *Conn) EnableKeepalive() {
 	}
 }
 
-func (k *keepalive) heard()  { k.last.Store(time.Now().UnixNano()) }
-func (k *keepalive) pause()  { k.paused.Store(true) }
-func (k *keepalive) resume() { k.paused.Store(false) }
+func (k *keepalive) heard() { k.last.Store(time.Now().UnixNano()) }
+func (k *keepalive) pause() { k.paused.Store(true) }
+func (k *keepalive) resume() {
+	k.heard()
+	k.paused.Store(false)
+}
 
 func (k *keepalive) stop() {
 	k.mu.Lock()
@@ -52,34 +55,49 @@ func (k *keepalive) stop() {
 
 // tick runs when the client may have been silent for an interval.
 func (k *keepalive) tick(c *Conn) {
+	switch k.due() {
+	case pingClient:
+		k.send(c, protocol.KeepaliveProcPing)
+	case dropClient:
+		c.Close("the client did not answer keepalive messages")
+	}
+}
+
+type dueAction int
+
+const (
+	nothing dueAction = iota
+	pingClient
+	dropClient
+)
+
+// due decides what to do now and when to look again.
+func (k *keepalive) due() dueAction {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.stopped {
-		return
-	}
 	silent := time.Since(time.Unix(0, k.last.Load()))
-	if silent < k.interval || k.paused.Load() {
-		if silent < k.interval {
-			k.unanswered = 0
-		}
+	switch {
+	case k.stopped:
+		return nothing
+	case k.paused.Load():
+		k.unanswered = 0
+		k.timer.Reset(k.interval)
+		return nothing
+	case silent < k.interval:
+		k.unanswered = 0
 		k.timer.Reset(max(k.interval-silent, time.Millisecond))
-		if k.paused.Load() {
-			k.timer.Reset(k.interval)
-		}
-		return
-	}
-	if k.unanswered >= k.count {
-		go c.Close("the client did not answer keepalive messages")
-		return
+		return nothing
+	case k.unanswered >= k.count:
+		return dropClient
 	}
 	k.unanswered++
 	k.timer.Reset(k.interval)
-	go k.send(c, protocol.KeepaliveProcPing)
+	return pingClient
 }
 
 // message answers a ping. A pong needs nothing more: it was heard.
 func (k *keepalive) message(c *Conn, h protocol.MessageHeader) {
-	if h.Type == protocol.Message && h.Proc == int32(protocol.KeepaliveProcPing) {
+	if h.Proc == int32(protocol.KeepaliveProcPing) {
 		k.send(c, protocol.KeepaliveProcPong)
 	}
 }
@@ -88,7 +106,7 @@ func (k *keepalive) send(c *Conn, procedure protocol.KeepaliveProcedure) {
 	frame, err := encodeFrame(protocol.MessageHeader{
 		Prog: protocol.KeepaliveProgram, Vers: protocol.KeepaliveVersion, Proc: int32(procedure), Type: protocol.Message,
 	}, nil)
-	if err == nil && c.out.add(outgoing{frame: frame}) == nil {
-		c.out.flushElsewhere(c)
+	if err == nil && c.out.add(packet{kind: kindControl, frame: frame}) == nil {
+		c.out.flush(c)
 	}
 }

@@ -37,15 +37,32 @@ func frameLength(word []byte) (int, error) {
 }
 
 // parseHeader reads the header of a whole frame.
-func parseHeader(frame []byte) (h protocol.MessageHeader) {
-	d := xdr.NewDecoder(frame[lengthSize:frameStart])
-	h.DecodeXDR(d)
-	return h
+func parseHeader(frame []byte) protocol.MessageHeader {
+	word := func(i int) uint32 { return binary.BigEndian.Uint32(frame[lengthSize+4*i:]) }
+	return protocol.MessageHeader{
+		Prog: word(0), Vers: word(1), Proc: int32(word(2)),
+		Type: protocol.MessageType(word(3)), Serial: word(4), Status: protocol.MessageStatus(word(5)),
+	}
 }
 
-// encodeFrame makes a frame.
-func encodeFrame(h protocol.MessageHeader, body xdr.Marshaler) ([]byte, error) {
-	e := xdr.NewEncoder(make([]byte, lengthSize, 256))
+// fileCount reads how many descriptors follow a message of the types that
+// carry some, and gives the body behind that number.
+func fileCount(body []byte) (n int, rest []byte, err error) {
+	d := xdr.NewDecoder(body)
+	count := d.Uint32()
+	if d.Err() != nil {
+		return 0, nil, fmt.Errorf("a message with descriptors does not tell their number")
+	}
+	if count > MaxFiles {
+		return 0, nil, fmt.Errorf("a message announces %d descriptors, the limit is %d", count, MaxFiles)
+	}
+	return int(count), body[4:], nil
+}
+
+// encodeFrame makes a frame; no body is an empty one.
+func encodeFrame(h protocol.MessageHeader, body xdr.Marshaler) (*buffer, error) {
+	buf := getBuffer(smallestBuffer)
+	e := xdr.NewEncoder(buf.b[:lengthSize])
 	h.EncodeXDR(e)
 	if body != nil {
 		if err := body.EncodeXDR(e); err != nil {
@@ -55,12 +72,12 @@ func encodeFrame(h protocol.MessageHeader, body xdr.Marshaler) ([]byte, error) {
 	if err := e.Err(); err != nil {
 		return nil, err
 	}
-	frame := e.Bytes()
-	if len(frame) > MaxMessage+lengthSize {
-		return nil, fmt.Errorf("the answer of %d bytes is larger than a message may be", len(frame))
+	buf.b = e.Bytes()
+	if len(buf.b) > MaxMessage+lengthSize {
+		return nil, fmt.Errorf("it takes %d bytes, a message may have %d: ask for less at a time", len(buf.b), MaxMessage)
 	}
-	binary.BigEndian.PutUint32(frame, uint32(len(frame)))
-	return frame, nil
+	binary.BigEndian.PutUint32(buf.b, uint32(len(buf.b)))
+	return buf, nil
 }
 
 // withFiles puts the number of descriptors before a body.
@@ -75,10 +92,11 @@ func (w withFiles) EncodeXDR(e *xdr.Encoder) error {
 }
 
 // encodeData makes a stream packet: its data is not padded.
-func encodeData(h protocol.MessageHeader, data []byte) []byte {
-	e := xdr.NewEncoder(make([]byte, lengthSize, frameStart+len(data)))
+func encodeData(h protocol.MessageHeader, data []byte) *buffer {
+	buf := getBuffer(frameStart + len(data))
+	e := xdr.NewEncoder(buf.b[:lengthSize])
 	h.EncodeXDR(e)
-	frame := append(e.Bytes(), data...)
-	binary.BigEndian.PutUint32(frame, uint32(len(frame)))
-	return frame
+	buf.b = append(e.Bytes(), data...)
+	binary.BigEndian.PutUint32(buf.b, uint32(len(buf.b)))
+	return buf
 }

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 )
@@ -9,14 +10,19 @@ import (
 // calls that never wait for long, so that those are answered even when all
 // others are busy (libvirt's virThreadPool).
 type pool struct {
-	mu   sync.Mutex
-	wake sync.Cond
+	mu       sync.Mutex
+	ordinary group
+	urgent   group // workers and calls that have priority
+	min      int
+	closed   bool
+	busy     int // calls being run
+}
 
-	min, max, prio int // as configured
-
-	workers, free, prioWorkers int
-	calls, urgent              []func()
-	closed                     bool
+// group is one kind of workers and the calls meant for them.
+type group struct {
+	wake                 sync.Cond
+	limit, workers, idle int
+	calls                []func()
 }
 
 // PoolStats is what virt-admin server-threadpool-info shows.
@@ -27,24 +33,29 @@ type PoolStats struct {
 }
 
 func newPool(min, max, prio int) *pool {
-	p := &pool{min: min, max: max, prio: prio}
-	p.wake.L = &p.mu
+	p := &pool{}
+	p.ordinary.wake.L, p.urgent.wake.L = &p.mu, &p.mu
 	p.mu.Lock()
-	p.grow()
-	p.mu.Unlock()
+	defer p.mu.Unlock()
+	p.configure(min, max, prio)
 	return p
 }
 
-// grow starts the workers the configuration asks for.
-func (p *pool) grow() {
-	for p.workers < p.min {
-		p.workers++
-		go p.work(false)
+// configure starts the workers that must be there. Those too many end when
+// they have nothing to do.
+func (p *pool) configure(min, max, prio int) {
+	p.min, p.ordinary.limit, p.urgent.limit = min, max, prio
+	for p.ordinary.workers < min {
+		p.start(&p.ordinary)
 	}
-	for p.prioWorkers < p.prio {
-		p.prioWorkers++
-		go p.work(true)
+	for p.urgent.workers < prio {
+		p.start(&p.urgent)
 	}
+}
+
+func (p *pool) start(g *group) {
+	g.workers++
+	go p.work(g)
 }
 
 // run queues a call. The queue needs no bound of its own: a client can have
@@ -53,87 +64,109 @@ func (p *pool) run(urgent bool, call func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if urgent {
-		p.urgent = append(p.urgent, call)
+		p.urgent.calls = append(p.urgent.calls, call)
+		if p.urgent.idle >= len(p.urgent.calls) {
+			p.urgent.wake.Signal()
+			return
+		}
 	} else {
-		p.calls = append(p.calls, call)
+		p.ordinary.calls = append(p.ordinary.calls, call)
 	}
-	if p.free < len(p.calls)+len(p.urgent) && p.workers < p.max {
-		p.workers++
-		go p.work(false)
+	if o := &p.ordinary; o.idle < len(o.calls)+len(p.urgent.calls) && o.workers < o.limit {
+		p.start(o)
 	}
-	p.wake.Broadcast()
+	p.ordinary.wake.Signal()
 }
 
-func (p *pool) work(prioOnly bool) {
+func (p *pool) work(g *group) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
-		call := p.next(prioOnly)
+		call := p.next(g)
 		if call == nil {
+			g.workers--
 			return
 		}
+		p.busy++
 		p.mu.Unlock()
 		call()
 		p.mu.Lock()
+		p.busy--
 	}
 }
 
-// next waits for a call; nil tells the worker to end.
-func (p *pool) next(prioOnly bool) func() {
+// next waits for a call; nil tells the worker to end. Each call queued wakes
+// one worker; those not asleep look here before they sleep.
+func (p *pool) next(g *group) func() {
 	for {
 		switch {
-		case len(p.urgent) > 0:
-			return take(&p.urgent)
-		case !prioOnly && len(p.calls) > 0:
-			return take(&p.calls)
-		case prioOnly && (p.closed || p.prioWorkers > p.prio):
-			p.prioWorkers--
+		case g.workers > g.limit && !p.closed:
+			// Too many since the limit was lowered. The call that woke
+			// this one may be for the next.
+			g.wake.Signal()
 			return nil
-		case !prioOnly && (p.closed || p.workers > p.max):
-			p.workers--
+		case len(p.urgent.calls) > 0:
+			return take(&p.urgent.calls)
+		case g == &p.ordinary && len(g.calls) > 0:
+			return take(&g.calls)
+		case p.closed:
 			return nil
 		}
-		if !prioOnly {
-			p.free++
-		}
-		p.wake.Wait()
-		if !prioOnly {
-			p.free--
-		}
+		g.idle++
+		g.wake.Wait()
+		g.idle--
 	}
 }
 
 func take(queue *[]func()) func() {
 	call := (*queue)[0]
 	(*queue)[0] = nil
-	*queue = (*queue)[1:]
+	if *queue = (*queue)[1:]; len(*queue) == 0 {
+		*queue = nil
+	}
 	return call
 }
 
 func (p *pool) stats() PoolStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return PoolStats{Min: p.min, Max: p.max, Prio: p.prio, Current: p.workers, Free: p.free, Queue: len(p.calls) + len(p.urgent)}
+	return PoolStats{
+		Min: p.min, Max: p.ordinary.limit, Prio: p.urgent.limit,
+		Current: p.ordinary.workers, Free: p.ordinary.idle, Queue: len(p.ordinary.calls) + len(p.urgent.calls),
+	}
 }
 
 func (p *pool) set(min, max, prio int) error {
 	if max < 1 || min < 0 || prio < 0 {
-		return fmt.Errorf("a server needs at least one worker")
+		return errors.New("a server needs at least one worker")
 	}
 	if min > max {
 		return fmt.Errorf("minWorkers (%d) must not be larger than maxWorkers (%d)", min, max)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.min, p.max, p.prio = min, max, prio
-	p.grow()
-	p.wake.Broadcast()
+	p.configure(min, max, prio)
+	// More workers may be allowed than before, and calls wait for them.
+	for n := len(p.ordinary.calls) + len(p.urgent.calls); n > 0 && p.ordinary.workers < max; n-- {
+		p.start(&p.ordinary)
+	}
+	p.ordinary.wake.Broadcast()
+	p.urgent.wake.Broadcast()
 	return nil
 }
 
+// running tells whether a call is being run or waits.
+func (p *pool) running() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.busy > 0 || len(p.ordinary.calls)+len(p.urgent.calls) > 0
+}
+
+// close ends the workers when nothing is left to do.
 func (p *pool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	p.wake.Broadcast()
+	p.ordinary.wake.Broadcast()
+	p.urgent.wake.Broadcast()
 }

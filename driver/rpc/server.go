@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -44,7 +43,8 @@ type Limits struct {
 	KeepaliveInterval time.Duration // zero or less: never ping
 	KeepaliveCount    int           // unanswered pings before the client is dropped
 
-	SendQueue int // bytes waiting for a client that does not read; 0: 16 MiB
+	SendQueue    int           // bytes of events waiting for a client that does not read; 0: 16 MiB
+	FrameTimeout time.Duration // for the rest of a message once begun, or 64 KiB of it; 0: one minute
 }
 
 // Server serves programs to the clients of any number of sockets.
@@ -55,6 +55,8 @@ type Server struct {
 	onConnect   []func(*Conn)
 	programs    map[uint32]registered
 	nextID      atomic.Uint64
+	draining    atomic.Bool    // no new calls
+	serving     sync.WaitGroup // the goroutines that read
 
 	mu        sync.Mutex
 	limits    Limits
@@ -75,9 +77,12 @@ func NewServer(name string, l Limits, encodeError func(error) *protocol.Error) *
 	if l.SendQueue == 0 {
 		l.SendQueue = defaultSendQueue
 	}
+	if l.FrameTimeout == 0 {
+		l.FrameTimeout = defaultFrameTimeout
+	}
 	return &Server{
 		name: name, limits: l, encodeError: encodeError,
-		pool:     newPool(l.MinWorkers, l.MaxWorkers, l.PrioWorkers),
+		pool:     newPool(l.MinWorkers, max(1, l.MinWorkers, l.MaxWorkers), l.PrioWorkers),
 		programs: map[uint32]registered{}, clients: map[uint64]*Conn{},
 	}
 }
@@ -99,12 +104,12 @@ type ListenerOptions struct {
 }
 
 // Serve accepts clients until the listener or the server is closed, which is
-// no error.
+// no error. The server closes the listener when it shuts down.
 func (s *Server) Serve(l *net.UnixListener, o ListenerOptions) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		return nil
+		return l.Close()
 	}
 	s.listeners = append(s.listeners, l)
 	s.mu.Unlock()
@@ -120,12 +125,28 @@ func (s *Server) Serve(l *net.UnixListener, o ListenerOptions) error {
 		case err != nil:
 			return fmt.Errorf("cannot accept clients any more: %w", err)
 		}
-		if c, err := newConn(s, sock, o); err != nil || !s.admit(c) {
-			sock.Close()
-		} else {
-			go c.serve()
-		}
+		s.ServeConn(sock, o) // a client that is refused finds out by itself
 	}
+}
+
+// ServeConn serves one client, whose socket it closes in the end. The error
+// tells why the client was not admitted.
+func (s *Server) ServeConn(sock *net.UnixConn, o ListenerOptions) (*Conn, error) {
+	c, err := newConn(s, sock, o)
+	if err != nil {
+		sock.Close()
+		return nil, err
+	}
+	for _, f := range s.onConnect {
+		f(c)
+	}
+	if err := s.admit(c); err != nil {
+		c.Close(err.Error())
+		go c.ended()
+		return nil, err
+	}
+	go c.serve()
+	return c, nil
 }
 
 // reserved is the share of the client limit that only root can use, so that
@@ -133,22 +154,24 @@ func (s *Server) Serve(l *net.UnixListener, o ListenerOptions) error {
 const reserved = 10 // one in ten
 
 // admit counts a new client in, unless there are too many.
-func (s *Server) admit(c *Conn) bool {
-	for _, f := range s.onConnect {
-		f(c)
-	}
+func (s *Server) admit(c *Conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	limit := s.limits.MaxClients
 	if c.peer.UID != 0 {
 		limit -= limit / reserved
 	}
-	if s.closed || len(s.clients) >= limit || !c.authenticated.Load() && s.anonymous() >= s.limits.MaxAnonymousClients {
-		c.abandon()
-		return false
+	switch {
+	case s.closed:
+		return errors.New("the server shuts down")
+	case len(s.clients) >= limit:
+		return fmt.Errorf("too many clients: %d are connected", len(s.clients))
+	case !c.authenticated.Load() && s.anonymous() >= s.limits.MaxAnonymousClients:
+		return fmt.Errorf("too many clients that are not authenticated: %d are connected", s.limits.MaxAnonymousClients)
 	}
 	s.clients[c.id] = c
-	return true
+	s.serving.Add(1)
+	return nil
 }
 
 // anonymous counts clients that are not authenticated; s.mu is held.
@@ -213,8 +236,10 @@ func (s *Server) Pool() PoolStats { return s.pool.stats() }
 // SetPool changes the number of workers.
 func (s *Server) SetPool(min, max, prio int) error { return s.pool.set(min, max, prio) }
 
-// Shutdown stops accepting, lets calls that run finish until ctx ends, and
-// closes all clients.
+// Shutdown stops accepting clients and calls, lets the calls that run finish
+// and their replies go out until ctx ends, closes all clients and waits, again
+// until ctx ends, for what their owners do at the end. The error is ctx's when
+// something was cut off.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
@@ -222,19 +247,33 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		l.Close()
 	}
 	s.mu.Unlock()
-	err := s.idle(ctx)
+	s.draining.Store(true)
+	err := waitUntil(ctx, func() bool {
+		return !slices.ContainsFunc(s.Clients(), func(c *Conn) bool { return len(c.slots) > 0 })
+	})
 	for _, c := range s.Clients() {
 		c.Close("the server shuts down")
 	}
 	s.pool.close()
-	return err
+	ended := make(chan struct{})
+	go func() {
+		s.serving.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return errors.Join(err, waitUntil(ctx, func() bool { return !s.pool.running() }))
 }
 
-// idle waits until no call is being served.
-func (s *Server) idle(ctx context.Context) error {
+// waitUntil asks again and again. Its use is rare and its conditions are
+// spread over many clients.
+func waitUntil(ctx context.Context, ok func() bool) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for slices.ContainsFunc(s.Clients(), func(c *Conn) bool { return len(c.slots) > 0 }) {
+	for !ok() {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -245,56 +284,19 @@ func (s *Server) idle(ctx context.Context) error {
 }
 
 // lookup finds the handler of a call; the error is what libvirt's server
-// answers for unknown ones.
+// answers (virnetserverprogram.c), in its words. Numbers are printed as the
+// signed ones that C's format makes of them.
 func (s *Server) lookup(h protocol.MessageHeader) (Handler, Mode, error) {
 	p, ok := s.programs[h.Prog]
-	if !ok {
-		return nil, 0, Errorf("Cannot find program %d version %d", h.Prog, h.Vers)
+	if !ok || p.version != h.Vers {
+		return nil, 0, Errorf("Cannot find program %d version %d", int32(h.Prog), int32(h.Vers))
 	}
-	if p.version != h.Vers {
-		return nil, 0, Errorf("program version mismatch (actual %x, expected %x)", h.Vers, p.version)
+	if h.Status != protocol.StatusOK {
+		return nil, 0, Errorf("Unexpected message status %d", uint32(h.Status))
 	}
 	handler, mode, ok := p.Lookup(uint32(h.Proc))
 	if !ok {
 		return nil, 0, Errorf("unknown procedure: %d", h.Proc)
 	}
 	return handler, mode, nil
-}
-
-// Error is a failure of the protocol itself: libvirt's error 39 of domain 7,
-// which clients map to "not supported".
-type Error struct{ Text string }
-
-// Errorf makes an Error.
-func Errorf(format string, args ...any) *Error { return &Error{fmt.Sprintf(format, args...)} }
-
-func (e *Error) Error() string { return e.Text }
-
-// wireError gives an error the form clients get.
-func (s *Server) wireError(err error) *protocol.Error {
-	var own *Error
-	if !errors.As(err, &own) {
-		return s.encodeError(err)
-	}
-	template := "%s"
-	return &protocol.Error{
-		Code: protocol.ErrRpc, Domain: protocol.FromRpc, Level: protocol.ErrError,
-		Message: &own.Text, Str1: &template, Str2: &own.Text, Int1: -1, Int2: -1,
-	}
-}
-
-// Listen makes a socket. A stale one at the path is replaced; one that is in
-// use is not.
-func Listen(path string, mode os.FileMode, gid int) (*net.UnixListener, error) {
-	if probe, err := net.Dial("unix", path); err == nil {
-		probe.Close()
-		return nil, fmt.Errorf("%s is in use: another daemon serves it", path)
-	}
-	if info, err := os.Lstat(path); err == nil {
-		if info.Mode()&os.ModeSocket == 0 {
-			return nil, fmt.Errorf("%s exists and is not a socket: remove it", path)
-		}
-		os.Remove(path)
-	}
-	return listenUnix(path, mode, gid)
 }

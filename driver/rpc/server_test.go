@@ -35,6 +35,10 @@ const (
 	procUrgent = 8  // priority pool
 	procBye    = 9  // close after reply
 	procAlive  = 10 // enables keepalive
+
+	procManyFiles = 11 // answers with more descriptors than a message may carry
+	procSink      = 12 // a stream that is not read until the test lets it go
+	procBig       = 13 // an inline answer of 1 MiB
 )
 
 type testServer struct {
@@ -84,8 +88,34 @@ func (s *testServer) Lookup(procedure uint32) (Handler, Mode, bool) {
 	case procFiles:
 		return func(_ context.Context, c *Call) (xdr.Marshaler, error) {
 			c.ReplyFiles(c.TakeFiles()...)
+			return data(c.Payload), nil
+		}, Pool, true
+	case procManyFiles:
+		return func(_ context.Context, c *Call) (xdr.Marshaler, error) {
+			for range MaxFiles + 1 {
+				f, err := os.Open("/dev/null")
+				if err != nil {
+					return nil, err
+				}
+				c.ReplyFiles(f)
+			}
 			return xdr.Void{}, nil
 		}, Pool, true
+	case procSink:
+		return func(_ context.Context, c *Call) (xdr.Marshaler, error) {
+			stream := c.OpenStream()
+			go func() {
+				select {
+				case <-s.release:
+				case <-stream.Done():
+				}
+				io.Copy(io.Discard, stream)
+				stream.Finish()
+			}()
+			return xdr.Void{}, nil
+		}, Pool, true
+	case procBig:
+		return func(context.Context, *Call) (xdr.Marshaler, error) { return data(make([]byte, 1<<20)), nil }, Inline, true
 	case procBye:
 		return func(_ context.Context, c *Call) (xdr.Marshaler, error) {
 			c.Conn.CloseAfterReply()
@@ -199,7 +229,8 @@ func TestUnknown(t *testing.T) {
 		want                        string
 	}{
 		{1234, 1, 1, "Cannot find program 1234 version 1"},
-		{testProgram, 9, 1, "program version mismatch (actual 9, expected 1)"},
+		{testProgram, 9, 1, "Cannot find program 536903814 version 9"},
+		{0xffffffff, 1, 1, "Cannot find program -1 version 1"},
 		{testProgram, testVersion, 999, "unknown procedure: 999"},
 	} {
 		e := c.Call(u.program, u.version, u.procedure, nil).Error(t)
@@ -235,11 +266,13 @@ func TestMalformed(t *testing.T) {
 			c.Closed()
 		})
 	}
-	t.Run("reply from a client", func(t *testing.T) {
+	t.Run("not for a server", func(t *testing.T) {
 		c := rpctest.Dial(t, s.path)
-		c.Send(rpctest.Frame(protocol.MessageHeader{Prog: testProgram, Vers: 1, Proc: procEcho, Type: protocol.Reply}, nil))
-		if e := c.Next().Error(t); !strings.Contains(*e.Message, "Unexpected message type") {
-			t.Errorf("got %q", *e.Message)
+		for _, kind := range []protocol.MessageType{protocol.Reply, protocol.Message, protocol.ReplyWithFds, 99} {
+			c.Send(rpctest.Frame(protocol.MessageHeader{Prog: testProgram, Vers: 1, Proc: procEcho, Type: kind}, nil))
+		}
+		if p := call(c, procEcho, []byte("abcd")); string(p.Body) != "abcd" {
+			t.Error("messages that mean nothing were not dropped")
 		}
 	})
 	c := rpctest.Dial(t, s.path)
@@ -437,53 +470,13 @@ func TestStreamAbort(t *testing.T) {
 	conn := s.client(t, 1)
 	time.Sleep(50 * time.Millisecond)
 	conn.out.mu.Lock()
-	size := conn.out.size
+	size := conn.out.waiting[kindData]
 	conn.out.mu.Unlock()
 	if size > 3<<20 {
 		t.Errorf("%d bytes wait for a client that reads no stream", size)
 	}
 	stuck.Close()
 	eventually(t, "it is gone", func() bool { return len(s.Clients()) == 1 })
-}
-
-func TestDescriptors(t *testing.T) {
-	s := newTestServer(t, nil)
-	c := rpctest.Dial(t, s.path)
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	c.Send(rpctest.Frame(protocol.MessageHeader{Prog: testProgram, Vers: testVersion, Proc: procFiles,
-		Type: protocol.CallWithFds, Serial: 7}, binary.BigEndian.AppendUint32(nil, 1)))
-	if err := sendFile(c.UnixConn, w); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	p := c.Next()
-	if p.Type != protocol.ReplyWithFds || p.Status != protocol.StatusOK || binary.BigEndian.Uint32(p.Body) != 1 {
-		t.Fatalf("got %+v %x", p.MessageHeader, p.Body)
-	}
-	var one [1]byte
-	oob := make([]byte, oobSize)
-	_, n, _, _, err := c.ReadMsgUnix(one[:], oob)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := parseFiles(oob[:n])
-	if err != nil || len(files) != 1 {
-		t.Fatalf("%d descriptors came back: %v", len(files), err)
-	}
-	// It is the pipe that was sent.
-	files[0].WriteString("through")
-	files[0].Close()
-	text := make([]byte, 7)
-	if _, err := io.ReadFull(r, text); err != nil || string(text) != "through" {
-		t.Errorf("read %q from the pipe: %v", text, err)
-	}
-	if n, err := r.Read(text); n != 0 || err != io.EOF {
-		t.Errorf("somebody still holds the other end: %d, %v", n, err)
-	}
 }
 
 func TestKeepalive(t *testing.T) {
