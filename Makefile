@@ -39,6 +39,7 @@ deps:
 test: deps test-quick fuzz test-vm
 
 test-quick:
+	driver/protocol/gen/fetch.sh >/dev/null
 	$(GO) vet ./...
 	VIRTVZD_REQUIRE=1 $(GO) test -race $(PURE)
 
@@ -46,8 +47,10 @@ test-quick:
 fuzz:
 	integration/fuzz.sh $(FUZZTIME)
 
-# On a real kernel with a real systemd, in a throw-away VM.
+# On a real kernel with a real systemd, in a throw-away VM. The image is made
+# first, because go test would hide how far that has got.
 test-vm: build
+	$(GO) run ./integration/vm/cmd build
 	VIRTVZD_REQUIRE=1 $(GO) test -tags vm -p 1 -timeout 60m -count=1 ./integration/...
 
 # Ratios of one run, see README.
@@ -61,7 +64,7 @@ demo: build
 
 # Types of the wire from the libvirt source package.
 generate:
-	driver/protocol/gen/fetch.sh
+	$(GO) run ./driver/protocol/gen -src "$$(driver/protocol/gen/fetch.sh)"
 
 clean:
 	rm -rf bin
