@@ -2,6 +2,7 @@ package xml
 
 import (
 	"encoding/xml"
+	"regexp"
 	"slices"
 
 	"libvirt.org/go/libvirtxml"
@@ -23,6 +24,15 @@ func Capabilities(host HostFacts) (string, error) {
 			OSType: "exe",
 			Arch:   libvirtxml.CapsGuestArch{Name: host.Arch, WordSize: wordSize(host.Arch), Emulator: host.Emulator},
 		}},
+	}
+	for _, m := range host.SecModels {
+		caps.Host.SecModel = append(caps.Host.SecModel, libvirtxml.CapsHostSecModel{Name: m.Model, DOI: m.DOI})
+	}
+	if len(host.Transports) > 0 {
+		caps.Host.MigrationFeatures = &libvirtxml.CapsHostMigrationFeatures{
+			Live:          &libvirtxml.CapsHostMigrationLive{},
+			URITransports: &libvirtxml.CapsHostMigrationURITransports{URI: host.Transports},
+		}
 	}
 	for _, cell := range host.Cells {
 		caps.Host.NUMA.Cells.Cells = append(caps.Host.NUMA.Cells.Cells, numaCell(cell))
@@ -94,3 +104,11 @@ func document(v any) (string, error) {
 	}
 	return selfClose(string(doc)) + "\n", nil
 }
+
+// selfClose writes empty elements as libvirt does: <a></a> becomes <a/>. No
+// value here can contain markup, nor an element be nested in its own kind.
+func selfClose(doc string) string {
+	return emptyElement.ReplaceAllString(doc, "<$1$2/>")
+}
+
+var emptyElement = regexp.MustCompile(`<([a-zA-Z_]+)([^<>]*)></[a-zA-Z_]+>`)

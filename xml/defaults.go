@@ -1,18 +1,28 @@
 package xml
 
 import (
+	"math"
+	"slices"
+	"strings"
+
 	"libvirt.org/go/libvirtxml"
 )
 
 // normalise drops what virtual machines have and tools send for containers
-// too, where it means nothing: virt-manager's wizard adds graphics, and
-// virt-install ACPI features.
+// too, where it means nothing: virt-manager's wizard adds graphics, libosinfo
+// based tools a display that belongs to it, and virt-install ACPI features. A
+// screen that no tool can have meant (a <video> alone) is refused with the
+// other devices in validateDevices.
 func normalise(def *libvirtxml.Domain, host HostFacts) {
 	if def.Devices == nil {
 		def.Devices = &libvirtxml.DomainDeviceList{}
 	}
 	d := def.Devices
-	d.Graphics, d.Videos, d.Audios, d.Inputs, d.MemBalloon, d.Controllers = nil, nil, nil, nil, nil, nil
+	if len(d.Graphics) > 0 {
+		d.Videos = nil
+	}
+	d.Graphics = slices.DeleteFunc(d.Graphics, func(g libvirtxml.DomainGraphic) bool { return g.VNC != nil || g.Spice != nil })
+	d.Audios, d.Inputs, d.MemBalloon, d.Controllers = nil, nil, nil, nil
 	if d.Emulator == host.Emulator {
 		d.Emulator = ""
 	}
@@ -24,6 +34,9 @@ func normalise(def *libvirtxml.Domain, host HostFacts) {
 	}
 	if def.OS != nil {
 		def.OS.BootDevices = nil
+		if def.OS.Type != nil {
+			def.OS.Type.Machine = ""
+		}
 	}
 }
 
@@ -73,11 +86,18 @@ func complete(def *libvirtxml.Domain, host HostFacts) error {
 	return nil
 }
 
+// completeDevices: consoles get the target libvirt's lxc driver gives them,
+// type lxc and the next free port.
 func completeDevices(d *libvirtxml.DomainDeviceList) {
 	for i := range d.Interfaces {
-		if n := &d.Interfaces[i]; n.MAC == nil || n.MAC.Address == "" {
-			n.MAC = &libvirtxml.DomainInterfaceMAC{Address: newMAC()}
+		n := &d.Interfaces[i]
+		if n.MAC == nil {
+			n.MAC = &libvirtxml.DomainInterfaceMAC{}
 		}
+		if n.MAC.Address == "" {
+			n.MAC.Address = newMAC()
+		}
+		n.MAC.Address = strings.ToLower(n.MAC.Address)
 	}
 	if len(d.Consoles) == 0 {
 		d.Consoles = []libvirtxml.DomainConsole{{}}
@@ -105,67 +125,91 @@ func completeDevices(d *libvirtxml.DomainDeviceList) {
 	}
 }
 
-// completeMemory brings both sizes to KiB. Without <memory> an environment
-// may use all of the host's, as any of its processes may.
+// completeMemory brings all sizes to KiB. There is no default for <memory>,
+// as in libvirt: without it an environment could use all of the host's.
 func completeMemory(def *libvirtxml.Domain) error {
 	if def.Memory == nil {
 		return invalid("<memory>", "is missing: it is the most memory the environment may use")
 	}
-	value, err := toKiB("<memory>", uint64(def.Memory.Value), def.Memory.Unit)
+	most, err := size("<memory>", uint64(def.Memory.Value), def.Memory.Unit)
 	if err != nil {
 		return err
 	}
-	def.Memory.Value, def.Memory.Unit = uint(value), "KiB"
-	if def.CurrentMemory == nil {
-		def.CurrentMemory = &libvirtxml.DomainCurrentMemory{Value: def.Memory.Value}
-	} else {
-		current, err := toKiB("<currentMemory>", uint64(def.CurrentMemory.Value), def.CurrentMemory.Unit)
+	def.Memory.Value, def.Memory.Unit = uint(most), "KiB"
+	current := most
+	if def.CurrentMemory != nil {
+		current, err = size("<currentMemory>", uint64(def.CurrentMemory.Value), def.CurrentMemory.Unit)
 		if err != nil {
 			return err
 		}
-		def.CurrentMemory.Value = uint(min(current, value))
-		if current == 0 {
-			def.CurrentMemory.Value = def.Memory.Value
+		if current == 0 || current > most { // as virDomainDefPostParseMemory
+			current = most
 		}
 	}
-	def.CurrentMemory.Unit = "KiB"
-	if def.MemoryTune == nil {
-		return nil
-	}
-	for name, limit := range map[string]*libvirtxml.DomainMemoryTuneLimit{
-		"<hard_limit>": def.MemoryTune.HardLimit, "<soft_limit>": def.MemoryTune.SoftLimit,
-		"<swap_hard_limit>": def.MemoryTune.SwapHardLimit, "<min_guarantee>": def.MemoryTune.MinGuarantee,
-	} {
-		if limit == nil {
-			continue
-		}
-		if limit.Value, err = toKiB(name, limit.Value, limit.Unit); err != nil {
-			return err
-		}
-		limit.Unit = "KiB"
-	}
-	return nil
+	def.CurrentMemory = &libvirtxml.DomainCurrentMemory{Value: uint(current), Unit: "KiB"}
+	return completeMemoryTune(def.MemoryTune)
 }
 
-// units are libvirt's (virScaleInteger): powers of 1000 end in B alone.
-var units = map[string]uint64{
-	"b": 1, "byte": 1, "bytes": 1,
-	"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
-	"K": 1 << 10, "k": 1 << 10, "KiB": 1 << 10, "M": 1 << 20, "MiB": 1 << 20,
-	"G": 1 << 30, "GiB": 1 << 30, "T": 1 << 40, "TiB": 1 << 40, "": 1 << 10,
+func completeMemoryTune(t *libvirtxml.DomainMemoryTune) error {
+	if t == nil {
+		return nil
+	}
+	for _, l := range []struct {
+		name  string
+		limit *libvirtxml.DomainMemoryTuneLimit
+	}{
+		{"<hard_limit>", t.HardLimit}, {"<soft_limit>", t.SoftLimit},
+		{"<min_guarantee>", t.MinGuarantee}, {"<swap_hard_limit>", t.SwapHardLimit},
+	} {
+		if l.limit == nil {
+			continue
+		}
+		kib, err := toKiB(l.name, l.limit.Value, l.limit.Unit)
+		if err != nil {
+			return err
+		}
+		l.limit.Value, l.limit.Unit = kib, "KiB"
+	}
+	return nil
 }
 
 // Unlimited is libvirt's number for no limit, in KiB
 // (VIR_DOMAIN_MEMORY_PARAM_UNLIMITED).
 const Unlimited = 9007199254740991
 
-func toKiB(element string, value uint64, unit string) (uint64, error) {
-	scale, ok := units[unit]
-	if !ok {
-		return 0, invalid(element, "has the unit %q: use bytes, KB, MB, GB, TB, KiB, MiB, GiB or TiB", shorten(unit))
+// size is toKiB for what is an amount and not a limit: more than can be said
+// is a mistake there.
+func size(element string, value uint64, unit string) (uint64, error) {
+	kib, err := toKiB(element, value, unit)
+	if err == nil && kib == Unlimited && !(value == Unlimited && scales[strings.ToLower(unit)] == 1<<10) {
+		return 0, invalid(element, "is too large: %d %s", value, shorten(unit))
 	}
-	if value > Unlimited || value > ^uint64(0)/scale {
+	return kib, err
+}
+
+// scales are libvirt's units, upper and lower case alike (virScaleInteger):
+// powers of 1000 end in a lone b.
+var scales = map[string]uint64{
+	"b": 1, "byte": 1, "bytes": 1, "": 1 << 10,
+	"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "pb": 1e15, "eb": 1e18,
+	"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60,
+	"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40, "pib": 1 << 50, "eib": 1 << 60,
+}
+
+// toKiB rounds up, as libvirt does; what is more than Unlimited is Unlimited.
+func toKiB(element string, value uint64, unit string) (uint64, error) {
+	scale, ok := scales[strings.ToLower(unit)]
+	if !ok {
+		return 0, invalid(element, "has the unit %q: b, bytes, KB, KiB, MB, MiB and so on up to EiB are accepted", shorten(unit))
+	}
+	if scale >= 1<<10 && scale%1024 == 0 {
+		if scale /= 1024; value > Unlimited/scale {
+			return Unlimited, nil
+		}
+		return value * scale, nil
+	}
+	if value > (math.MaxUint64-1023)/scale {
 		return Unlimited, nil
 	}
-	return (value*scale + 1023) / 1024, nil // rounded up, as libvirt does
+	return min(Unlimited, (value*scale+1023)/1024), nil
 }

@@ -1,162 +1,150 @@
 package xml
 
 import (
-	"path"
-	"regexp"
-	"slices"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
 )
 
-// validateFilesystems wants exactly one root and every other mount at a
-// place of its own. There is no fallback: without a root the host's own
-// would be the only thing left to run on.
-func validateFilesystems(def *libvirtxml.Domain, host HostFacts) error {
-	targets := map[string]bool{}
-	for _, f := range def.Devices.Filesystems {
-		if f.Target == nil || !strings.HasPrefix(f.Target.Dir, "/") {
-			return invalid("<filesystem>", "needs a <target dir=…/> with an absolute path inside the environment")
-		}
-		target := path.Clean(f.Target.Dir)
-		if targets[target] {
-			return invalid("<filesystem>", "has the target '%s' twice", shorten(target))
-		}
-		targets[target] = true
-		if err := validateFilesystem(f, host); err != nil {
-			return err
-		}
-	}
-	if !targets["/"] {
-		return invalid("<filesystem>", "with <target dir='/'/> is missing: an environment needs a root, of type 'template' or 'mount'")
-	}
-	return nil
-}
-
-func validateFilesystem(f libvirtxml.DomainFilesystem, host HostFacts) error {
-	kind, source := filesystemSource(f)
-	if kind == "" {
-		return invalid("<filesystem>", "needs a type (template, mount, bind, file, block, ram, volume) and its <source>")
-	}
-	if source == "" {
-		return invalid("<filesystem>", "of type '%s' at '%s' needs a <source>", kind, shorten(f.Target.Dir))
-	}
-	if !slices.Contains([]string{"passthrough", "mapped", "squash"}, f.AccessMode) {
-		return invalid("<filesystem>", "has accessmode='%s': passthrough, mapped and squash are accepted", shorten(f.AccessMode))
-	}
-	switch kind {
-	case "mount", "bind", "file", "block":
-		if !strings.HasPrefix(source, "/") {
-			return invalid("<filesystem>", "has the source '%s': an absolute path on the host is needed", shorten(source))
-		}
-	case "template":
-		return validateTemplate(source, f.Target.Dir, host)
-	}
-	return nil
-}
-
-func validateTemplate(name, target string, host HostFacts) error {
-	if path.Clean(target) != "/" {
-		return unsupported("<filesystem>", "of type 'template' can only be the root, not '%s'", shorten(target))
-	}
-	if host.Templates == nil {
-		return nil
-	}
-	names := host.Templates()
-	if slices.Contains(names, name) {
-		return nil
-	}
-	have := "there is none yet: make one with 'virtvzd template import NAME FILE'"
-	if len(names) > 0 {
-		have = "there are " + strings.Join(names, ", ")
-	}
-	return invalid("<filesystem>", "names the template '%s', which does not exist; %s", shorten(name), have)
-}
-
-// filesystemSource gives the type of a <filesystem> and what it names.
-func filesystemSource(f libvirtxml.DomainFilesystem) (kind, source string) {
-	switch s := f.Source; {
-	case s == nil:
-		return "", ""
-	case s.Template != nil:
-		return "template", s.Template.Name
-	case s.Mount != nil:
-		return "mount", s.Mount.Dir
-	case s.Bind != nil:
-		return "bind", s.Bind.Dir
-	case s.File != nil:
-		return "file", s.File.File
-	case s.Block != nil:
-		return "block", s.Block.Dev
-	case s.RAM != nil:
-		return "ram", "tmpfs"
-	case s.Volume != nil:
-		return "volume", s.Volume.Pool + "/" + s.Volume.Volume
-	}
-	return "", ""
-}
-
-var macPattern = regexp.MustCompile(`^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$`)
-
-// validateDevices refuses what only a virtual machine can have.
+// validateDevices refuses what only a virtual machine can have. Virt-manager
+// offers most of these for containers too and shows the sentence.
 func validateDevices(def *libvirtxml.Domain, _ HostFacts) error {
 	d := def.Devices
 	for _, c := range []struct {
 		element string
 		count   int
 	}{
-		{"<tpm>", len(d.TPMs)}, {"<rng>", len(d.RNGs)}, {"<smartcard>", len(d.Smartcards)}, {"<panic>", len(d.Panics)},
-		{"<sound>", len(d.Sounds)}, {"<watchdog>", len(d.Watchdogs)}, {"<redirdev>", len(d.RedirDevs)}, {"<hub>", len(d.Hubs)},
-		{"<parallel>", len(d.Parallels)}, {"<serial>", len(d.Serials)}, {"<channel>", len(d.Channels)}, {"<shmem>", len(d.Shmems)},
-		{"<memory model=…>", len(d.Memorydevs)}, {"<iommu>", len(d.IOMMUs)}, {"<lease>", len(d.Leases)}, {"<crypto>", len(d.Crypto)},
+		{"<graphics>", len(d.Graphics)}, {"<video>", len(d.Videos)}, {"<tpm>", len(d.TPMs)}, {"<rng>", len(d.RNGs)},
+		{"<smartcard>", len(d.Smartcards)}, {"<panic>", len(d.Panics)}, {"<sound>", len(d.Sounds)}, {"<watchdog>", len(d.Watchdogs)},
+		{"<redirdev>", len(d.RedirDevs)}, {"<redirfilter>", len(d.RedirFilters)}, {"<hub>", len(d.Hubs)}, {"<parallel>", len(d.Parallels)},
+		{"<serial>", len(d.Serials)}, {"<channel>", len(d.Channels)}, {"<shmem>", len(d.Shmems)}, {"<memory model=…>", len(d.Memorydevs)},
+		{"<iommu>", len(d.IOMMUs)}, {"<lease>", len(d.Leases)}, {"<crypto>", len(d.Crypto)},
+		{"<nvram>", present(d.NVRAM)}, {"<vsock>", present(d.VSock)}, {"<pstore>", present(d.PStore)},
 	} {
 		if c.count > 0 {
 			return unsupported(c.element, "cannot be given to an environment: it is a container and has no such device")
 		}
 	}
-	macs := map[string]bool{}
-	for _, n := range d.Interfaces {
-		mac := strings.ToLower(n.MAC.Address)
-		if !macPattern.MatchString(mac) {
-			return invalid("<mac>", "has address='%s': six hexadecimal bytes such as 52:54:00:12:34:56 are accepted", shorten(mac))
-		}
-		if mac[1]&1 == 1 && strings.ContainsRune("13579bdf", rune(mac[1])) {
-			return invalid("<mac>", "has address='%s', a multicast address: the second digit must be even", mac)
-		}
-		if macs[mac] {
-			return invalid("<mac>", "has address='%s' twice", mac)
-		}
-		macs[mac] = true
-		if n.Source == nil {
-			return invalid("<interface>", "needs a type and its <source>")
-		}
+	if def.Bootloader != "" {
+		return unsupported("<bootloader>", "cannot be used: environments run on the host's kernel")
 	}
-	for _, c := range d.Consoles {
+	if def.QEMUCommandline != nil || def.QEMUCapabilities != nil || def.QEMUOverride != nil || def.QEMUDeprecation != nil ||
+		def.BHyveCommandline != nil || def.VMWareDataCenterPath != nil || def.XenCommandline != nil {
+		return unsupported("<domain>", "has an element of another hypervisor's namespace: only lxc:namespace is accepted")
+	}
+	return nil
+}
+
+func present[T any](p *T) int {
+	if p == nil {
+		return 0
+	}
+	return 1
+}
+
+// validateConsoles: each is a terminal of its own, told apart by type and
+// port.
+func validateConsoles(def *libvirtxml.Domain, _ HostFacts) error {
+	type target struct {
+		kind string
+		port uint
+	}
+	used := map[target]bool{}
+	for _, c := range def.Devices.Consoles {
 		if c.Source == nil || c.Source.Pty == nil {
 			return unsupported("<console>", "has another type than 'pty', the one an environment can have")
+		}
+		t := target{c.Target.Type, *c.Target.Port}
+		if used[t] {
+			return invalid("<console>", "has the target type='%s' port='%d' twice", shorten(t.kind), t.port)
+		}
+		used[t] = true
+		if c.Log != nil && !strings.HasPrefix(c.Log.File, "/") {
+			return invalid("<console><log>", "has file='%s': an absolute path on the host is needed", shorten(c.Log.File))
 		}
 	}
 	return nil
 }
 
-// validateTune checks what is tuned, with the ranges of libvirt's lxc driver
-// and the kernel.
-func validateTune(def *libvirtxml.Domain, _ HostFacts) error {
-	t := def.CPUTune
-	if t == nil {
+// validateHostdevs: what the kernel lets a container have, by node or by
+// network interface.
+func validateHostdevs(def *libvirtxml.Domain, _ HostFacts) error {
+	used := map[string]bool{}
+	for _, h := range def.Devices.Hostdevs {
+		var name string
+		switch {
+		case h.SubsysUSB != nil:
+			continue
+		case h.CapsMisc != nil && h.CapsMisc.Source != nil:
+			name = h.CapsMisc.Source.Char
+		case h.CapsStorage != nil && h.CapsStorage.Source != nil:
+			name = h.CapsStorage.Source.Block
+		case h.CapsNet != nil && h.CapsNet.Source != nil:
+			if name = h.CapsNet.Source.Interface; !interfaceName(name) {
+				return invalid("<hostdev>", "of type 'net' needs <source><interface> with the name of a network interface, not '%s'", shorten(name))
+			}
+		default:
+			return unsupported("<hostdev>", "has a mode and type an environment cannot have: mode='capabilities' with type misc, storage or net and a <source>, or an usb subsystem, are accepted")
+		}
+		if h.CapsNet == nil && !strings.HasPrefix(name, "/dev/") {
+			return invalid("<hostdev>", "has the source '%s': the path of a device node in /dev is needed", shorten(name))
+		}
+		if used[name] {
+			return invalid("<hostdev>", "has the source '%s' twice", shorten(name))
+		}
+		used[name] = true
+	}
+	return nil
+}
+
+// validateDisks: a disk is a block device's node inside.
+func validateDisks(def *libvirtxml.Domain, _ HostFacts) error {
+	used := map[string]bool{}
+	for _, d := range def.Devices.Disks {
+		if d.Device != "" && d.Device != "disk" {
+			return unsupported("<disk>", "has device='%s': only 'disk' is accepted", shorten(d.Device))
+		}
+		source := ""
+		switch {
+		case d.Source != nil && d.Source.Block != nil:
+			source = d.Source.Block.Dev
+		case d.Source != nil && d.Source.File != nil:
+			source = d.Source.File.File
+		default:
+			return unsupported("<disk>", "has no type and <source> an environment can have: block and file are accepted")
+		}
+		if !strings.HasPrefix(source, "/") {
+			return invalid("<disk>", "has the source '%s': an absolute path on the host is needed", shorten(source))
+		}
+		if d.Target == nil || d.Target.Dev == "" || strings.Contains(d.Target.Dev, "..") {
+			return invalid("<disk>", "needs a <target dev=…/>, the node's name inside such as 'sda'")
+		}
+		if used[d.Target.Dev] {
+			return invalid("<disk>", "has the target '%s' twice", shorten(d.Target.Dev))
+		}
+		used[d.Target.Dev] = true
+	}
+	return nil
+}
+
+// validateNamespaces checks <lxc:namespace>.
+func validateNamespaces(def *libvirtxml.Domain, _ HostFacts) error {
+	n := def.LXCNamespace
+	if n == nil {
 		return nil
 	}
-	if t.Shares != nil && (t.Shares.Value < 1 || t.Shares.Value > 262144) {
-		return invalid("<shares>", "is %d: 1 to 10000 is accepted, or the 2 to 262144 of cgroup v1", t.Shares.Value)
-	}
-	for element, p := range map[string]*libvirtxml.DomainCPUTunePeriod{"<period>": t.Period, "<global_period>": t.GlobalPeriod} {
-		if p != nil && (p.Value < 1000 || p.Value > 1_000_000) {
-			return invalid(element, "is %d µs: 1000 to 1000000 are accepted", p.Value)
-		}
-	}
-	for element, q := range map[string]*libvirtxml.DomainCPUTuneQuota{"<quota>": t.Quota, "<global_quota>": t.GlobalQuota} {
-		if q != nil && q.Value > 0 && q.Value < 1000 {
-			return invalid(element, "is %d µs: 1000 and more are accepted, or a negative number for none", q.Value)
+	for _, s := range []struct {
+		element string
+		share   *libvirtxml.DomainLXCNamespaceMap
+	}{{"<lxc:sharenet>", n.ShareNet}, {"<lxc:shareipc>", n.ShareIPC}, {"<lxc:shareuts>", n.ShareUTS}} {
+		switch {
+		case s.share == nil:
+		case s.share.Value == "":
+			return invalid(s.element, "needs a value: a domain's name, a process id or the name of a network namespace")
+		case s.share.Type == "netns" && s.element != "<lxc:sharenet>":
+			return invalid(s.element, "has type='netns', which only <lxc:sharenet> can have: name and pid are accepted")
+		case s.share.Type != "name" && s.share.Type != "pid" && s.share.Type != "netns":
+			return invalid(s.element, "has type='%s': name, pid and netns are accepted", shorten(s.share.Type))
 		}
 	}
 	return nil

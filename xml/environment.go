@@ -18,6 +18,8 @@ type Environment struct {
 	UUID       [16]byte
 	Hostname   string
 
+	Nameservers, SearchDomains []string // for resolv.conf; none: leave it alone
+
 	Init             []string // argv; empty: look for it in the root
 	Env              []string // NAME=value
 	Dir, User, Group string

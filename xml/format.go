@@ -2,7 +2,7 @@ package xml
 
 import (
 	"encoding/xml"
-	"strings"
+	"regexp"
 
 	"libvirt.org/go/libvirtxml"
 )
@@ -15,56 +15,43 @@ type FormatOptions struct {
 	Migratable bool
 }
 
-// Format makes a document of a definition, with libvirt's indentation.
+// Format makes a document of a definition, in libvirt's order and layout. It
+// fails on a definition whose document Parse would refuse for its size, so
+// that nothing is ever saved that cannot be loaded again.
 func Format(def *libvirtxml.Domain, o FormatOptions) (string, error) {
 	if o.Inactive || o.Migratable {
 		def = Copy(def)
 		forgetLive(def)
 	}
-	doc, err := xml.MarshalIndent(def, "", "  ")
+	shown, metadata := *def, ""
+	if def.Metadata != nil {
+		metadata = def.Metadata.XML
+		shown.Metadata = &libvirtxml.DomainMetadata{}
+	}
+	doc, err := xml.Marshal(&shown)
 	if err != nil {
 		return "", err
 	}
-	return selfClose(string(doc)) + "\n", nil
+	out, err := write(productFirst.ReplaceAllString(string(doc), "$2$1"), metadata)
+	if err != nil {
+		return "", err
+	}
+	if metadata == "" && len(out) <= smallDocument {
+		return out, nil
+	}
+	if len(out) > maxDocument-fileHeader {
+		return "", malformed("the definition has %d bytes, the limit is %d", len(out), maxDocument-fileHeader)
+	}
+	return out, scan(out, "domain")
 }
 
-// selfClose writes empty elements as libvirt does: <a></a> becomes <a/>.
-func selfClose(doc string) string {
-	var b strings.Builder
-	for {
-		i := strings.Index(doc, "></")
-		if i < 0 {
-			b.WriteString(doc)
-			return b.String()
-		}
-		open := strings.LastIndexByte(doc[:i], '<')
-		end := strings.IndexByte(doc[i+3:], '>')
-		if open >= 0 && end >= 0 && doc[open+1] != '/' && elementName(doc[open+1:i]) == doc[i+3:i+3+end] {
-			b.WriteString(doc[:i] + "/>")
-			doc = doc[i+3+end+1:]
-			continue
-		}
-		b.WriteString(doc[:i+3])
-		doc = doc[i+3:]
-	}
-}
+// productFirst is how the model has an USB device, which libvirt's schema
+// wants the other way round.
+var productFirst = regexp.MustCompile(`(<product id="[^"]*"></product>)(<vendor id="[^"]*"></vendor>)`)
 
-func elementName(tag string) string {
-	if i := strings.IndexAny(tag, " \t\n"); i >= 0 {
-		return tag[:i]
-	}
-	return tag
-}
+// A document this small without metadata is within every bound: its depth is
+// the model's.
+const smallDocument = 64 << 10
 
-// Copy makes an independent copy of a definition.
-func Copy(def *libvirtxml.Domain) *libvirtxml.Domain {
-	doc, err := xml.Marshal(def)
-	next := &libvirtxml.Domain{}
-	if err == nil {
-		err = xml.Unmarshal(doc, next)
-	}
-	if err != nil { // what was parsed once can be written and parsed again
-		panic("xml: a definition cannot be copied: " + err.Error())
-	}
-	return next
-}
+// fileHeader is room for the comment above a definition in its file.
+const fileHeader = 4096

@@ -2,6 +2,8 @@ package xml
 
 import (
 	"fmt"
+	"reflect"
+	"strings"
 
 	"libvirt.org/go/libvirtxml"
 )
@@ -11,39 +13,59 @@ type LiveFacts struct {
 	ID       int      // host PID of init
 	IDMap    IDMap    // the ranges in use
 	Consoles []string // path of each console's terminal
+	SecModel string   // with SecLabel: the label init runs under
+	SecLabel string
 }
 
 // Live makes the definition of a running environment: a copy with its id,
-// its id ranges, its consoles' terminals and every device's alias.
+// its id ranges, its consoles' terminals, its security label and every
+// device's alias.
 func Live(def *libvirtxml.Domain, facts LiveFacts) *libvirtxml.Domain {
 	live := Copy(def)
 	live.ID = &facts.ID
-	if facts.IDMap.Mode != Privileged && live.IDMap == nil {
+	if facts.IDMap.Mode != Privileged && live.IDMap == nil && len(facts.IDMap.UIDs) > 0 {
 		live.IDMap = &libvirtxml.DomainIDMap{UIDs: xmlRanges(facts.IDMap.UIDs), GIDs: xmlRanges(facts.IDMap.GIDs)}
 	}
-	d := live.Devices
-	for i := range d.Consoles {
-		c := &d.Consoles[i]
-		c.Alias = alias("console", i)
-		if i < len(facts.Consoles) {
+	for i := range live.Devices.Consoles {
+		if c := &live.Devices.Consoles[i]; i < len(facts.Consoles) {
 			c.TTY = facts.Consoles[i]
 			c.Source.Pty.Path = facts.Consoles[i]
 		}
 	}
-	for i := range d.Filesystems {
-		d.Filesystems[i].Alias = alias("fs", i)
+	if facts.SecLabel != "" && len(live.SecLabel) == 0 {
+		live.SecLabel = []libvirtxml.DomainSecLabel{{Type: "dynamic", Model: facts.SecModel, Relabel: "no", Label: facts.SecLabel}}
 	}
-	for i := range d.Interfaces {
-		d.Interfaces[i].Alias = alias("net", i)
-	}
-	for i := range d.Hostdevs {
-		d.Hostdevs[i].Alias = alias("hostdev", i)
-	}
+	eachAlias(live.Devices, func(kind string, n int, a **libvirtxml.DomainAlias) {
+		if *a == nil {
+			*a = &libvirtxml.DomainAlias{Name: fmt.Sprintf("%s%d", kind, n)}
+		}
+	})
 	return live
 }
 
-func alias(kind string, n int) *libvirtxml.DomainAlias {
-	return &libvirtxml.DomainAlias{Name: fmt.Sprintf("%s%d", kind, n)}
+// aliasNames are the beginnings of libvirt's aliases where they differ from
+// the element's name.
+var aliasNames = map[string]string{"filesystem": "fs", "interface": "net", "disk": "disk"}
+
+// eachAlias visits the alias of each device. Devices are fields of the
+// model's list, each a slice of structs that have an Alias.
+func eachAlias(d *libvirtxml.DomainDeviceList, visit func(kind string, n int, a **libvirtxml.DomainAlias)) {
+	list := reflect.ValueOf(d).Elem()
+	for i := range list.NumField() {
+		devices := list.Field(i)
+		if devices.Kind() != reflect.Slice {
+			continue
+		}
+		kind, _, _ := strings.Cut(list.Type().Field(i).Tag.Get("xml"), ",")
+		if name, ok := aliasNames[kind]; ok {
+			kind = name
+		}
+		for n := range devices.Len() {
+			if f := devices.Index(n).FieldByName("Alias"); f.IsValid() {
+				visit(kind, n, f.Addr().Interface().(**libvirtxml.DomainAlias))
+			}
+		}
+	}
 }
 
 func xmlRanges(ranges []IDRange) (list []libvirtxml.DomainIDMapRange) {
@@ -53,22 +75,31 @@ func xmlRanges(ranges []IDRange) (list []libvirtxml.DomainIDMapRange) {
 	return list
 }
 
-// forgetLive takes out what Live put in. An <idmap> stays: whoever defined
-// it must not lose it, and the daemon formats the saved definition, which
-// never had another, when it is asked for the inactive one.
+// forgetLive drops what describes a running environment, so that the output
+// of dumpxml can be defined again. Aliases that users chose begin with "ua-"
+// and stay (libvirt's VIR_DOMAIN_DEVICE_ALIAS_USER_PREFIX), and so does an
+// <idmap>: nothing tells whether Live or a user put it there, and the daemon
+// formats the saved definition when it is asked for the inactive one.
 func forgetLive(def *libvirtxml.Domain) {
-	forget(def)
-	d := def.Devices
-	for i := range d.Consoles {
-		d.Consoles[i].Alias = nil
+	def.ID = nil
+	for i := range def.SecLabel {
+		if def.SecLabel[i].Type == "dynamic" {
+			def.SecLabel[i].Label, def.SecLabel[i].ImageLabel = "", ""
+		}
 	}
-	for i := range d.Filesystems {
-		d.Filesystems[i].Alias = nil
+	if def.Devices == nil {
+		return
 	}
-	for i := range d.Interfaces {
-		d.Interfaces[i].Alias = nil
+	for i := range def.Devices.Consoles {
+		c := &def.Devices.Consoles[i]
+		c.TTY = ""
+		if c.Source != nil && c.Source.Pty != nil {
+			c.Source.Pty.Path = ""
+		}
 	}
-	for i := range d.Hostdevs {
-		d.Hostdevs[i].Alias = nil
-	}
+	eachAlias(def.Devices, func(_ string, _ int, a **libvirtxml.DomainAlias) {
+		if *a != nil && !strings.HasPrefix((*a).Name, "ua-") {
+			*a = nil
+		}
+	})
 }

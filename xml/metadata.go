@@ -3,7 +3,6 @@ package xml
 import (
 	"encoding/xml"
 	"regexp"
-	"strconv"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -112,7 +111,10 @@ func SetMetadata(def *libvirtxml.Domain, element, key, uri string) error {
 		return nil
 	}
 	def.Metadata.XML = strings.TrimRight(inner, " \t\n") + "\n  "
-	return nil
+	if uri == VENamespace {
+		_, err = parseVE(def)
+	}
+	return err
 }
 
 // findElement gives the bounds of the top element with a namespace; equal
@@ -141,6 +143,8 @@ func findElement(inner, uri string) (start, end int, err error) {
 	}
 }
 
+var prefixPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,255}$`)
+
 // withNamespace puts an element into a namespace: <apps> becomes
 // <key:apps xmlns:key="uri">, as virDomainSetMetadata does.
 func withNamespace(element, key, uri string) (string, error) {
@@ -148,8 +152,8 @@ func withNamespace(element, key, uri string) (string, error) {
 	if err := scanElement(element); err != nil {
 		return "", err
 	}
-	if strings.ContainsAny(key, " <>\"'&:/=") {
-		return "", invalid("<metadata>", "cannot have the key %q: a namespace prefix is needed", shorten(key))
+	if !prefixPattern.MatchString(key) || strings.EqualFold(key, "xml") || strings.EqualFold(key, "xmlns") {
+		return "", invalid("<metadata>", "cannot have the key %q: a namespace prefix is needed, a letter and then letters, digits, '-', '_' and '.'", shorten(key))
 	}
 	d := xml.NewDecoder(strings.NewReader(element))
 	var b strings.Builder
@@ -173,7 +177,7 @@ func withNamespace(element, key, uri string) (string, error) {
 			}
 			if depth == 0 && !declares(t, key) {
 				at := 1 + len(name)
-				text = text[:at] + " xmlns:" + key + "=" + strconv.Quote(uri) + text[at:]
+				text = text[:at] + " xmlns:" + key + `="` + attributeEscapes.Replace(uri) + `"` + text[at:]
 			}
 			names = append(names, name)
 			depth++
@@ -213,8 +217,5 @@ func scanElement(element string) error {
 	var any struct {
 		Inner string `xml:",innerxml"`
 	}
-	if err := xml.Unmarshal([]byte(element), &any); err != nil {
-		return malformed("the metadata is not well-formed XML: %v", err)
-	}
-	return nil
+	return decode(element, &any)
 }

@@ -2,8 +2,6 @@ package xml
 
 import (
 	"crypto/rand"
-	"encoding/xml"
-	"errors"
 	"fmt"
 
 	"libvirt.org/go/libvirtxml"
@@ -11,13 +9,18 @@ import (
 
 // HostFacts are what a definition is checked and completed with.
 type HostFacts struct {
-	Arch      string          // "x86_64", as uname says
-	UUID      string          // of the machine
-	Emulator  string          // path of the OCI runtime
-	Templates func() []string // names that can be used; nil: not checked
-	Cells     []Cell
-	MaxVCPUs  int
+	Arch       string          // "x86_64", as uname says
+	UUID       string          // of the machine
+	Emulator   string          // path of the OCI runtime
+	Templates  func() []string // names that can be used; nil: not checked
+	Cells      []Cell
+	MaxVCPUs   int
+	SecModels  []SecModel
+	Transports []string // migration URIs, "tcp"; none: no migration
 }
+
+// SecModel is a security model of the host, "apparmor" with DOI "0".
+type SecModel struct{ Model, DOI string }
 
 // Cell is a NUMA node of the host.
 type Cell struct {
@@ -46,12 +49,11 @@ func Parse(doc string, host HostFacts, o ParseOptions) (*libvirtxml.Domain, erro
 		return nil, err
 	}
 	def := &libvirtxml.Domain{}
-	if err := xml.Unmarshal([]byte(doc), def); err != nil {
-		var syntax *xml.SyntaxError
-		if errors.As(err, &syntax) {
-			return nil, malformed("the document is not well-formed XML: %v", err)
-		}
-		return nil, malformed("the definition has a value that cannot be read: %v", err)
+	if err := decode(doc, def); err != nil {
+		return nil, err
+	}
+	if def.Metadata != nil {
+		adopt(doc, def.Metadata)
 	}
 	if o.Validate {
 		if err := strict(doc, def); err != nil {
@@ -59,7 +61,7 @@ func Parse(doc string, host HostFacts, o ParseOptions) (*libvirtxml.Domain, erro
 		}
 	}
 	if !o.Live {
-		forget(def)
+		forgetLive(def)
 	}
 	normalise(def, host)
 	if err := complete(def, host); err != nil {
@@ -68,23 +70,10 @@ func Parse(doc string, host HostFacts, o ParseOptions) (*libvirtxml.Domain, erro
 	if o.Stored {
 		host.Templates = nil
 	}
-	return def, validate(def, host)
-}
-
-// forget drops what describes a running environment, so that the output of
-// dumpxml can be defined again.
-func forget(def *libvirtxml.Domain) {
-	def.ID = nil
-	if def.Devices == nil {
-		return
+	if err := validate(def, host); err != nil {
+		return nil, err
 	}
-	for i := range def.Devices.Consoles {
-		c := &def.Devices.Consoles[i]
-		c.TTY = ""
-		if c.Source != nil && c.Source.Pty != nil {
-			c.Source.Pty.Path = ""
-		}
-	}
+	return def, nil
 }
 
 // newUUID makes a random one (RFC 9562, version 4).

@@ -2,6 +2,7 @@ package xml
 
 import (
 	"encoding/xml"
+	"slices"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -22,10 +23,10 @@ func strict(doc string, def *libvirtxml.Domain) error {
 	})
 	unknown := ""
 	visit(doc, func(path string) bool {
-		if !known[path] {
+		if !known[path] && !slices.Contains(omitted, path) {
 			unknown = path
 		}
-		return known[path]
+		return unknown == ""
 	})
 	if unknown == "" {
 		return nil
@@ -33,6 +34,17 @@ func strict(doc string, def *libvirtxml.Domain) error {
 	at := strings.LastIndexAny(unknown, "/@")
 	kind := map[byte]string{'/': "element", '@': "attribute"}[unknown[at]]
 	return &Error{Schema, "", "unknown " + kind + " '" + shorten(unknown[at+1:]) + "' in " + unknown[:at]}
+}
+
+// omitted may be written and be empty or zero, which the model then leaves
+// out.
+var omitted = []string{
+	"/domain/title", "/domain/description", "/domain/iothreads", "/domain/blkiotune/weight", "/domain/vcpu@current", "/domain/vcpu@cpuset",
+	"/domain/os/init", "/domain/os/initdir", "/domain/devices/emulator", "/domain/devices/interface/target@dev", "/domain/devices/console@tty",
+	"/domain/devices/interface/mac@address", "/domain/devices/graphics@port", "/domain/devices/graphics@websocket",
+	"/domain/devices/interface/ip@prefix", "/domain/devices/interface/route@prefix", "/domain/devices/interface/route@metric",
+	"/domain/blkiotune/device/weight", "/domain/blkiotune/device/read_iops_sec", "/domain/blkiotune/device/write_iops_sec",
+	"/domain/blkiotune/device/read_bytes_sec", "/domain/blkiotune/device/write_bytes_sec", "/domain/clock@adjustment",
 }
 
 // visit calls use with the path of every element and attribute until it

@@ -1,6 +1,7 @@
 package xml
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"unicode"
@@ -13,7 +14,9 @@ import (
 func validate(def *libvirtxml.Domain, host HostFacts) error {
 	checks := []func(*libvirtxml.Domain, HostFacts) error{
 		validateType, validateName, validateMemory, validateCPU, validateOS, validateIDMap,
-		validateFeatures, validateActions, validateFilesystems, validateDevices, validateTune,
+		validateFeatures, validateClock, validateActions, validateFilesystems, validateDevices, validateInterfaces,
+		validateHostdevs, validateDisks, validateConsoles, validateCPUTune, validateBlockTune, validateNUMA, validatePartition,
+		validateNamespaces, validateSecLabel, validateVE,
 	}
 	for _, check := range checks {
 		if err := check(def, host); err != nil {
@@ -54,6 +57,8 @@ func CheckName(name string) error {
 		return invalid("<name>", "may not be '%s'", name)
 	case !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl):
 		return invalid("<name>", "contains control characters or is not UTF-8")
+	case strings.HasPrefix(name, "."):
+		return invalid("<name>", "'%s' may not begin with '.': the file of its definition would be hidden", shorten(name))
 	case strings.TrimSpace(name) == "":
 		return invalid("<name>", "must not consist of white space only")
 	}
@@ -102,12 +107,15 @@ func validateCPU(def *libvirtxml.Domain, _ HostFacts) error {
 	return nil
 }
 
+// compatible are the 32-bit programs a 64-bit kernel runs.
+var compatible = map[string]string{"x86_64": "i686", "aarch64": "armv7l", "ppc64": "ppc", "s390x": "s390"}
+
 func validateOS(def *libvirtxml.Domain, host HostFacts) error {
 	os := def.OS
 	if os.Type.Type != "exe" {
 		return unsupported("<os><type>", "is '%s': only 'exe' can be run, an init in a container", shorten(os.Type.Type))
 	}
-	if host.Arch != "" && os.Type.Arch != host.Arch && !(host.Arch == "x86_64" && os.Type.Arch == "i686") {
+	if host.Arch != "" && os.Type.Arch != host.Arch && os.Type.Arch != compatible[host.Arch] {
 		return unsupported("<os><type>", "has arch='%s', this host is %s", shorten(os.Type.Arch), host.Arch)
 	}
 	if os.Init != "" && !strings.HasPrefix(os.Init, "/") {
@@ -124,9 +132,9 @@ func validateOS(def *libvirtxml.Domain, host HostFacts) error {
 			return invalid("<initenv>", "has the name %q: a name without '=' is needed", shorten(e.Name))
 		}
 	}
-	for element, value := range map[string]string{"<kernel>": os.Kernel, "<initrd>": os.Initrd, "<cmdline>": os.Cmdline} {
-		if value != "" {
-			return unsupported(element, "cannot be used: environments run on the host's kernel")
+	for _, own := range [][2]string{{"<kernel>", os.Kernel}, {"<initrd>", os.Initrd}, {"<cmdline>", os.Cmdline}, {"<dtb>", os.DTB}} {
+		if own[1] != "" {
+			return unsupported(own[0], "cannot be used: environments run on the host's kernel")
 		}
 	}
 	if os.Loader != nil || os.NVRam != nil || os.Firmware != "" {
@@ -146,12 +154,10 @@ func validateIDMap(def *libvirtxml.Domain, _ HostFacts) error {
 	if len(m.UIDs) == 0 || len(m.GIDs) == 0 {
 		return invalid("<idmap>", "needs both <uid> and <gid>")
 	}
-	for element, ranges := range map[string][]libvirtxml.DomainIDMapRange{"<uid>": m.UIDs, "<gid>": m.GIDs} {
-		if err := validateRanges("<idmap>"+element, ranges); err != nil {
-			return err
-		}
+	if err := validateRanges("<idmap><uid>", m.UIDs); err != nil {
+		return err
 	}
-	return nil
+	return validateRanges("<idmap><gid>", m.GIDs)
 }
 
 func validateRanges(element string, ranges []libvirtxml.DomainIDMapRange) error {
@@ -160,7 +166,7 @@ func validateRanges(element string, ranges []libvirtxml.DomainIDMapRange) error 
 	}
 	hasRoot := false
 	for i, r := range ranges {
-		if r.Count == 0 || uint64(r.Start)+uint64(r.Count) > maxIDs || uint64(r.Target)+uint64(r.Count) > maxIDs {
+		if r.Count < 1 || r.Count > maxIDs || r.Start > maxIDs-r.Count || r.Target > maxIDs-r.Count {
 			return invalid(element, "start=%d target=%d count=%d is no range of user ids", r.Start, r.Target, r.Count)
 		}
 		hasRoot = hasRoot || r.Start == 0
@@ -202,9 +208,35 @@ func validateFeatures(def *libvirtxml.Domain, _ HostFacts) error {
 	if p := def.Features.Capabilities.Policy; !slices.Contains([]string{"", "default", "allow", "deny"}, p) {
 		return invalid("<capabilities>", "has policy='%s': default, allow and deny are accepted", shorten(p))
 	}
-	for name, state := range capabilityStates(def.Features.Capabilities) {
-		if state != "on" && state != "off" {
+	states := capabilityStates(def.Features.Capabilities)
+	for _, name := range slices.Sorted(maps.Keys(states)) {
+		if state := states[name]; state != "on" && state != "off" {
 			return invalid("<"+name+">", "has state='%s': on and off are accepted", shorten(state))
+		}
+	}
+	return nil
+}
+
+// clockOffsets: an environment's clock is the host's, which the time
+// namespace can only move for the uptime.
+var clockOffsets = []string{"", "utc", "localtime", "variable"}
+
+func validateClock(def *libvirtxml.Domain, _ HostFacts) error {
+	if !slices.Contains(clockOffsets, def.Clock.Offset) {
+		return unsupported("<clock>", "has offset='%s': utc, localtime and variable are accepted", shorten(def.Clock.Offset))
+	}
+	for _, t := range def.Clock.Timer {
+		if t.Name != "rtc" && t.Name != "hpet" {
+			return unsupported("<timer>", "has name='%s': rtc and hpet, devices of the host, are accepted", shorten(t.Name))
+		}
+	}
+	return nil
+}
+
+func validateSecLabel(def *libvirtxml.Domain, _ HostFacts) error {
+	for _, l := range def.SecLabel {
+		if l.Type != "none" && !slices.Contains([]string{"", "none", "apparmor"}, l.Model) {
+			return unsupported("<seclabel>", "has model='%s': none and apparmor are accepted", shorten(l.Model))
 		}
 	}
 	return nil
