@@ -5,6 +5,10 @@
 //	defer m.Close()
 //	out, err := m.Run(ctx, "systemctl is-system-running")
 //
+// A test of the daemon takes Test's machine, which has this tree's virtvzd
+// installed; a package's own tests that need a real kernel but no daemon have
+// the build tag vm and are run in a machine by TestInMachine.
+//
 // By hand: go run ./integration/vm/cmd. What the host needs is listed in
 // packages and installed by install.sh; the image is made by recipe/build.sh,
 // which needs root. Everything made is kept in one directory (see CacheDir):

@@ -43,6 +43,19 @@ func TestInMachine(t *testing.T) {
 	}
 }
 
+// TestNoTestsRan guards TestInMachine against a pattern that matches nothing.
+func TestNoTestsRan(t *testing.T) {
+	v, err := Start(t.Context(), "no-tests", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	results, err := v.PackageResults(t.Context(), "./systemd", "-test.run", "NoSuchTest")
+	if err == nil || !strings.Contains(err.Error(), "not one test") {
+		t.Errorf("%v, %v", results, err)
+	}
+}
+
 // report makes a test here of one that ran there, with its subtests' output.
 func report(t *testing.T, r TestResult, all []TestResult) {
 	output := r.Output
