@@ -45,10 +45,10 @@ func Capabilities(host HostFacts) (string, error) {
 
 func numaCell(cell Cell) libvirtxml.CapsHostNUMACell {
 	cpus := &libvirtxml.CapsHostNUMACPUs{Num: uint(len(cell.CPUs))}
-	die := 0 // the schema wants it; the kernel tells it for few machines
+	none := 0 // the schema wants die and cluster; the kernel tells them for few machines
 	for _, c := range cell.CPUs {
 		cpus.CPUs = append(cpus.CPUs, libvirtxml.CapsHostNUMACPU{
-			ID: c.ID, SocketID: &c.Socket, DieID: &die, CoreID: &c.Core, Siblings: c.Siblings})
+			ID: c.ID, SocketID: &c.Socket, DieID: &none, ClusterID: &none, CoreID: &c.Core, Siblings: c.Siblings})
 	}
 	return libvirtxml.CapsHostNUMACell{
 		ID: cell.ID, CPUS: cpus, Memory: &libvirtxml.CapsHostNUMAMemory{Size: cell.MemoryKiB, Unit: "KiB"},
