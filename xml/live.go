@@ -33,7 +33,7 @@ func Live(def *libvirtxml.Domain, facts LiveFacts) *libvirtxml.Domain {
 		}
 	}
 	if facts.SecLabel != "" && len(live.SecLabel) == 0 {
-		live.SecLabel = []libvirtxml.DomainSecLabel{{Type: "dynamic", Model: facts.SecModel, Relabel: "no", Label: facts.SecLabel}}
+		live.SecLabel = []libvirtxml.DomainSecLabel{{Type: "dynamic", Model: facts.SecModel, Relabel: "yes", Label: facts.SecLabel}}
 	}
 	eachAlias(live.Devices, func(kind string, n int, a **libvirtxml.DomainAlias) {
 		if *a == nil {

@@ -3,6 +3,7 @@ package xml
 import (
 	"encoding/xml"
 	"regexp"
+	"slices"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -83,7 +84,8 @@ func renamed(tag, prefix string) string {
 }
 
 // SetMetadata replaces the element with a namespace, or removes it when
-// element is empty. The new one gets the namespace under the prefix key.
+// element is empty. The new one gets the namespace under the prefix key. Give
+// it a copy: on an error the definition may have been changed in part.
 func SetMetadata(def *libvirtxml.Domain, element, key, uri string) error {
 	if uri == "" || (element != "" && key == "") {
 		return invalid("<metadata>", "needs a key and the URI of a namespace")
@@ -174,6 +176,11 @@ func withNamespace(element, key, uri string) (string, error) {
 				name = key + ":" + name
 			} else {
 				name = t.Name.Space + ":" + name
+			}
+			if depth == 0 && t.Name.Space != "" && t.Name.Space != key || slices.ContainsFunc(t.Attr, func(a xml.Attr) bool {
+				return a.Name.Space == "xmlns" && a.Name.Local == key && a.Value != uri
+			}) {
+				return "", invalid("<metadata>", "has an element in another namespace than %q, under which it could not be found again", shorten(uri))
 			}
 			if depth == 0 && !declares(t, key) {
 				at := 1 + len(name)

@@ -1,0 +1,112 @@
+package xml
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestMetadata(t *testing.T) {
+	def, err := Parse(minimal, host, ParseOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(element, key, uri string) {
+		t.Helper()
+		if err := SetMetadata(def, element, key, uri); err != nil {
+			t.Fatal(err)
+		}
+	}
+	get := func(uri, want string) {
+		t.Helper()
+		got, found, err := Metadata(def, uri)
+		if err != nil || found != (want != "") || got != want {
+			t.Errorf("%s: got %q, %v, %v, want %q", uri, got, found, err, want)
+		}
+	}
+	set("<app colour='red'><part/>text</app>", "a", "urn:a")
+	set("<other/>", "b", "urn:b")
+	get("urn:a", "<app colour='red'><part/>text</app>")
+	get("urn:b", "<other/>")
+	set("<app>new</app>", "a", "urn:a")
+	get("urn:a", "<app>new</app>")
+	doc, err := Format(def, FormatOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if def, err = Parse(doc, host, ParseOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	get("urn:a", "<app>new</app>")
+	set("", "", "urn:a")
+	get("urn:a", "")
+	get("urn:b", "<other/>")
+	set("", "", "urn:b")
+	if def.Metadata != nil {
+		t.Errorf("empty metadata stays: %q", def.Metadata.XML)
+	}
+	for _, bad := range [][3]string{{"<a>", "k", "urn:k"}, {"text", "k", "urn:k"}, {"<a/>", "", "urn:k"}, {"<a/>", "k", ""},
+		{"<a/><b/>", "k", "urn:k"}, {"<a xmlns:k='urn:other'/>", "k", "urn:k"}, {"<x:a xmlns:x='urn:x'/>", "k", "urn:k"}, {"<a/>", "xmlns", "urn:k"}, {"<a/>", "k'>", "urn:k"}} {
+		if err := SetMetadata(def, bad[0], bad[1], bad[2]); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+// TestMetadataEscapes: what the key's namespace contains must not break the
+// document it is written into.
+func TestMetadataEscapes(t *testing.T) {
+	def, err := Parse(minimal, host, ParseOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const uri = `urn:"ü"<&>`
+	if err := SetMetadata(def, "<a/>", "k", uri); err != nil {
+		t.Fatal(err)
+	}
+	doc, err := Format(def, FormatOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if def, err = Parse(doc, host, ParseOptions{Validate: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got, found, err := Metadata(def, uri); !found || err != nil {
+		t.Errorf("got %q, %v, %v", got, found, err)
+	}
+}
+
+// TestMetadataBounds: a definition that could not be loaded again is not
+// formatted, so that a file of it never comes to be.
+func TestMetadataBounds(t *testing.T) {
+	deep := strings.Repeat("<a>", maxDepth) + strings.Repeat("</a>", maxDepth)
+	for name, element := range map[string]string{"deep": deep, "many": "<a>" + strings.Repeat("<b/>", maxElements-1) + "</a>",
+		"large": "<a>" + strings.Repeat("x", maxDocument-100) + "</a>"} {
+		def, err := Parse(minimal, host, ParseOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := SetMetadata(def, element, "k", "urn:k"); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if doc, err := Format(def, FormatOptions{Inactive: true}); err == nil {
+			t.Errorf("%s: %d bytes were formatted", name, len(doc))
+		}
+	}
+}
+
+func TestVE(t *testing.T) {
+	def, err := Parse(minimal, host, ParseOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := SetMetadata(def, "<ve><hostname>a.example</hostname><nameserver>192.0.2.1</nameserver><searchdomain>b.example</searchdomain></ve>", "ve", VENamespace); err != nil {
+		t.Fatal(err)
+	}
+	e, err := NewEnvironment(def)
+	if err != nil || e.Hostname != "a.example" || strings.Join(append(e.Nameservers, e.SearchDomains...), " ") != "192.0.2.1 b.example" {
+		t.Errorf("got %+v, %v", e, err)
+	}
+	if err := SetMetadata(def, "<ve><tasks>0</tasks></ve>", "ve", VENamespace); err == nil {
+		t.Error("no tasks were accepted")
+	}
+}
