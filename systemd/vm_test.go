@@ -338,7 +338,7 @@ func TestVMStore(t *testing.T) {
 		t.Cleanup(func() { os.Remove(path) })
 	}
 	write(storeSocket, "[Socket]\nListenStream=/run/vm-test-store.sock\n")
-	write(storeService, fmt.Sprintf("[Unit]\nRequires=%s\nAfter=%s\n[Service]\nType=notify\nNotifyAccess=main\nFileDescriptorStoreMax=16\nWatchdogSec=60\nRestart=on-failure\nRestartSec=0\nFileDescriptorStorePreserve=yes\n"+
+	write(storeService, fmt.Sprintf("[Unit]\nStartLimitIntervalSec=0\nRequires=%s\nAfter=%s\n[Service]\nType=notify\nNotifyAccess=main\nFileDescriptorStoreMax=16\nWatchdogSec=60\nRestart=on-failure\nRestartSec=0\nFileDescriptorStorePreserve=yes\n"+
 		"Environment=STORE_HELPER=%d\nExecStart=%s -test.run=^TestVMStore$\nTimeoutStartSec=60\n", storeSocket, storeSocket, sleeper.Process.Pid, must2(filepath.Abs(os.Args[0]))))
 	t.Cleanup(func() {
 		exec.Command("systemctl", "stop", storeService, storeSocket).Run()
