@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"testing"
+	"time"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc/rpctest"
@@ -23,6 +24,7 @@ func pipe(t *testing.T) (r, w *os.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.SetReadDeadline(time.Now().Add(10 * time.Second))
 	t.Cleanup(func() { r.Close(); w.Close() })
 	return r, w
 }
@@ -171,4 +173,16 @@ func TestDescriptorsKeepFlags(t *testing.T) {
 	if after := rpctest.Flags(t, w); after != before {
 		t.Errorf("the flags of a descriptor changed from %x to %x", before, after)
 	}
+}
+
+// TestTooManyDescriptors hangs descriptors on the bytes of one message.
+func TestTooManyDescriptors(t *testing.T) {
+	s := newTestServer(t, nil)
+	c := rpctest.Dial(t, s.path)
+	_, w := pipe(t)
+	frame := rpctest.Frame(protocol.MessageHeader{Prog: testProgram, Vers: testVersion, Proc: procEcho}, make([]byte, 100))
+	for i := range MaxFiles + 1 {
+		c.SendWithFile(frame[i:i+1], w)
+	}
+	c.Closed()
 }

@@ -1,0 +1,61 @@
+package rpc
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"virtvzd/driver/protocol"
+	"virtvzd/driver/rpc/rpctest"
+)
+
+func TestKeepalive(t *testing.T) {
+	s := newTestServer(t, func(l *Limits) { l.KeepaliveInterval, l.KeepaliveCount = 20*time.Millisecond, 2 })
+	ping := rpctest.Frame(protocol.MessageHeader{Prog: protocol.KeepaliveProgram, Vers: 1, Proc: 1, Type: protocol.Message}, nil)
+
+	silent := rpctest.Dial(t, s.path)
+	call(silent, procAlive, nil)
+	if p := silent.Next(); p.Prog != protocol.KeepaliveProgram || p.Proc != 1 {
+		t.Fatalf("got %+v, want a ping", p.MessageHeader)
+	}
+	silent.Closed()
+
+	// A client that was not asked to answer is not pinged, and gets its own
+	// pings answered.
+	c := rpctest.Dial(t, s.path)
+	c.Send(ping)
+	if p := c.Next(); p.Prog != protocol.KeepaliveProgram || p.Proc != 2 {
+		t.Fatalf("got %+v, want a pong", p.MessageHeader)
+	}
+	time.Sleep(100 * time.Millisecond)
+	call(c, procEcho, nil)
+
+	// Anything received counts as a sign of life.
+	alive := rpctest.Dial(t, s.path)
+	call(alive, procAlive, nil)
+	for range 20 {
+		time.Sleep(10 * time.Millisecond)
+		call(alive, procEcho, nil)
+	}
+}
+
+// TestPingFlood pings without reading the answers, which must not gather.
+func TestPingFlood(t *testing.T) {
+	s := newTestServer(t, nil)
+	c := rpctest.Dial(t, s.path)
+	ping := rpctest.Frame(protocol.MessageHeader{Prog: protocol.KeepaliveProgram, Vers: 1, Proc: 1, Type: protocol.Message}, nil)
+	conn := s.client(t, 0)
+	for range 100 {
+		c.Send(bytes.Repeat(ping, 1000))
+	}
+	time.Sleep(20 * time.Millisecond)
+	conn.out.mu.Lock()
+	waiting := conn.out.waiting[kindControl]
+	conn.out.mu.Unlock()
+	if waiting == 0 || waiting > 2*controlShare {
+		t.Errorf("%d bytes of answers to pings wait", waiting)
+	}
+	if p := call(c, procEcho, []byte("abcd")); string(p.Body) != "abcd" {
+		t.Error("the client gets no answer any more")
+	}
+}
