@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"libvirt.org/go/libvirtxml"
 )
@@ -90,6 +91,9 @@ func SetMetadata(def *libvirtxml.Domain, element, key, uri string) error {
 	if uri == "" || (element != "" && key == "") {
 		return invalid("<metadata>", "needs a key and the URI of a namespace")
 	}
+	if len(uri) > maxURI || !utf8.ValidString(uri) || strings.ContainsFunc(uri, notXML) {
+		return invalid("<metadata>", "cannot have the namespace %q: a URI of up to %d bytes without control characters is needed", shorten(uri), maxURI)
+	}
 	if def.Metadata == nil {
 		def.Metadata = &libvirtxml.DomainMetadata{}
 	}
@@ -144,6 +148,12 @@ func findElement(inner, uri string) (start, end int, err error) {
 		}
 	}
 }
+
+const maxURI = 4096
+
+// notXML are the characters XML 1.0 cannot hold in an attribute, even
+// escaped, and line ends, which come back as spaces.
+func notXML(r rune) bool { return r < 0x20 || r == 0xFFFE || r == 0xFFFF }
 
 var prefixPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,255}$`)
 
