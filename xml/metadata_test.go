@@ -110,3 +110,22 @@ func TestVE(t *testing.T) {
 		t.Error("no tasks were accepted")
 	}
 }
+
+// TestAdopt: prefixes declared around <metadata> go with the elements that
+// use them, the innermost declaration first, and with no others.
+func TestAdopt(t *testing.T) {
+	doc := strings.Replace(minimal, "<domain ", "<domain xmlns:a='urn:outer' xmlns:b='urn:b' xmlns:c='urn:c' ", 1)
+	doc = strings.Replace(doc, "<os>", "<metadata xmlns:a='urn:a'><a:x><b:y/></a:x><plain/><a:z xmlns:a='urn:own'/></metadata><os>", 1)
+	def, err := Parse(doc, host, ParseOptions{Validate: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `<a:x xmlns:a="urn:a" xmlns:b="urn:b"><b:y/></a:x><plain/><a:z xmlns:a='urn:own'/>`; def.Metadata.XML != want {
+		t.Errorf("got  %s\nwant %s", def.Metadata.XML, want)
+	}
+	for uri, found := range map[string]bool{"urn:a": true, "urn:own": true, "urn:outer": false} {
+		if _, got, err := Metadata(def, uri); got != found || err != nil {
+			t.Errorf("%s: found %v, %v", uri, got, err)
+		}
+	}
+}
