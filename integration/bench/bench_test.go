@@ -1,0 +1,109 @@
+//go:build vm
+
+// Package bench measures virtvzd beside what it replaces, all in one run in
+// one throw-away machine: `make bench`. Such a machine may be emulated, so
+// only the ratios say something, and no figure fails a test.
+package bench
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"virtvzd/integration/vm"
+)
+
+func TestMain(m *testing.M) { os.Exit(vm.Main(m)) }
+
+// TestFigures prints the table as Markdown, for README.
+func TestFigures(t *testing.T) {
+	calls := filepath.Join(t.TempDir(), "calls")
+	if out, err := exec.Command("gcc", "-O2", "-o", calls, "calls.c", "-lvirt", "-lpthread").CombinedOutput(); err != nil {
+		t.Fatalf("compile calls.c: %v\n%s", err, out)
+	}
+	v := vm.Test(t)
+	for from, to := range map[string]string{calls: "/root/bench/calls", "figures.sh": "/root/bench/figures.sh"} {
+		if err := v.Push(t.Context(), from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := v.Command(t.Context(), "VIRTVZD_TEST_ROOTS="+vm.Roots+" sh /root/bench/figures.sh /root/bench/calls")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	fmt.Print(table(parse(string(out))))
+	if err != nil {
+		t.Fatalf("figures.sh: %v\n%s", err, out)
+	}
+}
+
+// parse reads the lines "NAME VALUE" of figures.sh.
+func parse(out string) map[string]float64 {
+	figures := map[string]float64{}
+	for line := range strings.Lines(out) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if f, err := strconv.ParseFloat(value, 64); err == nil {
+			figures[name] = f
+		}
+	}
+	return figures
+}
+
+// table is ours beside each of theirs. A figure that was not measured is "-".
+func table(f map[string]float64) string {
+	// The median of three restarts; the first one also warms up.
+	for _, side := range []string{"vz", "lxc"} {
+		a, b, c := f[side+".restart.1"], f[side+".restart.2"], f[side+".restart.3"]
+		f[side+".restart"] = max(min(a, b), min(max(a, b), c))
+	}
+	var b strings.Builder
+	b.WriteString("| | virtvzd | other | other ÷ virtvzd |\n|---|---|---|---|\n")
+	row := func(what, ours, theirs, other string, scale float64, unit string) {
+		ratio := "-"
+		if f[ours] > 0 && f[theirs] > 0 {
+			ratio = fmt.Sprintf("%.2f", f[theirs]/f[ours])
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s %s | %s |\n", what, show(f, ours, scale, unit), other, show(f, theirs, scale, unit), ratio)
+	}
+	const ms, us = 1000, 1
+	for _, call := range []string{"define", "start", "destroy", "undefine"} {
+		row(call+", busybox, no NIC", "vz."+call, "lxc."+call, "libvirt-lxc", ms, "ms")
+	}
+	row("start", "vz.start", "crun.start", "crun create + start in a scope", ms, "ms")
+	row("destroy", "vz.destroy", "crun.destroy", "crun delete --force", ms, "ms")
+	row("list, 100 defined", "vz.100.list", "lxc.100.list", "libvirt-lxc", ms, "ms")
+	row("list, 500 defined", "vz.500.list", "lxc.500.list", "libvirt-lxc", ms, "ms")
+	row("restart to first list, 500 defined", "vz.restart", "lxc.restart", "libvirtd", ms, "ms")
+	for _, n := range []string{"1", "50"} {
+		row("domainGetInfo/s, "+n+" connections", "vz.info."+n+".rate", "test.info."+n+".rate", "libvirtd's test driver", 1, "/s")
+		row("domainGetInfo p99, "+n+" connections", "vz.info."+n+".p99", "test.info."+n+".p99", "libvirtd's test driver", us, "µs")
+	}
+	b.WriteString("\n| daemon's memory, environments running | RSS | PSS | anonymous |\n|---|---|---|---|\n")
+	for _, n := range []string{"0", "20", "most"} {
+		label := n
+		if n == "most" {
+			label = show(f, "most.running", 1, "")
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", label, show(f, n+".vz.rss", 1024, "MiB"), show(f, n+".vz.pss", 1024, "MiB"), show(f, n+".vz.anon", 1024, "MiB"))
+	}
+	return b.String()
+}
+
+// show is one figure, with three digits that mean something.
+func show(f map[string]float64, name string, scale float64, unit string) string {
+	v, ok := f[name]
+	if !ok || v == 0 {
+		return "-"
+	}
+	v /= scale
+	digits := 2
+	if v >= 100 {
+		digits = 0
+	} else if v >= 10 {
+		digits = 1
+	}
+	return strings.TrimSpace(fmt.Sprintf("%.*f %s", digits, v, unit))
+}

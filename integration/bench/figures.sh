@@ -1,0 +1,89 @@
+#!/bin/sh
+# figures.sh CALLS: measure virtvzd and what it is compared with, one after
+# the other in this machine, and print "NAME VALUE" lines. Times are
+# microseconds, memory is KiB. Removes what it makes.
+set -eu
+calls=$1
+vz=vz:///system lxc='lxc:///system?mode=legacy'
+dir=/var/lib/virtvzd-bench
+mkdir -p $dir/root $dir/bare
+[ -e $dir/root/sbin/init ] || tar -C $dir/root -xf "${VIRTVZD_TEST_ROOTS:-/srv/roots}/busybox.tar.zst"
+
+print() { sed "s/^/$1./"; } # the lines of a measurement, under its name
+say() { echo "$*" >&2; }
+domain() { # domain TYPE NAME
+	cat <<-END
+		<domain type='$1'><name>$2</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+		<os><type>exe</type><init>/sbin/init</init></os>
+		<devices><filesystem type='mount'><source dir='$dir/root'/><target dir='/'/></filesystem><console type='pty'/></devices></domain>
+	END
+}
+domain vz bench >$dir/vz.xml
+domain lxc bench >$dir/lxc.xml
+domain vz %s >$dir/vz.form
+domain lxc %s >$dir/lxc.form
+
+systemctl start libvirtd.service
+say "start, destroy, define, undefine"
+$calls cycle $vz $dir/vz.xml 7 | print vz
+$calls cycle "$lxc" $dir/lxc.xml 5 | print lxc
+
+say "crun create and start in a scope"
+[ -L $dir/bare/rootfs ] || ln -s $dir/root $dir/bare/rootfs
+rm -f $dir/bare/config.json
+(cd $dir/bare && crun spec && sed -i -e 's|"terminal": true|"terminal": false|' -e 's|"sh"|"/sbin/init"|' \
+	-e "s|\"path\": \"rootfs\"|\"path\": \"$dir/root\"|" -e 's|"readonly": true|"readonly": false|' config.json)
+$calls crun $dir/bare 7 | print crun
+
+for n in 100 500; do
+	say "list with $n defined"
+	$calls fill $vz fill $dir/vz.form $n
+	$calls fill "$lxc" fill $dir/lxc.form $n
+	$calls list $vz 50 | print vz.$n
+	$calls list "$lxc" 50 | print lxc.$n
+done
+
+say "restart with 500 defined"
+now() { read -r up _ </proc/uptime; echo "$up"; }
+for i in 1 2 3; do
+	for side in vz lxc; do
+		case $side in vz) unit=virtvzd uri=$vz ;; *) unit=libvirtd uri=$lxc ;; esac
+		begin=$(date +%s%N)
+		systemctl restart $unit.service
+		$calls first "$uri" >/dev/null
+		echo "$side.restart.$i $((($(date +%s%N) - begin) / 1000))"
+	done
+done
+$calls empty $vz fill
+$calls empty "$lxc" fill
+
+say "domainGetInfo"
+virsh -q -c $vz define $dir/vz.xml >/dev/null
+for n in 1 50; do
+	$calls getinfo $vz bench $n 4 | print vz.info.$n
+	$calls getinfo 'test+unix:///default?mode=legacy&socket=/run/libvirt/libvirt-sock' test $n 4 | print test.info.$n
+done
+virsh -q -c $vz undefine bench >/dev/null
+
+memory() { # memory COUNT: of the daemon with so many running
+	pid=$(systemctl show -P MainPID virtvzd.service)
+	awk '/^VmRSS/ {print "vz.rss", $2}' /proc/$pid/status | print "$1"
+	awk '/^Pss:/ {print "vz.pss", $2} /^Pss_Anon/ {print "vz.anon", $2}' /proc/$pid/smaps_rollup | print "$1"
+}
+say "memory"
+systemctl restart virtvzd.service
+$calls first $vz >/dev/null
+memory 0
+running=0
+while [ $running -lt "${MOST:-100}" ]; do
+	running=$((running + 1))
+	sed "s/%s/run$running/" $dir/vz.form >$dir/run.xml
+	virsh -q -c $vz create $dir/run.xml >/dev/null 2>$dir/refused || { running=$((running - 1)); say "$(cat $dir/refused)"; break; }
+	[ $running != 20 ] || memory 20
+	[ "$(awk '/^MemAvailable/ {print $2}' /proc/meminfo)" -gt 150000 ] || break
+done
+memory most
+echo "most.running $running"
+pgrep -c libvirt_lxc >/dev/null || true
+for name in $(virsh -c $vz list --name); do virsh -q -c $vz destroy "$name" >/dev/null; done
+rm -rf $dir
