@@ -78,12 +78,6 @@ steps() {
 	show virsh domstate "$name" --reason
 	show virsh resume "$name"
 
-	title "The daemon restarts, the environment does not notice"
-	show virsh domid "$name"
-	show systemctl restart virtvzd
-	show virsh list
-	show systemctl status --no-pager --lines 0 "$(systemctl list-units --plain --no-legend 'machine-vz*' | awk 'NR == 1 {print $1}')"
-
 	title "Reboot"
 	before=$(virsh domid "$name")
 	show virsh reboot "$name"
@@ -94,6 +88,12 @@ steps() {
 		sleep 1
 	done
 	wait_running
+
+	title "The daemon restarts, the environment does not notice"
+	show virsh domid "$name"
+	show systemctl restart virtvzd
+	show virsh list
+	show systemctl status --no-pager --lines 0 "$(systemctl list-units --plain --no-legend 'machine-vz*' | awk 'NR == 1 {print $1}')"
 
 	title "Shut down and remove"
 	show virsh shutdown "$name"

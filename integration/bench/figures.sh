@@ -25,20 +25,22 @@ domain lxc %s >$dir/lxc.form
 
 systemctl start libvirtd.service
 say "start, destroy, define, undefine"
-$calls cycle $vz $dir/vz.xml 7 | print vz
-$calls cycle "$lxc" $dir/lxc.xml 5 | print lxc
+$calls cycle $vz $dir/vz.xml ${ROUNDS:-7} | print vz
+$calls cycle "$lxc" $dir/lxc.xml ${ROUNDS:-7} | print lxc
 
 say "crun create and start in a scope"
 [ -L $dir/bare/rootfs ] || ln -s $dir/root $dir/bare/rootfs
 rm -f $dir/bare/config.json
 (cd $dir/bare && crun spec && sed -i -e 's|"terminal": true|"terminal": false|' -e 's|"sh"|"/sbin/init"|' \
 	-e "s|\"path\": \"rootfs\"|\"path\": \"$dir/root\"|" -e 's|"readonly": true|"readonly": false|' config.json)
-$calls crun $dir/bare 7 | print crun
+$calls crun $dir/bare ${ROUNDS:-7} | print crun
 
+defined=0
 for n in 100 500; do
 	say "list with $n defined"
-	$calls fill $vz fill $dir/vz.form $n
-	$calls fill "$lxc" fill $dir/lxc.form $n
+	$calls fill $vz fill$n- $dir/vz.form $((n - defined))
+	$calls fill "$lxc" fill$n- $dir/lxc.form $((n - defined))
+	defined=$n
 	$calls list $vz 50 | print vz.$n
 	$calls list "$lxc" 50 | print lxc.$n
 done
@@ -84,6 +86,5 @@ while [ $running -lt "${MOST:-100}" ]; do
 done
 memory most
 echo "most.running $running"
-pgrep -c libvirt_lxc >/dev/null || true
 for name in $(virsh -c $vz list --name); do virsh -q -c $vz destroy "$name" >/dev/null; done
 rm -rf $dir
