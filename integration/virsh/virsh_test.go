@@ -1,0 +1,179 @@
+//go:build vm
+
+// Package virsh drives the daemon the way its users do: with stock virsh, on
+// a real kernel. The scripts below testdata/script read as a manual.
+//
+// `go test -tags vm ./integration/virsh` starts a machine and runs this same
+// package in it.
+package virsh
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"virtvzd/integration/vm"
+)
+
+// inMachine tells which of the two runs this is.
+func inMachine() bool { return os.Getenv("VIRTVZD_TEST_ROOTS") != "" }
+
+func TestMain(m *testing.M) {
+	if inMachine() {
+		os.Exit(m.Run())
+	}
+	os.Exit(vm.Main(m))
+}
+
+// TestVirsh runs the scripts in a machine and reports each.
+func TestVirsh(t *testing.T) {
+	if inMachine() {
+		t.Skip("this is the machine")
+	}
+	v := vm.Test(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Minute)
+	defer cancel()
+	results, err := v.PackageResults(ctx, "./integration/virsh", "-test.run", "TestScripts", "-test.timeout", "38m")
+	for _, r := range results {
+		name, isScript := strings.CutPrefix(r.Name, "TestScripts/")
+		if !isScript {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Logf("%.0f s in the machine\n%s", r.Elapsed, r.Output)
+			if r.Action != "pass" {
+				t.Fail()
+			}
+		})
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if len(results) < 2 {
+		t.Error("no script ran")
+	}
+}
+
+// TestScripts runs in the machine. After each script nothing may be left.
+func TestScripts(t *testing.T) {
+	if !inMachine() {
+		t.Skip("this is not the machine: TestVirsh runs it there")
+	}
+	roots, have := os.Getenv("VIRTVZD_TEST_ROOTS"), sh(t, "virtvzd template list")
+	for _, name := range []string{"busybox", "debian13-systemd", "debian13-sysvinit"} {
+		if !strings.Contains(have, name) {
+			sh(t, "virtvzd template import "+name+" "+filepath.Join(roots, name+".tar.zst"))
+		}
+	}
+	clean := leftovers(t)
+	scripts, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil || len(scripts) == 0 {
+		t.Fatal("there are no scripts", err)
+	}
+	for _, script := range scripts {
+		name := strings.TrimSuffix(filepath.Base(script), ".txtar")
+		t.Run(name, func(t *testing.T) {
+			// A test of its own, so that the check comes after the script's end.
+			t.Run("script", func(t *testing.T) {
+				testscript.Run(t, testscript.Params{Files: []string{script}, Setup: setup, Cmds: commands})
+			})
+			removeAll(t)
+			for range 50 {
+				if leftovers(t) == clean {
+					return
+				}
+				time.Sleep(200 * time.Millisecond)
+			}
+			t.Errorf("left behind:\n%s\nbefore:\n%s\n%s", leftovers(t), clean, sh(t, "journalctl -u virtvzd -n 30 -o cat --no-pager"))
+		})
+	}
+}
+
+func setup(env *testscript.Env) error {
+	env.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	env.Setenv("LIBVIRT_DEFAULT_URI", "vz:///system")
+	env.Setenv("LC_ALL", "C")
+	return nil
+}
+
+// leftovers is what environments leave on a host when something goes wrong.
+func leftovers(t *testing.T) string {
+	t.Helper()
+	return sh(t, `
+systemctl list-units --all --plain --no-legend 'machine-vz*' | awk '{print "unit", $1}'
+grep -E 'libvirt/vz/' /proc/self/mountinfo | grep -v ' /var/lib/libvirt/vz ' | awk '{print "mount", $5}'
+ls /run/libvirt/vz | grep -E '^[0-9a-f]{8}-' | sed 's/^/state /'
+ls /run/libvirt/vz/status | sed 's/^/status /'
+ls /run/libvirt/vz/crun /run/crun 2>/dev/null | grep -E '^[0-9a-f]{8}-' | sed 's/^/crun /'
+ls /etc/libvirt/vz/*.xml /etc/libvirt/vz/autostart/* 2>/dev/null
+machinectl list --no-legend | awk '{print "machine", $1}'
+ip -o link | awk '{print "link", $2}'
+lsns -t net -n -o NS | sort | sed 's/^/netns /'
+ps -o stat=,comm= --ppid $(pidof virtvzd) | grep '^Z' | sed 's/^/zombie /'
+true`)
+}
+
+func sh(t *testing.T, script string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", script).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// removeAll ends what a failed script left running, so that one failure is
+// not many.
+func removeAll(t *testing.T) {
+	for _, name := range strings.Fields(sh(t, "virsh -c vz:///system list --all --name")) {
+		exec.Command("virsh", "-c", "vz:///system", "destroy", name).Run()
+		exec.Command("virsh", "-c", "vz:///system", "undefine", name).Run()
+	}
+}
+
+// commands are what the scripts can do besides exec.
+var commands = map[string]func(*testscript.TestScript, bool, []string){
+	"until": until, "domain": domain,
+}
+
+// until repeats a command until it succeeds and prints what is expected:
+// until 60s 'running' virsh domstate web1
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: until DURATION TEXT COMMAND…")
+	}
+	limit, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	for end := time.Now().Add(limit); ; time.Sleep(500 * time.Millisecond) {
+		cmd := exec.Command(args[2], args[3:]...)
+		cmd.Env = append(os.Environ(), "LIBVIRT_DEFAULT_URI=vz:///system", "LC_ALL=C")
+		out, _ := cmd.CombinedOutput()
+		if strings.Contains(string(out), args[1]) {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("%s did not print %q within %s:\n%s", strings.Join(args[2:], " "), args[1], limit, out)
+		}
+	}
+}
+
+// domain defines a plain domain from a template:
+// domain web1 busybox MEMORY_MIB [ELEMENT…]
+func domain(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 3 {
+		ts.Fatalf("usage: domain NAME TEMPLATE MIB [ELEMENT…]")
+	}
+	doc := fmt.Sprintf(`<domain type='vz'><name>%s</name><memory unit='MiB'>%s</memory>%s
+<devices><filesystem type='template'><source name='%s'/><target dir='/'/></filesystem></devices></domain>`,
+		args[0], args[2], strings.Join(args[3:], ""), args[1])
+	path := ts.MkAbs(args[0] + ".xml")
+	ts.Check(os.WriteFile(path, []byte(doc), 0o600))
+	ts.Check(ts.Exec("virsh", "define", path))
+}
