@@ -38,6 +38,7 @@ type view struct {
 
 	instance    *runtime.Instance // nil when shut off
 	autodestroy *client           // destroyed when this client goes
+	rebooting   bool              // init was asked to reboot and has not ended yet
 	restarts    int               // in a row by itself, each soon after the one before
 	removed     bool              // no longer in the registry: an answer in flight must fail
 }
@@ -143,7 +144,7 @@ func (c *change) saveStatus(v *view) error {
 	}
 	return c.drv.store.saveStatus(c.uuid, savedStatus{
 		Name: v.name, State: v.state, Reason: v.reason, Persistent: v.persistent,
-		Live: doc, Autodestroy: v.autodestroy != nil,
+		Live: doc, Autodestroy: v.autodestroy != nil, Rebooting: v.rebooting,
 	})
 }
 

@@ -59,18 +59,26 @@ func (c *change) ask(flags uint32, reboot bool) error {
 	if v.state == Paused {
 		return errorf(protocol.ErrOperationInvalid, "domain is paused and cannot hear a shutdown request: resume it first, or destroy it")
 	}
-	if flags == 0 {
-		return unsupportedMode(v.instance.Shutdown(c.ctx, runtime.ShutdownDefault, reboot))
+	if err := c.askInit(v.instance, flags, reboot); err != nil {
+		return unsupportedMode(err)
 	}
-	var err error
+	c.publish(func(v *view) { v.rebooting = reboot })
+	return c.save()
+}
+
+// askInit tries the ways that flags name, or the usual one.
+func (c *change) askInit(inst *runtime.Instance, flags uint32, reboot bool) (err error) {
+	if flags == 0 {
+		return inst.Shutdown(c.ctx, runtime.ShutdownDefault, reboot)
+	}
 	for _, m := range modes {
-		if flags&uint32(m.flag) != 0 {
-			if err = v.instance.Shutdown(c.ctx, m.mode, reboot); err == nil {
+		if flags&m.flag != 0 {
+			if err = inst.Shutdown(c.ctx, m.mode, reboot); err == nil {
 				return nil
 			}
 		}
 	}
-	return unsupportedMode(err)
+	return err
 }
 
 func unsupportedMode(err error) error {
@@ -126,7 +134,8 @@ func (c *change) stopped(inst *runtime.Instance, reason int32, detail int32) err
 		c.drv.log.Error("cannot clean up after an environment", "domain", c.view().name, "error", err)
 	}
 	err := c.enter(Shutoff, reason, func(v *view) {
-		v.instance, v.live, v.autodestroy, v.updated, v.restarts = nil, nil, nil, false, 0
+		v.instance, v.live, v.autodestroy = nil, nil, nil
+		v.updated, v.rebooting, v.restarts = false, false, 0
 	}, lifecycleEvent(protocol.DomainEventStopped, int32(detail)))
 	if v := c.view(); !v.persistent {
 		c.drv.domains.drop(c)
@@ -160,7 +169,7 @@ func (c *change) restart(inst *runtime.Instance) error {
 		return errors.Join(err, c.stopped(inst, protocol.DomainShutoffFailed, protocol.DomainEventStoppedFailed))
 	}
 	err = c.enter(Running, protocol.DomainRunningBooted, func(v *view) {
-		v.instance, v.live = next, live
+		v.instance, v.live, v.rebooting = next, live, false
 	}, rebootEvent())
 	go c.domain.watch(next)
 	return err
@@ -184,6 +193,11 @@ func (d *domain) watch(inst *runtime.Instance) {
 func (c *change) ended(inst *runtime.Instance) error {
 	exit, def := inst.Exit(), c.view().live
 	reason, detail, action := int32(protocol.DomainShutoffShutdown), int32(protocol.DomainEventStoppedShutdown), def.OnPoweroff
+	if exit.Cause == runtime.ExitUnknown && c.view().rebooting {
+		// Before 6.15 the kernel tells only its parent how an init ended, and
+		// that was the daemon before this one: go by what init was asked.
+		exit.Cause = runtime.ExitReboot
+	}
 	switch exit.Cause {
 	case runtime.ExitReboot:
 		action = orElse(def.OnReboot, "restart")

@@ -177,7 +177,7 @@ func (drv *Driver) adopt(id protocol.UUID, s savedStatus, inst *runtime.Instance
 		state, reason = Running, protocol.DomainRunningUnpaused
 	}
 	err = c.enter(state, reason, func(v *view) {
-		v.instance, v.live = inst, xml.Live(live, liveFacts(inst))
+		v.instance, v.live, v.rebooting = inst, xml.Live(live, liveFacts(inst)), s.Rebooting
 	})
 	go d.watch(inst)
 	if err == nil && s.Autodestroy {

@@ -32,6 +32,7 @@ type savedStatus struct {
 	Persistent  bool   `json:"persistent"`
 	Live        string `json:"live"` // domain XML of the running environment
 	Autodestroy bool   `json:"autodestroy,omitempty"`
+	Rebooting   bool   `json:"rebooting,omitempty"`
 }
 
 func (s store) definition(name string) string {
