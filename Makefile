@@ -51,12 +51,12 @@ fuzz:
 # first, because go test would hide how far that has got.
 test-vm: build
 	$(GO) run ./integration/vm/cmd build
-	VIRTVZD_REQUIRE=1 $(GO) test -tags vm -p 1 -timeout 60m -count=1 ./integration/...
+	VIRTVZD_REQUIRE=1 $(GO) test -tags vm -p 1 -timeout 60m -count=1 ./integration/vm/... ./integration/virsh
 
 # Ratios of one run, see README.
 bench: deps build
 	$(GO) run ./integration/vm/cmd build
-	$(GO) test -tags vm -timeout 60m -count=1 ./integration/bench -v -run TestFigures
+	$(GO) test -tags vm -timeout 60m -count=1 ./integration/vm/... ./integration/virshch -v -run TestFigures
 
 # A throw-away VM with an environment in it, driven by stock virsh; HOST=1
 # uses this machine's own systemd.

@@ -100,6 +100,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
 	env.Setenv("LIBVIRT_DEFAULT_URI", "vz:///system")
 	env.Setenv("LC_ALL", "C")
+	env.Setenv("VIRTVZD_TEST_ROOTS", os.Getenv("VIRTVZD_TEST_ROOTS"))
 	return nil
 }
 
