@@ -56,7 +56,7 @@ test-vm: build
 # Ratios of one run, see README.
 bench: deps build
 	$(GO) run ./integration/vm/cmd build
-	$(GO) test -tags vm -timeout 60m -count=1 ./integration/vm/... ./integration/virshch -v -run TestFigures
+	$(GO) test -tags vm -timeout 60m -count=1 ./integration/bench -v -run TestFigures
 
 # A throw-away VM with an environment in it, driven by stock virsh; HOST=1
 # uses this machine's own systemd.

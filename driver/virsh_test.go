@@ -27,6 +27,7 @@ type testHost struct {
 	drv    *Driver
 	socket string
 	log    *bytes.Buffer
+	stop   func() // ends the server before the test does
 }
 
 func newTestHost(t *testing.T) *testHost {
@@ -71,11 +72,12 @@ func (h *testHost) open(dir string) {
 		}
 		go server.Serve(l, rpc.ListenerOptions{ReadOnly: readOnly})
 	}
-	h.t.Cleanup(func() {
+	h.stop = func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		server.Shutdown(ctx)
-	})
+	}
+	h.t.Cleanup(h.stop)
 }
 
 // virsh runs one command; ok tells whether it must succeed. It gives what
