@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/xml"
 )
 
 var information = table{
@@ -100,9 +101,12 @@ func domainControlInfo(d *domain, a *protocol.DomainGetControlInfoArgs) (ret pro
 	return ret, nil
 }
 
-// domainMessages are warnings about a domain; none is tainted or deprecated
-// today.
+// domainMessages are warnings about a domain: what its definition asks for
+// and it does not get.
 func domainMessages(d *domain, a *protocol.DomainGetMessagesArgs) (ret protocol.DomainGetMessagesRet, err error) {
+	if a.Flags == 0 || a.Flags&protocol.DomainMessageTainting != 0 {
+		ret.Msgs = xml.Unrealised(d.view().definition(false))
+	}
 	return ret, checkFlags(a.Flags, protocol.DomainMessageDeprecation, protocol.DomainMessageTainting, protocol.DomainMessageIoerrors)
 }
 

@@ -111,6 +111,9 @@ func (c *change) launch(def *libvirtxml.Domain, o runtime.StartOptions) (*runtim
 	if err := c.saveStatus(&view{name: def.Name, state: Running, persistent: c.view().persistent, live: def}); err != nil {
 		return nil, nil, err
 	}
+	for _, warning := range xml.Unrealised(def) {
+		c.drv.log.Warn(warning, "domain", def.Name)
+	}
 	inst, err := c.drv.rt.Start(c.ctx, env, o)
 	if err != nil {
 		if cleanup := c.drv.store.removeStatus(c.uuid); cleanup != nil {

@@ -1,0 +1,33 @@
+package xml
+
+import "libvirt.org/go/libvirtxml"
+
+// Unrealised names what a definition asks for and an environment does not
+// get in this version. It is kept in the definition, so that nothing a user
+// wrote is lost, and told to whoever asks (virsh dominfo).
+func Unrealised(def *libvirtxml.Domain) (list []string) {
+	d := def.Devices
+	for _, c := range []struct {
+		asked   bool
+		element string
+	}{
+		{len(d.Interfaces) > 0, "<interface>"},
+		{len(d.Disks) > 0, "<disk>"},
+		{len(d.Consoles) > 1, "<console> after the first"},
+		{def.BlockIOTune != nil, "<blkiotune>"},
+		{def.NUMATune != nil, "<numatune>"},
+		{def.CPUTune != nil && (len(def.CPUTune.VCPUPin) > 0 || def.CPUTune.EmulatorPin != nil), "<vcpupin> and <emulatorpin>"},
+		{len(def.SecLabel) > 0, "<seclabel>"},
+		{def.LXCNamespace != nil, "<lxc:namespace>"},
+	} {
+		if c.asked {
+			list = append(list, c.element+" is not in force: this version does not realise it")
+		}
+	}
+	for _, f := range d.Filesystems {
+		if f.SpaceHardLimit != nil || f.SpaceSoftLimit != nil {
+			return append(list, "<space_hard_limit> is not in force: this version does not realise it")
+		}
+	}
+	return list
+}
