@@ -116,7 +116,7 @@ ls /run/libvirt/vz/crun /run/crun 2>/dev/null | grep -E '^[0-9a-f]{8}-' | sed 's
 ls /etc/libvirt/vz/*.xml /etc/libvirt/vz/autostart/* 2>/dev/null
 machinectl list --no-legend | awk '{print "machine", $1}'
 ip -o link | awk '{print "link", $2}'
-lsns -t net -n -o NS | sort | sed 's/^/netns /'
+lsns -t net -n -o NS,PID | while read ns pid; do grep -q machine-vz /proc/$pid/cgroup 2>/dev/null && echo "netns $ns"; done
 ps -o stat=,comm= --ppid $(pidof virtvzd) | grep '^Z' | sed 's/^/zombie /'
 true`)
 }
