@@ -63,6 +63,14 @@ func (s *scanner) token(token xml.Token) error {
 	case xml.CharData:
 		s.stray = s.stray || s.depth == 0 && strings.TrimSpace(string(t)) != ""
 	case xml.StartElement:
+		for _, a := range t.Attr {
+			if err := wellNamed(a.Name); err != nil {
+				return err
+			}
+		}
+		if err := wellNamed(t.Name); err != nil {
+			return err
+		}
 		return s.start(t.Name)
 	case xml.EndElement:
 		s.depth--
@@ -89,6 +97,15 @@ func (s *scanner) start(name xml.Name) error {
 	s.elements++
 	if s.depth > maxDepth || s.elements > maxElements {
 		return malformed("the document is nested deeper than %d or has more than %d elements", maxDepth, maxElements)
+	}
+	return nil
+}
+
+// wellNamed refuses what encoding/xml takes for a name although Namespaces in
+// XML does not: a colon that has nothing before or after it.
+func wellNamed(name xml.Name) error {
+	if strings.Contains(name.Local, ":") {
+		return malformed("the document is not well-formed XML: '%.40s' is no name", name.Local)
 	}
 	return nil
 }
