@@ -24,7 +24,7 @@ func TestBusybox(t *testing.T) {
 	r := vmRuntime(t)
 	env := vmEnvironment(t, "busybox")
 	env.CPU = xml.CPULimits{Count: 1, Weight: 50, QuotaUSec: 50000, PeriodUSec: 100000}
-	env.Tasks = 77
+	env.Counts.Tasks = 77
 	env.Env = []string{"HELLO=world"}
 	i := vmStart(t, r, env, StartOptions{})
 	if i.InitKind() != Busybox {

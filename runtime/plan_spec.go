@@ -28,9 +28,10 @@ func planSpec(env *xml.Environment, host Host, root Root, ids xml.IDMap, res Res
 			Capabilities: &specs.LinuxCapabilities{
 				Bounding: caps, Permitted: caps, Effective: caps,
 			},
+			Rlimits: planRlimits(env.Counts),
 		},
 		Hostname: planHostname(env),
-		Mounts:   planKernelMounts(host, ids),
+		Mounts:   planKernelMounts(host, ids, env.Counts.Terminals),
 		Linux: &specs.Linux{
 			Namespaces:  planNamespaces(env, privileged),
 			UIDMappings: mappings(ids.UIDs),
@@ -55,6 +56,29 @@ func planSpec(env *xml.Environment, host Host, root Root, ids xml.IDMap, res Res
 		})
 	}
 	return spec, nil
+}
+
+// planRlimits are the limits of a process that stand for a beancounter. The
+// kernel counts locked memory and signals for each user inside.
+func planRlimits(c xml.CountLimits) (list []specs.POSIXRlimit) {
+	for _, l := range []struct {
+		name  string
+		limit uint64
+	}{
+		{"RLIMIT_NOFILE", c.Files}, {"RLIMIT_MEMLOCK", pageBytes(c.LockedPages)}, {"RLIMIT_SIGPENDING", c.Signals},
+	} {
+		if l.limit != unlimited {
+			list = append(list, specs.POSIXRlimit{Type: l.name, Soft: l.limit, Hard: l.limit})
+		}
+	}
+	return list
+}
+
+func pageBytes(pages uint64) uint64 {
+	if pages > unlimited/4096 {
+		return unlimited
+	}
+	return pages * 4096
 }
 
 // maskedPaths leak the host's state to anybody inside. What only the host's root
@@ -91,10 +115,13 @@ func mappings(ids []xml.IDRange) []specs.LinuxIDMapping {
 
 // planKernelMounts are the file systems of the kernel. No mqueue, hugetlbfs or
 // fusectl: CRIU cannot dump them.
-func planKernelMounts(host Host, ids xml.IDMap) []specs.Mount {
+func planKernelMounts(host Host, ids xml.IDMap, terminals uint64) []specs.Mount {
 	pts := []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}
 	if ids.Mode == xml.Privileged || hostID(ranges(ids.GIDs), 5) != 65534 {
 		pts = append(pts, "gid=5")
+	}
+	if terminals != unlimited {
+		pts = append(pts, fmt.Sprintf("max=%d", terminals))
 	}
 	mounts := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},

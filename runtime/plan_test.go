@@ -25,6 +25,7 @@ func testEnvironment() *xml.Environment {
 		Name: "web1", UUID: testUUID, Type: "vz", PrivateNetwork: true,
 		Memory:      xml.MemoryLimits{Max: 512 << 20, High: unlimited, Swap: 256 << 20},
 		CPU:         xml.CPULimits{Count: 2, MaxCount: 2},
+		Counts:      xml.NoCounts(),
 		Filesystems: []xml.Filesystem{{Type: "template", Source: "debian", Target: "/"}},
 	}
 }
@@ -55,7 +56,9 @@ func TestPlan(t *testing.T) {
 			e.Init, e.Env, e.Dir, e.Hostname = []string{"/bin/app", "-x"}, []string{"A=b c"}, "/srv", "h.example.org"
 			e.Memory = xml.MemoryLimits{Max: unlimited, High: 1 << 30, Low: 1 << 20, Swap: unlimited}
 			e.CPU = xml.CPULimits{Count: 1, Set: "1-2", Weight: 200, QuotaUSec: 50000, PeriodUSec: 100000}
-			e.Tasks, e.Partition = 100, "/machine/prod"
+			e.Counts, e.Partition = xml.CountLimits{Tasks: 100, Terminals: 8, SharedPages: 9, Cgroups: 10, Files: 64, LockedPages: 2, Signals: 3}, "/machine/prod"
+			e.IO = xml.IOLimits{Weight: 50, Devices: []xml.DeviceIO{{Path: "/dev/vda", ReadBytes: 1 << 20, WriteIOPS: 30}, {Path: "/dev/vdb", Weight: 7, WriteIOPS: 40}}}
+			e.CPU.MemoryNodes = "0"
 			e.Capabilities = xml.CapabilityPolicy{Policy: "deny", States: map[string]bool{"sys_admin": true, "net_admin": true}}
 			e.Filesystems = append(e.Filesystems,
 				xml.Filesystem{Type: "mount", Source: "/srv/data", Target: "/data", ReadOnly: true},
@@ -122,7 +125,7 @@ func TestPlanRefuses(t *testing.T) {
 		{func(e *xml.Environment) {
 			e.Filesystems = append(e.Filesystems, xml.Filesystem{Type: "file", Target: "/x"})
 		}, "type 'file' at /x"},
-		{func(e *xml.Environment) { e.CPU.Set = "9" }, "none of the host's CPUs"},
+		{func(e *xml.Environment) { e.CPU.Set = "9" }, "none of the CPUs 0-3"},
 		{func(e *xml.Environment) { e.CPU.Set = "x" }, "cpuset x"},
 		{func(e *xml.Environment) { e.Partition = "a//..b" }, "partition"},
 	}
@@ -153,7 +156,7 @@ func TestChooseCPUs(t *testing.T) {
 		{3, "0-3", map[int]int{0: 1}, []int{1, 2, 3}},
 	}
 	for _, test := range tests {
-		got, err := chooseCPUs(xml.CPULimits{Count: test.count, Set: test.set}, host, test.load)
+		got, err := chooseCPUs(xml.CPULimits{Count: test.count, Set: test.set}, host, test.load, nil)
 		if err != nil || !slices.Equal(got, test.want) {
 			t.Errorf("%d of %q with %v: got %v, %v, want %v", test.count, test.set, test.load, got, err, test.want)
 		}

@@ -26,6 +26,7 @@ type Config struct {
 type Scopes interface {
 	StartScope(ctx context.Context, s systemd.Scope) error
 	Stop(ctx context.Context, unit string) error
+	SetProperties(ctx context.Context, unit string, props ...systemd.Property) error
 	ResetFailed(ctx context.Context, unit string) error
 	Freeze(ctx context.Context, unit string) error
 	Thaw(ctx context.Context, unit string) error
@@ -157,7 +158,7 @@ func (r *Runtime) reserve(env *xml.Environment) (Reserved, error) {
 		}
 		res.Base = base
 	}
-	cpus, err := chooseCPUs(env.CPU, r.host, res.CPULoad)
+	cpus, err := chooseCPUs(env.CPU, r.host, res.CPULoad, nil)
 	if err != nil {
 		return res, err
 	}

@@ -119,7 +119,7 @@ func (s *starter) writeRecord(ctx context.Context) error {
 		Version: 1, UUID: formatUUID(s.env.UUID), Name: s.env.Name, Phase: starting,
 		Scope: systemd.ScopeName(s.env.Name), IDMap: planIDs(s.env, s.res), StartedAt: time.Now(),
 	}
-	rec.CPUs, _ = chooseCPUs(s.env.CPU, s.r.host, s.res.CPULoad) // succeeded in reserve
+	rec.CPUs, _ = chooseCPUs(s.env.CPU, s.r.host, s.res.CPULoad, nil) // succeeded in reserve
 	err := os.Mkdir(s.res.Dir, 0o711)
 	if errors.Is(err, os.ErrExist) {
 		// What an earlier clean-up could not finish, perhaps while D-Bus was away.
@@ -310,10 +310,21 @@ func (s *starter) adopt(context.Context) error {
 	return s.rec.save(s.res.Dir)
 }
 
+// store hands the daemon's descriptors to the service manager. Before init
+// runs, it is also the moment for what neither systemd nor the OCI runtime
+// limits.
 func (s *starter) store(context.Context) error {
 	return errors.Join(
+		s.i.setCounts(countsBefore(s.env.Counts), s.env.Counts),
 		s.r.storeFD(initFDName(s.rec.UUID), s.i.pidfd),
 		s.r.storeFD(consoleFDName(s.rec.UUID, 0), s.i.consoles[0].master))
+}
+
+// countsBefore are none but those that the environment was made with.
+func countsBefore(c xml.CountLimits) xml.CountLimits {
+	none := xml.NoCounts()
+	none.Terminals = c.Terminals // an option of the mount
+	return none
 }
 
 // run lets init run. machined is told meanwhile, and not waited for: systemd may

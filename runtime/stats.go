@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	goruntime "runtime"
 	"strconv"
 	"strings"
 
@@ -99,29 +98,7 @@ func closeAll(files []*os.File) {
 
 // Hostname is what gethostname(2) tells inside.
 func (i *Instance) Hostname() (string, error) {
-	space, err := os.Open(fmt.Sprintf("/proc/%d/ns/uts", i.rec.Init))
-	if err != nil {
-		return "", err
-	}
-	defer space.Close()
-	type answer struct {
-		name string
-		err  error
-	}
-	result := make(chan answer)
-	go func() {
-		// The thread ends with the goroutine: it is in another namespace for good.
-		goruntime.LockOSThread()
-		var uts unix.Utsname
-		err := unix.Setns(int(space.Fd()), unix.CLONE_NEWUTS)
-		if err == nil {
-			err = unix.Uname(&uts)
-		}
-		result <- answer{unix.ByteSliceToString(uts.Nodename[:]), err}
-	}()
-	a := <-result
-	if a.err != nil {
-		return "", fmt.Errorf("hostname of %s: %w", i.Name(), a.err)
-	}
-	return a.name, nil
+	var uts unix.Utsname
+	err := i.inside("hostname", []string{"uts"}, func() error { return unix.Uname(&uts) })
+	return unix.ByteSliceToString(uts.Nodename[:]), err
 }

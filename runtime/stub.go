@@ -148,6 +148,10 @@ func ordinaryProcess() {
 	unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 524288})
 	// Counted for the whole user namespace from its creation on (Linux 5.14), so
 	// it would be a second limit of tasks; the scope's TasksMax is the one.
-	unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
+	// And for all environments together, because root made all their user
+	// namespaces: locked memory and queued signals are limited inside, if at all.
+	for _, resource := range []int{unix.RLIMIT_NPROC, unix.RLIMIT_MEMLOCK, unix.RLIMIT_SIGPENDING} {
+		unix.Setrlimit(resource, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
+	}
 	os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0)
 }

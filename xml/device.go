@@ -104,13 +104,8 @@ func validateDisks(def *libvirtxml.Domain, _ HostFacts) error {
 		if d.Device != "" && d.Device != "disk" {
 			return unsupported("<disk>", "has device='%s': only 'disk' is accepted", shorten(d.Device))
 		}
-		source := ""
-		switch {
-		case d.Source != nil && d.Source.Block != nil:
-			source = d.Source.Block.Dev
-		case d.Source != nil && d.Source.File != nil:
-			source = d.Source.File.File
-		default:
+		source := DiskSource(&d)
+		if source == "" {
 			return unsupported("<disk>", "has no type and <source> an environment can have: block and file are accepted")
 		}
 		if !strings.HasPrefix(source, "/") {
@@ -123,6 +118,9 @@ func validateDisks(def *libvirtxml.Domain, _ HostFacts) error {
 			return invalid("<disk>", "has the target '%s' twice", shorten(d.Target.Dev))
 		}
 		used[d.Target.Dev] = true
+		if err := validateIOTune(d.IOTune); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -2,10 +2,8 @@ package xml
 
 import (
 	"cmp"
-	"math"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -27,7 +25,8 @@ type Environment struct {
 	IDMap          IDMap
 	Memory         MemoryLimits
 	CPU            CPULimits
-	Tasks          uint64
+	IO             IOLimits
+	Counts         CountLimits
 	Capabilities   CapabilityPolicy
 	PrivateNetwork bool
 
@@ -58,18 +57,6 @@ type IDMap struct {
 
 // IDRange is Count ids from Inside on, which are Host and following outside.
 type IDRange struct{ Inside, Host, Count uint32 }
-
-// MemoryLimits are bytes: cgroup v2's memory.max, high, low and swap.max.
-type MemoryLimits struct{ Max, High, Low, Swap uint64 }
-
-// CPULimits are what cpu.weight, cpu.max and the cpuset are made of.
-type CPULimits struct {
-	Count, MaxCount uint   // CPUs to see inside now and at most
-	Set             string // CPUs of the host to run on; empty: all
-	Weight          uint64 // 1 to 10000; 0: not set
-	QuotaUSec       int64  // per period; 0 or less: none
-	PeriodUSec      uint64 // 0: the kernel's default
-}
 
 // CapabilityPolicy is <features><capabilities>.
 type CapabilityPolicy struct {
@@ -104,9 +91,9 @@ func NewEnvironment(def *libvirtxml.Domain) (*Environment, error) {
 	e := &Environment{
 		Name: def.Name, Type: def.Type, UUID: uuid, Hostname: hostname(def.Name),
 		Dir: def.OS.InitDir, User: def.OS.InitUser, Group: def.OS.InitGroup,
-		Tasks: math.MaxUint64, PrivateNetwork: true, Partition: "/machine",
+		PrivateNetwork: true, Partition: "/machine",
 		OnPoweroff: def.OnPoweroff, OnReboot: def.OnReboot, OnCrash: def.OnCrash,
-		Memory: memoryLimits(def), IDMap: idMap(def), Runtime: def.Devices.Emulator,
+		Memory: memoryLimits(def), Counts: NoCounts(), IDMap: idMap(def), Runtime: def.Devices.Emulator,
 		Capabilities: CapabilityPolicy{Policy: "default"},
 	}
 	if def.OS.Init != "" {
@@ -121,7 +108,7 @@ func NewEnvironment(def *libvirtxml.Domain) (*Environment, error) {
 	if f := def.Features; f != nil && f.Capabilities != nil {
 		e.Capabilities = capabilityPolicy(f.Capabilities)
 	}
-	e.CPU = cpuLimits(def)
+	e.CPU, e.IO = cpuLimits(def), ioLimits(def)
 	for _, c := range def.Devices.Consoles {
 		console := Console{}
 		if c.Log != nil {
@@ -148,72 +135,6 @@ func hostname(name string) string {
 		return '-'
 	}, name)
 	return cmp.Or(strings.Trim(clean[:min(len(clean), 64)], "-."), "localhost")
-}
-
-// memoryLimits: <currentMemory> is what may be used now, a <hard_limit>
-// overrides it, and libvirt's swap_hard_limit counts memory and swap.
-func memoryLimits(def *libvirtxml.Domain) MemoryLimits {
-	m := MemoryLimits{Max: bytes(uint64(def.CurrentMemory.Value)), High: math.MaxUint64, Swap: math.MaxUint64}
-	t := def.MemoryTune
-	if t == nil {
-		return m
-	}
-	if t.HardLimit != nil {
-		m.Max = bytes(t.HardLimit.Value)
-	}
-	if t.SoftLimit != nil {
-		m.High = bytes(t.SoftLimit.Value)
-	}
-	if t.MinGuarantee != nil {
-		m.Low = bytes(t.MinGuarantee.Value)
-	}
-	if t.SwapHardLimit != nil && t.SwapHardLimit.Value < Unlimited && m.Max != math.MaxUint64 {
-		m.Swap = max(bytes(t.SwapHardLimit.Value), m.Max) - m.Max
-	}
-	return m
-}
-
-func bytes(kib uint64) uint64 {
-	if kib >= Unlimited {
-		return math.MaxUint64
-	}
-	return kib << 10
-}
-
-func cpuLimits(def *libvirtxml.Domain) CPULimits {
-	c := CPULimits{Count: def.VCPU.Value, MaxCount: def.VCPU.Value, Set: def.VCPU.CPUSet}
-	if def.VCPU.Current != 0 {
-		c.Count = def.VCPU.Current
-	}
-	t := def.CPUTune
-	if t == nil {
-		return c
-	}
-	if t.Shares != nil {
-		c.Weight = Weight(uint64(t.Shares.Value))
-	}
-	// As in libvirt's lxc driver <quota> is for the whole container; the
-	// global one, where both are given, is the more specific word for it.
-	period, quota := t.Period, t.Quota
-	if t.GlobalQuota != nil {
-		period, quota = t.GlobalPeriod, t.GlobalQuota
-	}
-	if quota != nil && quota.Value > 0 {
-		c.QuotaUSec, c.PeriodUSec = quota.Value, 100_000
-		if period != nil {
-			c.PeriodUSec = uint64(period.Value)
-		}
-	}
-	return c
-}
-
-// Weight brings <shares> to cpu.weight: up to 10000 it is the weight, as
-// libvirt has it on cgroup v2, more is cgroup v1's scale of 2 to 262144.
-func Weight(shares uint64) uint64 {
-	if shares <= 10000 {
-		return max(1, shares)
-	}
-	return min(10000, 1+(shares-2)*9999/262142)
 }
 
 // idMap: a container of type vz or openvz has ids of its own unless told
@@ -264,37 +185,4 @@ func devices(def *libvirtxml.Domain) (list []Device) {
 		}
 	}
 	return list
-}
-
-// ParseCPUSet reads libvirt's list: numbers, ranges, and ^N to take one out.
-func ParseCPUSet(text string) ([]int, error) {
-	set := map[int]bool{}
-	for part := range strings.SplitSeq(text, ",") {
-		part, remove := strings.CutPrefix(strings.TrimSpace(part), "^")
-		first, last, isRange := strings.Cut(part, "-")
-		if !isRange {
-			last = first
-		}
-		from, err1 := strconv.Atoi(first)
-		to, err2 := strconv.Atoi(last)
-		if err1 != nil || err2 != nil || from < 0 || to < from || to >= 16384 {
-			return nil, invalid("cpuset", "'%s' is not a list of CPUs", shorten(text))
-		}
-		for n := from; n <= to; n++ {
-			if remove {
-				delete(set, n)
-			} else {
-				set[n] = true
-			}
-		}
-	}
-	if len(set) == 0 {
-		return nil, invalid("cpuset", "'%s' names no CPU", shorten(text))
-	}
-	list := make([]int, 0, len(set))
-	for n := range set {
-		list = append(list, n)
-	}
-	slices.Sort(list)
-	return list, nil
 }

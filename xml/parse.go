@@ -63,17 +63,21 @@ func Parse(doc string, host HostFacts, o ParseOptions) (*libvirtxml.Domain, erro
 	if !o.Live {
 		forgetLive(def)
 	}
-	normalise(def, host)
-	if err := complete(def, host); err != nil {
-		return nil, err
-	}
 	if o.Stored {
 		host.Templates = nil
 	}
-	if err := validate(def, host); err != nil {
-		return nil, err
+	return def, Check(def, host)
+}
+
+// Check completes a definition with libvirt's defaults, normalises it, and
+// tells whether an environment can be what it says: Parse for one that was
+// changed in memory.
+func Check(def *libvirtxml.Domain, host HostFacts) error {
+	normalise(def, host)
+	if err := complete(def, host); err != nil {
+		return err
 	}
-	return def, nil
+	return validate(def, host)
 }
 
 // newUUID makes a random one (RFC 9562, version 4).

@@ -69,7 +69,7 @@ var refusals = []struct{ old, new, want string }{
 	{"<os>", "<cputune><global_quota>5</global_quota></cputune><os>", "<global_quota> is 5 µs: 1000 to 17592186044415 are accepted, or a negative number for none"},
 	{"<os>", "<cputune><vcpupin vcpu='1' cpuset='0'/></cputune><os>", "<vcpupin> has vcpu='1': there are only 0 to 0"},
 	{"<os>", "<cputune><vcpupin vcpu='0' cpuset='0-'/></cputune><os>", "<vcpupin> has cpuset='0-': a list such as 0-3,^2,8 is accepted"},
-	{"<os>", "<cputune><iothreadpin iothread='1' cpuset='0'/></cputune><os>", "<cputune> can have shares, period, quota, global_period, global_quota, vcpupin and emulatorpin"},
+	{"<os>", "<cputune><iothreadpin iothread='1' cpuset='0'/></cputune><os>", "<cputune> can have shares, vcpupin, emulatorpin, and period and quota, also as global_ and emulator_"},
 	{"<os>", "<blkiotune><weight>20000</weight></blkiotune><os>", "<weight> is 20000: 1 to 10000 are accepted"},
 	{"<os>", "<blkiotune><device><path>sda</path><weight>100</weight></device></blkiotune><os>", "<blkiotune><device> has the path 'sda': that of a block device on the host is needed"},
 	{"<os>", "<numatune><memory mode='wild' nodeset='0'/></numatune><os>", "<numatune><memory> has mode='wild': strict, preferred, interleave and restrictive are accepted"},

@@ -20,7 +20,7 @@ func validateCPUTune(def *libvirtxml.Domain, _ HostFacts) error {
 	for _, p := range []struct {
 		element string
 		period  *libvirtxml.DomainCPUTunePeriod
-	}{{"<period>", t.Period}, {"<global_period>", t.GlobalPeriod}} {
+	}{{"<period>", t.Period}, {"<global_period>", t.GlobalPeriod}, {"<emulator_period>", t.EmulatorPeriod}} {
 		if p.period != nil && (p.period.Value < 1000 || p.period.Value > 1_000_000) {
 			return invalid(p.element, "is %d µs: 1000 to 1000000 are accepted", p.period.Value)
 		}
@@ -28,7 +28,7 @@ func validateCPUTune(def *libvirtxml.Domain, _ HostFacts) error {
 	for _, q := range []struct {
 		element string
 		quota   *libvirtxml.DomainCPUTuneQuota
-	}{{"<quota>", t.Quota}, {"<global_quota>", t.GlobalQuota}} {
+	}{{"<quota>", t.Quota}, {"<global_quota>", t.GlobalQuota}, {"<emulator_quota>", t.EmulatorQuota}} {
 		if q.quota != nil && (q.quota.Value > 0 && q.quota.Value < 1000 || q.quota.Value > 17592186044415) {
 			return invalid(q.element, "is %d µs: 1000 to 17592186044415 are accepted, or a negative number for none", q.quota.Value)
 		}
@@ -56,8 +56,9 @@ func validatePins(def *libvirtxml.Domain) error {
 			return invalid("<emulatorpin>", "has cpuset='%s': a list such as 0-3,^2,8 is accepted", shorten(t.EmulatorPin.CPUSet))
 		}
 	}
-	if len(t.IOThreadPin)+len(t.VCPUSched)+len(t.IOThreadSched)+len(t.CacheTune)+len(t.MemoryTune) > 0 || t.EmulatorSched != nil {
-		return unsupported("<cputune>", "can have shares, period, quota, global_period, global_quota, vcpupin and emulatorpin")
+	if len(t.IOThreadPin)+len(t.VCPUSched)+len(t.IOThreadSched)+len(t.CacheTune)+len(t.MemoryTune) > 0 ||
+		t.EmulatorSched != nil || t.IOThreadPeriod != nil || t.IOThreadQuota != nil {
+		return unsupported("<cputune>", "can have shares, vcpupin, emulatorpin, and period and quota, also as global_ and emulator_")
 	}
 	return nil
 }
@@ -84,6 +85,25 @@ func validateBlockTune(def *libvirtxml.Domain, _ HostFacts) error {
 		if d.Weight > 10000 {
 			return invalid("<weight>", "is %d: 1 to 10000 are accepted", d.Weight)
 		}
+	}
+	return nil
+}
+
+// validateIOTune: the kernel limits bytes and operations a second, and has no
+// bursts and no groups of disks.
+func validateIOTune(t *libvirtxml.DomainDiskIOTune) error {
+	if t == nil {
+		return nil
+	}
+	known := libvirtxml.DomainDiskIOTune{
+		TotalBytesSec: t.TotalBytesSec, ReadBytesSec: t.ReadBytesSec, WriteBytesSec: t.WriteBytesSec,
+		TotalIopsSec: t.TotalIopsSec, ReadIopsSec: t.ReadIopsSec, WriteIopsSec: t.WriteIopsSec,
+	}
+	if *t != known {
+		return unsupported("<iotune>", "can have total, read and write _bytes_sec and _iops_sec: the kernel has no bursts and no groups")
+	}
+	if t.TotalBytesSec > 0 && t.ReadBytesSec+t.WriteBytesSec > 0 || t.TotalIopsSec > 0 && t.ReadIopsSec+t.WriteIopsSec > 0 {
+		return invalid("<iotune>", "has both a total and a limit for reading or writing: give one")
 	}
 	return nil
 }

@@ -14,9 +14,7 @@ func Unrealised(def *libvirtxml.Domain) (list []string) {
 		{len(d.Interfaces) > 0, "<interface>"},
 		{len(d.Disks) > 0, "<disk>"},
 		{len(d.Consoles) > 1, "<console> after the first"},
-		{def.BlockIOTune != nil, "<blkiotune>"},
-		{def.NUMATune != nil, "<numatune>"},
-		{def.CPUTune != nil && (len(def.CPUTune.VCPUPin) > 0 || def.CPUTune.EmulatorPin != nil), "<vcpupin> and <emulatorpin>"},
+		{def.NUMATune != nil && memoryNodes(def) == "", "<numatune> of a mode that is not strict"},
 		{len(def.SecLabel) > 0, "<seclabel>"},
 		{def.LXCNamespace != nil, "<lxc:namespace>"},
 	} {

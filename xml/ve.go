@@ -17,12 +17,15 @@ import (
 //	    <ve:nameserver>192.0.2.53</ve:nameserver>
 //	    <ve:searchdomain>example.org</ve:searchdomain>
 //	    <ve:tasks>512</ve:tasks>
+//	    <ve:ubc name="numpty" limit="32"/>
 //	  </ve:ve>
 //	</metadata>
 //
 // hostname: what the environment is called inside, instead of its domain's
 // name. nameserver, searchdomain: for resolv.conf, repeatable. tasks: the
-// most processes and threads. Other children are kept and mean nothing.
+// most processes and threads. ubc: an OpenVZ beancounter, see beancounters;
+// its barrier, where it has one, is kept and means nothing. Other children
+// are kept and mean nothing.
 const VENamespace = "http://virtvzd.org/ve/1.0"
 
 type ve struct {
@@ -31,6 +34,7 @@ type ve struct {
 	Nameservers   []string `xml:"nameserver"`
 	SearchDomains []string `xml:"searchdomain"`
 	Tasks         *uint64  `xml:"tasks"`
+	UBC           []ubc    `xml:"ubc"`
 }
 
 // resolv.conf's own limits (MAXNS is 3, but more are kept by resolvers that
@@ -76,7 +80,7 @@ func (v *ve) check() error {
 	if v.Tasks != nil && (*v.Tasks < 1 || *v.Tasks > maxTasks) {
 		return invalid("<ve:tasks>", "is %d: 1 to %d are accepted", *v.Tasks, maxTasks)
 	}
-	return nil
+	return v.checkUBC()
 }
 
 // validHost tells whether a name is one of a host or domain: labels of
@@ -103,7 +107,8 @@ func (v *ve) apply(e *Environment) {
 		e.Hostname = v.Hostname
 	}
 	e.Nameservers, e.SearchDomains = v.Nameservers, v.SearchDomains
+	v.applyUBC(&e.Counts, &e.Memory)
 	if v.Tasks != nil {
-		e.Tasks = *v.Tasks
+		e.Counts.Tasks = *v.Tasks
 	}
 }

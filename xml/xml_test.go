@@ -159,7 +159,7 @@ func TestEnvironment(t *testing.T) {
 		"env":       {e.Env, []string{"A=1=2"}},
 		"where":     {e.Dir + e.User + e.Partition, "/srvwww/machine/web"},
 		"hostname":  {e.Hostname, "www.example.org"},
-		"tasks":     {e.Tasks, uint64(512)},
+		"tasks":     {e.Counts.Tasks, uint64(512)},
 		"idmap":     {e.IDMap, IDMap{Mode: Auto}},
 		"root":      {e.Filesystems[0], Filesystem{Type: "template", Source: "debian13", Target: "/"}},
 		"read-only": {e.Filesystems[1], Filesystem{Type: "mount", Source: "/data", Target: "/srv", ReadOnly: true}},
@@ -176,8 +176,8 @@ func TestEnvironment(t *testing.T) {
 	if e, err = NewEnvironment(plain); err != nil {
 		t.Fatal(err)
 	}
-	if want := (MemoryLimits{Max: 64 << 20, High: math.MaxUint64, Swap: math.MaxUint64}); e.Memory != want || e.Tasks != math.MaxUint64 {
-		t.Errorf("without tuning: %+v, %d tasks", e.Memory, e.Tasks)
+	if want := (MemoryLimits{Max: 64 << 20, High: math.MaxUint64, Swap: math.MaxUint64}); e.Memory != want || e.Counts.Tasks != math.MaxUint64 {
+		t.Errorf("without tuning: %+v, %d tasks", e.Memory, e.Counts.Tasks)
 	}
 }
 

@@ -1,0 +1,52 @@
+package runtime
+
+import (
+	"fmt"
+	"os"
+	goruntime "runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// namespaceTypes are the kinds of namespaces inside may enter. Not the user
+// namespace: what runs there keeps the rights of the host's root, so it must
+// trust no path and no program it finds.
+var namespaceTypes = map[string]int{"ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_NEWUTS, "net": unix.CLONE_NEWNET, "mnt": unix.CLONE_NEWNS}
+
+// inside runs do on a thread of its own in namespaces of the environment's
+// init. The thread ends with it: it is elsewhere for good. what is for the error.
+func (i *Instance) inside(what string, kinds []string, do func() error) error {
+	var spaces []*os.File
+	defer func() { closeAll(spaces) }()
+	for _, kind := range kinds {
+		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", i.rec.Init, kind))
+		if err != nil {
+			return fmt.Errorf("%s of %s: %w", what, i.Name(), err)
+		}
+		spaces = append(spaces, f)
+	}
+	if dead(i.pidfd) { // the PID may have been another process's by now
+		return fmt.Errorf("%s of %s: it has ended", what, i.Name())
+	}
+	result := make(chan error)
+	go func() {
+		goruntime.LockOSThread()
+		result <- func() error {
+			// A thread shares its root and working directory with the others,
+			// which the kernel does not let it take into a mount namespace.
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return err
+			}
+			for n, f := range spaces {
+				if err := unix.Setns(int(f.Fd()), namespaceTypes[kinds[n]]); err != nil {
+					return err
+				}
+			}
+			return do()
+		}()
+	}()
+	if err := <-result; err != nil {
+		return fmt.Errorf("%s of %s: %w", what, i.Name(), err)
+	}
+	return nil
+}
