@@ -30,9 +30,6 @@ var information = table{
 	get(protocol.DomainGetMaxMemory, func(d *domain, _ *protocol.DomainGetMaxMemoryArgs) (protocol.DomainGetMaxMemoryRet, error) {
 		return protocol.DomainGetMaxMemoryRet{Memory: maxMemory(d.view())}, nil
 	}),
-	get(protocol.DomainGetSchedulerType, func(d *domain, _ *protocol.DomainGetSchedulerTypeArgs) (protocol.DomainGetSchedulerTypeRet, error) {
-		return protocol.DomainGetSchedulerTypeRet{Type: "posix", Nparams: schedulerParameters}, nil
-	}),
 	get(protocol.DomainGetMessages, domainMessages),
 	query(protocol.DomainGetHostname, domainHostname),
 	query(protocol.DomainGetTime, domainTime),
@@ -44,10 +41,6 @@ var information = table{
 		return ret, nil
 	}),
 }
-
-// schedulerParameters is how many parameters virsh schedinfo may ask for:
-// cpu_shares, vcpu_period and vcpu_quota.
-const schedulerParameters = 3
 
 // domainInfo is what every poll of every client asks for. The CPU time comes
 // from the environment's cgroup; that read does not wait for anything.

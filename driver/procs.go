@@ -23,6 +23,9 @@ var families = []table{
 	autostarting,
 	renaming,
 	metadata,
+	memory,
+	processors,
+	scheduling,
 	consoles,
 }
 
