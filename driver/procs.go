@@ -24,6 +24,12 @@ var families = []table{
 	renaming,
 	metadata,
 	consoles,
+	statistics,
+	cpuStatistics,
+	memoryStatistics,
+	blockStatistics,
+	interfaceStatistics,
+	filesystemInformation,
 }
 
 // program serves one RPC program from a table indexed by procedure number.
