@@ -46,6 +46,9 @@ type sharedStats struct {
 	interfaces map[string]runtime.InterfaceStats
 }
 
+// maxNumbers bounds an answer: about as many fit into a message of libvirt's.
+const maxNumbers = 1 << 20
+
 // allDomainStats reads the kernel in the call's own goroutine, for one domain
 // after the other, so that a client costs one worker however much it asks
 // for. No group waits for a domain's job: NOWAIT changes nothing. Nor does
@@ -64,15 +67,20 @@ func allDomainStats(r *request, a *protocol.ConnectGetAllDomainStatsArgs) (ret p
 	if err != nil {
 		return ret, err
 	}
-	shared := &sharedStats{}
+	shared, numbers := &sharedStats{}, 0
 	for _, d := range r.chosen(a.Doms) {
 		if err := r.ctx.Err(); err != nil {
 			return ret, err // nobody waits for the answer any more
 		}
-		// The flags are those of a list of domains, bit for bit.
-		if v := d.view(); matches(v, a.Flags&choice) && r.passes(d) {
-			ret.RetStats = append(ret.RetStats, protocol.DomainStatsRecord{Dom: d.ref(v), Params: domainStats(r.drv, d, v, groups, shared)})
+		v := d.view()
+		if !matches(v, a.Flags&choice) || !r.passes(d) { // the flags are those of a list of domains, bit for bit
+			continue
 		}
+		record := protocol.DomainStatsRecord{Dom: d.ref(v), Params: domainStats(r.drv, d, v, groups, shared)}
+		if numbers += len(record.Params); numbers > maxNumbers {
+			return ret, errorf(protocol.ErrRpc, "the answer has more than %d numbers: ask for fewer domains or groups at a time", maxNumbers)
+		}
+		ret.RetStats = append(ret.RetStats, record)
 	}
 	return ret, nil
 }

@@ -200,6 +200,19 @@ func TestDomainStatsGroups(t *testing.T) {
 	}
 }
 
+// TestDomainStatsBound: definitions can ask for more numbers than a message
+// holds; they are not all collected first.
+func TestDomainStatsBound(t *testing.T) {
+	drv := statsDriver(t)
+	for n := range maxNumbers/16384 + 1 {
+		addDomain(t, drv, fmt.Sprintf("web%d", n), "<vcpu>16384</vcpu>")
+	}
+	ret, err := allDomainStats(statsRequest(t, drv), &protocol.ConnectGetAllDomainStatsArgs{Stats: protocol.DomainStatsVcpu})
+	if err == nil || !strings.Contains(err.Error(), "ask for fewer domains or groups at a time") {
+		t.Errorf("%d records, %v", len(ret.RetStats), err)
+	}
+}
+
 // deny is an access driver that refuses one permission on one domain.
 type deny struct{ domain, permission string }
 

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"unicode"
 )
 
 // testCgroup opens a copy of testdata/cgroup, the files of a scope on Linux
@@ -239,4 +240,24 @@ rubbish
 		{`/with?tab?[2J?and\more`, "ext4", "vda"},
 	})
 	same(t, len(parseMounts(strings.Repeat(text, 1000), 256)), 256)
+}
+
+// FuzzParseMounts: what an environment writes into its mounts' names is at
+// most printed.
+func FuzzParseMounts(f *testing.F) {
+	f.Add("228 188 0:43 / / rw,relatime - overlay overlay rw\n")
+	f.Add("302 228 254:0 / /with\\011tab\x1b[2J rw - ext4 /dev/vda rw\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		list := parseMounts(text, 5)
+		if len(list) > 5 {
+			t.Errorf("%d mounts", len(list))
+		}
+		for _, m := range list {
+			for _, r := range m.Point + m.Type + m.Source {
+				if !unicode.IsPrint(r) {
+					t.Errorf("%q is not printable", m)
+				}
+			}
+		}
+	})
 }
