@@ -49,10 +49,7 @@ func domainInfo(d *domain, _ *protocol.DomainGetInfoArgs) (ret protocol.DomainGe
 	def := v.definition(false)
 	ret.State = uint8(v.state)
 	ret.MaxMem = maxMemory(v)
-	ret.Memory = ret.MaxMem
-	if m := def.CurrentMemory; m != nil && v.state.active() {
-		ret.Memory = uint64(m.Value)
-	}
+	ret.Memory = currentMemory(v)
 	if def.VCPU != nil {
 		ret.NrVirtCPU = uint16(def.VCPU.Value)
 		if def.VCPU.Current != 0 && v.state.active() {
@@ -72,6 +69,14 @@ func maxMemory(v *view) uint64 {
 		return uint64(m.Value)
 	}
 	return math.MaxUint64 / 1024
+}
+
+// currentMemory is what a running domain may use now, in KiB.
+func currentMemory(v *view) uint64 {
+	if m := v.definition(false).CurrentMemory; m != nil && v.state.active() {
+		return uint64(m.Value)
+	}
+	return maxMemory(v)
 }
 
 func domainState(d *domain, a *protocol.DomainGetStateArgs) (ret protocol.DomainGetStateRet, err error) {

@@ -27,6 +27,12 @@ var families = []table{
 	processors,
 	scheduling,
 	consoles,
+	statistics,
+	cpuStatistics,
+	memoryStatistics,
+	blockStatistics,
+	interfaceStatistics,
+	filesystemInformation,
 }
 
 // program serves one RPC program from a table indexed by procedure number.

@@ -53,7 +53,7 @@ var reasons = []struct{ pattern, reason string }{
 
 	// What this version does not have yet.
 	{"NODE_SUSPEND_FOR_DURATION", "suspending the host is the host's own business: use systemctl suspend"},
-	{"NODE_*_PAGES", "huge pages are not managed by this daemon"},
+	{"NODE_ALLOC_PAGES", "huge pages are not managed by this daemon"},
 	{"NODE_*_MEMORY_PARAMETERS", "kernel samepage merging is not managed by this daemon"},
 	{"NODE_DEVICE_*", "node devices are not served by this version"},
 	{"NODE_LIST_DEVICES", "node devices are not served by this version"},
@@ -68,10 +68,8 @@ var reasons = []struct{ pattern, reason string }{
 	{"DOMAIN_SET_*", "live tuning is not supported by this version: edit the definition"},
 	{"DOMAIN_PIN_*", "live tuning is not supported by this version: edit the definition"},
 	{"DOMAIN_GET_*", "this version does not report it"},
-	{"DOMAIN_MEMORY_STATS", "this version does not report it"},
 	{"DOMAIN_BLOCK_*", "this version does not report it"},
 	{"DOMAIN_INTERFACE_*", "this version does not report it"},
-	{"CONNECT_GET_ALL_DOMAIN_STATS", "this version does not report it"},
 	{"DOMAIN_FS*", "this version does not reach into environments"},
 	{"DOMAIN_SEND_PROCESS_SIGNAL", "this version does not reach into environments: use lxc-enter-namespace"},
 	{"DOMAIN_AUTHORIZED_SSH_KEYS_*", "this version does not reach into environments"},
