@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"context"
 	"errors"
 
 	"libvirt.org/go/libvirtxml"
@@ -112,7 +113,9 @@ func (c *change) realise(from, to *libvirtxml.Domain) error {
 	if err != nil {
 		return err
 	}
-	return c.view().instance.Tune(c.ctx, before, after)
+	return c.working(protocol.DomainJobOperationUnknown, func(ctx context.Context, w *work) error {
+		return c.view().instance.Tune(ctx, before, after, w.progress)
+	})
 }
 
 func (c *change) saveEdited(v *view, live, config bool) error {

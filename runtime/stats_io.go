@@ -120,3 +120,21 @@ func wholeDisk(sysfs string, d Device) Device {
 	}
 	return parseDevice(strings.TrimSpace(string(text)))
 }
+
+// DiskNode is the path of the node of the disk that DiskOf tells, or "".
+func DiskNode(path string) (string, error) {
+	d, err := DiskOf(path)
+	if err != nil || d == (Device{}) {
+		return "", err
+	}
+	text, err := os.ReadFile("/sys/dev/block/" + d.String() + "/uevent")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, ok := strings.CutPrefix(line, "DEVNAME="); ok {
+			return "/dev/" + strings.TrimSpace(name), nil
+		}
+	}
+	return "", fmt.Errorf("the kernel does not name the disk %s, on which %s is", d, path)
+}
