@@ -96,7 +96,11 @@ func TestScripts(t *testing.T) {
 }
 
 func setup(env *testscript.Env) error {
-	env.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	tools, err := filepath.Abs("testdata/bin")
+	if err != nil {
+		return err
+	}
+	env.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin:"+tools)
 	env.Setenv("LIBVIRT_DEFAULT_URI", "vz:///system")
 	env.Setenv("LC_ALL", "C")
 	env.Setenv("VIRTVZD_TEST_ROOTS", os.Getenv("VIRTVZD_TEST_ROOTS"))
