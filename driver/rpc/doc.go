@@ -14,6 +14,8 @@
 //	conn.go        one client
 //	call.go        its calls and their replies
 //	stream.go      bytes beside a call
+//	tunnel.go      the same, answered by another daemon
+//	upstream.go    a connection to that daemon
 //	keepalive.go   pings
 //	server.go      programs, clients and their limits
 //	pool.go        workers
