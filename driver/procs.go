@@ -24,6 +24,7 @@ var families = []table{
 	renaming,
 	metadata,
 	consoles,
+	relayed(protocol.Remote()),
 }
 
 // program serves one RPC program from a table indexed by procedure number.

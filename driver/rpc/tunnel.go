@@ -61,6 +61,9 @@ func (c *Call) OpenTunnel() (*Tunnel, error) {
 	return t, nil
 }
 
+// Tunnel is what OpenTunnel made, nil before.
+func (c *Call) Tunnel() *Tunnel { return c.tunnel }
+
 // Receive waits for the client's next packet. It fails once the tunnel is
 // closed; what the client sent until then and nobody received is dropped.
 func (t *Tunnel) Receive() (StreamPacket, error) {
