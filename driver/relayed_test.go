@@ -67,8 +67,9 @@ func TestRelayedVirsh(t *testing.T) {
 	}
 	h.want(h.virsh(true, "net-list", "--all"), "default", "active")
 	h.want(h.virsh(true, "net-dumpxml", "default"), "<name>default</name>", "<bridge name='virbr0'")
-	h.want(h.session("net-define "+network, "net-start lan", "net-info lan", "net-port-list lan", "net-destroy lan", "net-undefine lan", "net-info lan"),
-		"Network lan defined", "Network lan started", "Active:         yes", "Network lan has been undefined", "Network not found: no network with matching name 'lan'")
+	h.want(h.session("net-define "+network, "net-start lan", "net-info lan", "net-port-list lan",
+		`net-update default add ip-dhcp-host "<host mac='52:54:00:00:00:09' ip='192.168.122.5'/>" --live`, "net-dumpxml default", "net-destroy lan", "net-undefine lan", "net-info lan"),
+		"Network lan defined", "Network lan started", "Active:         yes", "<host mac='52:54:00:00:00:09' ip='192.168.122.5'/>", "Network lan has been undefined", "Network not found: no network with matching name 'lan'")
 	h.want(h.virsh(true, "nodedev-dumpxml", "scsi_host1"), "<name>scsi_host1</name>")
 	h.want(h.virsh(true, "iface-list", "--all"), "eth1", "active")
 	h.want(h.virsh(true, "iface-dumpxml", "eth1"), "<interface type='ethernet' name='eth1'>")
