@@ -240,6 +240,8 @@ func TestRelayedAccess(t *testing.T) {
 	h.virsh(true, "net-event", "--list")
 	h.session("net-update default add ip-dhcp-host \"<host mac='52:54:00:00:00:09' ip='192.0.2.5'/>\" --live")
 	h.session("vol-download --pool nosuch v /dev/null", "nodedev-dumpxml computer", "nwfilter-binding-list")
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, want := range []string{"connect:search_networks", "network:getattr", "network:write", "network:save",
 		"storage_pool:getattr", "node_device:getattr", "node_device:read", "connect:search_nwfilter_bindings"} {
 		if !slices.Contains(r.asked, want) {
