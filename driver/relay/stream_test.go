@@ -255,3 +255,35 @@ func TestStreamsBreak(t *testing.T) {
 	}
 	fails(t, p, protocol.ErrOperationFailed, "cannot write a hole")
 }
+
+// TestDeathUnseen: the daemon dies while nobody looks, as its last packets
+// wait for a client that does not read. The next call cannot have been seen
+// by it, so it goes to the new daemon.
+func TestDeathUnseen(t *testing.T) {
+	f := newFront(t, Config{})
+	var sent atomic.Int64
+	d := startDaemon(t, f.dir, "libvirt-sock", map[string]rpc.Handler{
+		"STORAGE_VOL_DOWNLOAD": tunnelled(func(s *rpc.Tunnel) {
+			for s.Send(content(string(make([]byte, 1<<18)))) == nil {
+				sent.Add(1 << 18)
+			}
+		}),
+	})
+	c := f.dial(t)
+	h := openStream(t, c, protocol.StorageVolDownload.Info)
+	steady(t, &sent)
+	d.crash()
+	d.start()
+	start(t, c, protocol.StoragePoolLookupByName.Info, protocol.StoragePoolLookupByNameArgs{Name: "p"})
+	eventually(t, "the new daemon has the call", func() bool { return d.calls("STORAGE_POOL_LOOKUP_BY_NAME") == 1 })
+	ended, answered := false, false
+	for !ended || !answered {
+		switch p := c.Next(); {
+		case p.Type == protocol.Reply:
+			answered = p.Status == protocol.StatusOK
+		case p.Serial == h.Serial && p.Status == protocol.StatusError:
+			fails(t, p, protocol.ErrOperationFailed, "in the middle of the transfer")
+			ended = true
+		}
+	}
+}
