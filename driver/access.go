@@ -120,6 +120,21 @@ func (c *client) maySee(d *domain) bool {
 	return c.drv.access.allowed(context.Background(), c.who(), o, "getattr") == nil
 }
 
+// passes tells whether a domain is left in the answer to a procedure that
+// gives more of each domain than its name.
+func (r *request) passes(d *domain) bool {
+	if r.drv.access == nil {
+		return true
+	}
+	o := object{kind: "domain", name: d.view().name, uuid: d.uuid.String()}
+	for _, entry := range r.info.ACLFilter {
+		if _, permission, _ := splitACL(entry); r.drv.access.allowed(r.ctx, r.client.who(), o, permission) != nil {
+			return false
+		}
+	}
+	return true
+}
+
 func (c *client) who() identity {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -137,7 +137,7 @@ func adminSetPool(r *request, a *protocol.AdminServerSetThreadpoolParametersArgs
 		return v, err
 	}
 	p := s.Pool()
-	if err := readNumbers(a.Params, map[string]*int{
+	if _, err := readParams(a.Params, map[string]any{
 		protocol.ThreadpoolWorkersMin: &p.Min, protocol.ThreadpoolWorkersMax: &p.Max,
 		protocol.ThreadpoolWorkersPriority: &p.Prio,
 	}); err != nil {
@@ -237,7 +237,7 @@ func adminSetLimits(r *request, a *protocol.AdminServerSetClientLimitsArgs) (v x
 		return v, err
 	}
 	l := s.ClientLimits()
-	if err := readNumbers(a.Params, map[string]*int{
+	if _, err := readParams(a.Params, map[string]any{
 		protocol.ServerClientsMax: &l.Max, protocol.ServerClientsUnauthMax: &l.AnonymousMax,
 	}); err != nil {
 		return v, err

@@ -151,9 +151,13 @@ func connectSupportsFeature(r *request, a *protocol.ConnectSupportsFeatureArgs) 
 func registerCloseCallback(*request, *xdr.Void) (v xdr.Void, err error)   { return v, nil }
 func unregisterCloseCallback(*request, *xdr.Void) (v xdr.Void, err error) { return v, nil }
 
-func connectCapabilities(r *request, _ *xdr.Void) (protocol.ConnectGetCapabilitiesRet, error) {
-	doc, err := xml.Capabilities(r.drv.facts())
-	return protocol.ConnectGetCapabilitiesRet{Capabilities: doc}, err
+func connectCapabilities(r *request, _ *xdr.Void) (ret protocol.ConnectGetCapabilitiesRet, err error) {
+	facts := r.drv.facts()
+	if err := r.drv.host.countPages(facts.Cells); err != nil {
+		return ret, err
+	}
+	ret.Capabilities, err = xml.Capabilities(facts)
+	return ret, err
 }
 
 func connectDomainCapabilities(r *request, a *protocol.ConnectGetDomainCapabilitiesArgs) (ret protocol.ConnectGetDomainCapabilitiesRet, err error) {

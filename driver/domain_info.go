@@ -30,9 +30,6 @@ var information = table{
 	get(protocol.DomainGetMaxMemory, func(d *domain, _ *protocol.DomainGetMaxMemoryArgs) (protocol.DomainGetMaxMemoryRet, error) {
 		return protocol.DomainGetMaxMemoryRet{Memory: maxMemory(d.view())}, nil
 	}),
-	get(protocol.DomainGetSchedulerType, func(d *domain, _ *protocol.DomainGetSchedulerTypeArgs) (protocol.DomainGetSchedulerTypeRet, error) {
-		return protocol.DomainGetSchedulerTypeRet{Type: "posix", Nparams: schedulerParameters}, nil
-	}),
 	get(protocol.DomainGetMessages, domainMessages),
 	query(protocol.DomainGetHostname, domainHostname),
 	query(protocol.DomainGetTime, domainTime),
@@ -45,10 +42,6 @@ var information = table{
 	}),
 }
 
-// schedulerParameters is how many parameters virsh schedinfo may ask for:
-// cpu_shares, vcpu_period and vcpu_quota.
-const schedulerParameters = 3
-
 // domainInfo is what every poll of every client asks for. The CPU time comes
 // from the environment's cgroup; that read does not wait for anything.
 func domainInfo(d *domain, _ *protocol.DomainGetInfoArgs) (ret protocol.DomainGetInfoRet, err error) {
@@ -56,10 +49,7 @@ func domainInfo(d *domain, _ *protocol.DomainGetInfoArgs) (ret protocol.DomainGe
 	def := v.definition(false)
 	ret.State = uint8(v.state)
 	ret.MaxMem = maxMemory(v)
-	ret.Memory = ret.MaxMem
-	if m := def.CurrentMemory; m != nil && v.state.active() {
-		ret.Memory = uint64(m.Value)
-	}
+	ret.Memory = currentMemory(v)
 	if def.VCPU != nil {
 		ret.NrVirtCPU = uint16(def.VCPU.Value)
 		if def.VCPU.Current != 0 && v.state.active() {
@@ -79,6 +69,14 @@ func maxMemory(v *view) uint64 {
 		return uint64(m.Value)
 	}
 	return math.MaxUint64 / 1024
+}
+
+// currentMemory is what a running domain may use now, in KiB.
+func currentMemory(v *view) uint64 {
+	if m := v.definition(false).CurrentMemory; m != nil && v.state.active() {
+		return uint64(m.Value)
+	}
+	return maxMemory(v)
 }
 
 func domainState(d *domain, a *protocol.DomainGetStateArgs) (ret protocol.DomainGetStateRet, err error) {

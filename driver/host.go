@@ -27,9 +27,10 @@ type host struct {
 
 // cell is a NUMA node.
 type cell struct {
-	id     int
-	memory uint64 // KiB
-	cpus   []cpu
+	id        int
+	memory    uint64 // KiB
+	distances []int  // to each online node in order of id, as the kernel lists them
+	cpus      []cpu
 }
 
 type cpu struct {
@@ -120,8 +121,16 @@ func probeCell(dir string, online []int) (cell, error) {
 	if err != nil {
 		return cell{}, err
 	}
+	var distances []int
+	for text := range strings.FieldsSeq(readLine(dir + "/distance")) {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return cell{}, fmt.Errorf("%s/distance: cannot read %q", dir, text)
+		}
+		distances = append(distances, n)
+	}
 	mine = slices.DeleteFunc(mine, func(n int) bool { return !slices.Contains(online, n) })
-	return cell{id: id, memory: memory["MemTotal"], cpus: probeCPUs(mine)}, nil
+	return cell{id: id, memory: memory["MemTotal"], distances: distances, cpus: probeCPUs(mine)}, nil
 }
 
 func probeCPUs(ids []int) []cpu {
@@ -148,7 +157,7 @@ func (c cell) freeMemory() (uint64, error) {
 func (h *host) facts() xml.HostFacts {
 	f := xml.HostFacts{Arch: h.arch, UUID: h.uuid, MaxVCPUs: h.cpus()}
 	for _, c := range h.cells {
-		next := xml.Cell{ID: c.id, MemoryKiB: c.memory}
+		next := xml.Cell{ID: c.id, MemoryKiB: c.memory, Distances: c.distances}
 		for _, u := range c.cpus {
 			next.CPUs = append(next.CPUs, xml.CPU{ID: u.id, Socket: u.socket, Core: u.core, Siblings: u.siblings})
 		}

@@ -17,9 +17,11 @@ const jobWait = 30 * time.Second
 type job struct {
 	slot chan struct{} // capacity 1: holding the element is holding the job
 
-	mu     sync.Mutex
-	holder string
-	since  time.Time
+	mu        sync.Mutex
+	holder    string
+	since     time.Time
+	work      *work     // what takes long, and can be watched and ended; nil: nothing
+	completed *workInfo // of the last work, until it is asked for
 }
 
 func newJob() *job { return &job{slot: make(chan struct{}, 1)} }

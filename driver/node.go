@@ -12,6 +12,7 @@ var node = table{
 	call(protocol.NodeGetMemoryStats, nodeMemoryStats),
 	call(protocol.NodeGetFreeMemory, nodeFreeMemory),
 	call(protocol.NodeGetCellsFreeMemory, nodeCellsFreeMemory),
+	call(protocol.NodeGetFreePages, nodeFreePages),
 	inline(protocol.NodeGetSecurityModel, nodeSecurityModel),
 }
 

@@ -26,7 +26,10 @@ var ErrTooMuchInUse = errors.New("too much memory is in use")
 // after says: all of them, or the error says why not and the old ones are in
 // force. systemd gets all of its part in one call and is told nothing that did
 // not change.
-func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment) error {
+//
+// What takes long is to reclaim memory: progress, unless it is nil, hears of
+// how many bytes of how many that is done, and a cancelled ctx ends it.
+func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, progress func(done, total uint64)) error {
 	if err := nextStartOnly(before.Counts, after.Counts); err != nil {
 		return err
 	}
@@ -37,7 +40,7 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment) err
 	held := i.rec.CPUs
 	old, wanted := limitProperties(before, held), limitProperties(after, cpus)
 	forth := i.r.difference(old, wanted)
-	if err := i.shrink(ctx, before.Memory, after.Memory); err != nil {
+	if err := i.shrink(ctx, before.Memory, after.Memory, progress); err != nil {
 		return err
 	}
 	if err := i.setProperties(ctx, forth); err != nil {
@@ -175,7 +178,7 @@ const reclaimTries = 5
 // shrink makes the environment fit into less memory before that is its
 // limit, since the kernel would kill processes to make it fit. MemoryHigh
 // keeps it from growing meanwhile.
-func (i *Instance) shrink(ctx context.Context, before, after xml.MemoryLimits) error {
+func (i *Instance) shrink(ctx context.Context, before, after xml.MemoryLimits, progress func(done, total uint64)) error {
 	if !shrinks(before, after) {
 		return nil
 	}
@@ -186,23 +189,41 @@ func (i *Instance) shrink(ctx context.Context, before, after xml.MemoryLimits) e
 	if err := i.setProperties(ctx, []systemd.Property{systemd.MemoryHigh(after.Max)}); err != nil {
 		return err
 	}
+	err = i.squeeze(ctx, used, after.Max, progress)
+	if err != nil {
+		err = errors.Join(err, i.unshrink(context.WithoutCancel(ctx), before, after))
+	}
+	return err
+}
+
+// reclaimStep is asked of the kernel at once, so that progress can be told
+// and the whole be ended: with swap on a slow disk it may take minutes.
+const reclaimStep = 64 << 20
+
+// squeeze reclaims memory until no more than most is used of what was used
+// before.
+func (i *Instance) squeeze(ctx context.Context, used, most uint64, progress func(done, total uint64)) error {
+	total, low := used-most, used
 	for tries := reclaimTries; ; {
 		now, err := i.cgroupNumber("memory.current")
-		if err != nil {
-			return errors.Join(err, i.unshrink(ctx, before, after))
+		if err != nil || now <= most {
+			return err
 		}
-		if now <= after.Max {
-			return nil
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("reclaim memory of %s: %w", i.Name(), err)
 		}
-		if now >= used {
-			if tries--; tries == 0 || ctx.Err() != nil {
-				err := fmt.Errorf("%w: %d KiB of %s cannot be reclaimed, choose more than that or end processes inside", ErrTooMuchInUse, now>>10, i.Name())
-				return errors.Join(err, i.unshrink(ctx, before, after))
+		if now >= low {
+			if tries--; tries == 0 {
+				return fmt.Errorf("%w: %d KiB of %s cannot be reclaimed, choose more than that or end processes inside", ErrTooMuchInUse, now>>10, i.Name())
 			}
 			time.Sleep(100 * time.Millisecond)
+		} else {
+			low = now
+			if progress != nil {
+				progress(total-(now-most), total)
+			}
 		}
-		used = min(used, now)
-		i.reclaim(now - after.Max)
+		i.reclaim(min(now-most, reclaimStep))
 	}
 }
 

@@ -35,7 +35,10 @@ func Capabilities(host HostFacts) (string, error) {
 		}
 	}
 	for _, cell := range host.Cells {
-		caps.Host.NUMA.Cells.Cells = append(caps.Host.NUMA.Cells.Cells, numaCell(cell))
+		caps.Host.NUMA.Cells.Cells = append(caps.Host.NUMA.Cells.Cells, numaCell(cell, host.Cells))
+	}
+	for _, size := range pageSizes(host.Cells) {
+		caps.Host.CPU.PageSizes = append(caps.Host.CPU.PageSizes, libvirtxml.CapsHostCPUPageSize{Size: size, Unit: "KiB"})
 	}
 	for _, kind := range domainTypes {
 		caps.Guests[0].Arch.Domains = append(caps.Guests[0].Arch.Domains, libvirtxml.CapsGuestDomain{Type: kind})
@@ -43,16 +46,37 @@ func Capabilities(host HostFacts) (string, error) {
 	return document(caps)
 }
 
-func numaCell(cell Cell) libvirtxml.CapsHostNUMACell {
-	cpus := &libvirtxml.CapsHostNUMACPUs{Num: uint(len(cell.CPUs))}
+func numaCell(cell Cell, all []Cell) libvirtxml.CapsHostNUMACell {
+	out := libvirtxml.CapsHostNUMACell{
+		ID: cell.ID, Memory: &libvirtxml.CapsHostNUMAMemory{Size: cell.MemoryKiB, Unit: "KiB"},
+		CPUS: &libvirtxml.CapsHostNUMACPUs{Num: uint(len(cell.CPUs))},
+	}
+	for _, p := range cell.Pages {
+		out.PageInfo = append(out.PageInfo, libvirtxml.CapsHostNUMAPageInfo{Size: p.KiB, Unit: "KiB", Count: p.Count})
+	}
+	if len(cell.Distances) == len(all) && len(all) > 0 {
+		out.Distances = &libvirtxml.CapsHostNUMADistances{}
+		for n, value := range cell.Distances {
+			out.Distances.Siblings = append(out.Distances.Siblings, libvirtxml.CapsHostNUMASibling{ID: all[n].ID, Value: value})
+		}
+	}
 	none := 0 // the schema wants die and cluster; the kernel tells them for few machines
 	for _, c := range cell.CPUs {
-		cpus.CPUs = append(cpus.CPUs, libvirtxml.CapsHostNUMACPU{
+		out.CPUS.CPUs = append(out.CPUS.CPUs, libvirtxml.CapsHostNUMACPU{
 			ID: c.ID, SocketID: &c.Socket, DieID: &none, ClusterID: &none, CoreID: &c.Core, Siblings: c.Siblings})
 	}
-	return libvirtxml.CapsHostNUMACell{
-		ID: cell.ID, CPUS: cpus, Memory: &libvirtxml.CapsHostNUMAMemory{Size: cell.MemoryKiB, Unit: "KiB"},
+	return out
+}
+
+// pageSizes are those of any cell, in KiB.
+func pageSizes(cells []Cell) (sizes []int) {
+	for _, cell := range cells {
+		for _, p := range cell.Pages {
+			sizes = append(sizes, p.KiB)
+		}
 	}
+	slices.Sort(sizes)
+	return slices.Compact(sizes)
 }
 
 func wordSize(arch string) string {

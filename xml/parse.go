@@ -26,7 +26,15 @@ type SecModel struct{ Model, DOI string }
 type Cell struct {
 	ID        int
 	MemoryKiB uint64
+	Pages     []Pages // by size
+	Distances []int   // to each cell in the order of Cells, itself among them; 10 is local
 	CPUs      []CPU
+}
+
+// Pages are memory pages of one size, free or not.
+type Pages struct {
+	KiB   int
+	Count uint64
 }
 
 // CPU is a logical CPU of the host.

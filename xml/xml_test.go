@@ -17,7 +17,7 @@ var update = flag.Bool("update", false, "write golden files anew")
 var host = HostFacts{
 	Arch: "x86_64", UUID: "c7a5fdbd-edaf-9455-926a-d65c16db1809", Emulator: "/usr/bin/crun", MaxVCPUs: 4,
 	Templates: func() []string { return []string{"debian13", "centos-7-x86_64"} },
-	Cells: []Cell{{ID: 0, MemoryKiB: 4096000, CPUs: []CPU{
+	Cells: []Cell{{ID: 0, MemoryKiB: 4096000, Pages: []Pages{{4, 1024000}, {2048, 0}}, Distances: []int{10}, CPUs: []CPU{
 		{ID: 0, Socket: 0, Core: 0, Siblings: "0"}, {ID: 1, Socket: 0, Core: 1, Siblings: "1"},
 	}}},
 }

@@ -1,0 +1,90 @@
+package driver
+
+import (
+	"virtvzd/driver/protocol"
+	"virtvzd/runtime"
+)
+
+// block is what clients know as a block device: the root, or a <disk>.
+type block struct {
+	name string // target: "/" or "vda"
+	path string // on the host
+	kind blockKind
+}
+
+type blockKind int
+
+const (
+	rootLayer     blockKind = iota // the environment's own layer over a template
+	rootDirectory                  // a directory that is its root
+	diskDevice
+	diskFile
+)
+
+// rootTarget is the name of an environment's root among its block devices,
+// the target of its <filesystem>. It is not a device of its own: its numbers
+// are those of the environment on the disk it lies on.
+const rootTarget = "/"
+
+// blocks lists the root and the disks.
+func (drv *Driver) blocks(d *domain, v *view) []block {
+	devices := v.definition(false).Devices
+	root := block{rootTarget, drv.rt.PrivateDir(d.uuid), rootLayer}
+	for _, fs := range devices.Filesystems {
+		if fs.Target != nil && fs.Target.Dir == rootTarget && fs.Source != nil && fs.Source.Mount != nil {
+			root.path, root.kind = fs.Source.Mount.Dir, rootDirectory
+		}
+	}
+	list := []block{root}
+	for _, disk := range devices.Disks {
+		if disk.Source.Block != nil {
+			list = append(list, block{disk.Target.Dev, disk.Source.Block.Dev, diskDevice})
+		} else {
+			list = append(list, block{disk.Target.Dev, disk.Source.File.File, diskFile})
+		}
+	}
+	return list
+}
+
+// findBlock finds one by its target, or by its path on the host if only one
+// has it (virDomainDiskByName).
+func (drv *Driver) findBlock(d *domain, name string) (block, error) {
+	var byPath []block
+	for _, b := range drv.blocks(d, d.view()) {
+		if b.name == name {
+			return b, nil
+		}
+		if b.path == name {
+			byPath = append(byPath, b)
+		}
+	}
+	if len(byPath) != 1 {
+		return block{}, errorf(protocol.ErrInvalidArg, "invalid path: %s", name)
+	}
+	return byPath[0], nil
+}
+
+// io picks what the environment did on the disk. Where there is no telling
+// which disk it is (on btrfs, say), all are meant.
+func (b block) io(used []runtime.IOStats) (runtime.IOStats, error) {
+	disk, err := runtime.DiskOf(b.path)
+	if err != nil {
+		return runtime.IOStats{}, err
+	}
+	if disk == (runtime.Device{}) {
+		return runtime.TotalIO(used), nil
+	}
+	for _, s := range used {
+		if s.Device == disk {
+			return s, nil
+		}
+	}
+	return runtime.IOStats{Device: disk}, nil // not used yet
+}
+
+func (b block) space() (runtime.Space, error) {
+	if b.kind == rootLayer || b.kind == rootDirectory {
+		return runtime.FilesystemSpace(b.path)
+	}
+	return runtime.ImageSpace(b.path)
+}

@@ -1,0 +1,159 @@
+package driver
+
+import (
+	"strconv"
+
+	"virtvzd/driver/protocol"
+	"virtvzd/runtime"
+)
+
+var blockStatistics = table{
+	query(protocol.DomainBlockStats, domainBlockStats),
+	query(protocol.DomainBlockStatsFlags, domainBlockStatsFlags),
+	query(protocol.DomainGetBlockInfo, domainBlockInfo),
+	query(protocol.DomainGetDiskErrors, domainDiskErrors),
+}
+
+// blockCounters are what the kernel counts of a device: it tells no times
+// and no flushes.
+const blockCounters = 4
+
+func domainBlockStats(r *request, d *domain, a *protocol.DomainBlockStatsArgs) (ret protocol.DomainBlockStatsRet, err error) {
+	s, err := r.blockStats(d, a.Path)
+	return protocol.DomainBlockStatsRet{
+		RdReq: int64(s.Reads), RdBytes: int64(s.ReadBytes), WrReq: int64(s.Writes), WrBytes: int64(s.WriteBytes),
+		Errs: -1, // not counted
+	}, err
+}
+
+func domainBlockStatsFlags(r *request, d *domain, a *protocol.DomainBlockStatsFlagsArgs) (ret protocol.DomainBlockStatsFlagsRet, err error) {
+	switch {
+	case a.Nparams < 0:
+		return ret, errorf(protocol.ErrInternalError, "nparams must be non-negative")
+	case a.Nparams > protocol.DomainBlockStatsParametersMax:
+		return ret, errorf(protocol.ErrInternalError, "nparams too large")
+	}
+	if err := checkFlags(a.Flags, protocol.TypedParamStringOkay); err != nil {
+		return ret, err
+	}
+	if a.Nparams == 0 {
+		ret.Nparams = blockCounters
+		return ret, nil
+	}
+	s, err := r.blockStats(d, a.Path)
+	if err != nil {
+		return ret, err
+	}
+	for _, c := range []struct {
+		name  string
+		value runtime.Number
+	}{
+		{protocol.DomainBlockStatsWriteBytes, s.WriteBytes}, {protocol.DomainBlockStatsWriteReq, s.Writes},
+		{protocol.DomainBlockStatsReadBytes, s.ReadBytes}, {protocol.DomainBlockStatsReadReq, s.Reads},
+	} {
+		if c.value.Known() {
+			ret.Params = append(ret.Params, protocol.TypedParam{Field: c.name, Value: protocol.LlongValue(c.value)})
+		}
+	}
+	ret.Params = ret.Params[:min(len(ret.Params), int(a.Nparams))]
+	ret.Nparams = int32(len(ret.Params))
+	return ret, nil
+}
+
+// blockStats reads what an environment did on the root's disk, on that of a
+// <disk>, or with the empty path on all disks. As in libvirt's lxc driver a
+// device mapper's device and the one below it then both count.
+func (r *request) blockStats(d *domain, path string) (runtime.IOStats, error) {
+	cgroup, err := d.cgroup()
+	if err != nil {
+		return runtime.IOStats{}, err
+	}
+	defer cgroup.Close()
+	if path == "" {
+		return runtime.TotalIO(cgroup.IO()), nil
+	}
+	b, err := r.drv.findBlock(d, path)
+	if err != nil {
+		return runtime.IOStats{}, err
+	}
+	if b.kind == diskFile {
+		return runtime.IOStats{}, errorf(protocol.ErrOperationUnsupported, "only disks of type 'block' are accounted, '%s' is a file", path)
+	}
+	return b.io(cgroup.IO())
+}
+
+// domainBlockInfo tells sizes in bytes; of the root, those df shows inside.
+func domainBlockInfo(r *request, d *domain, a *protocol.DomainGetBlockInfoArgs) (ret protocol.DomainGetBlockInfoRet, err error) {
+	if err := checkFlags(a.Flags); err != nil {
+		return ret, err
+	}
+	b, err := r.drv.findBlock(d, a.Path)
+	if err != nil {
+		return ret, err
+	}
+	s, err := b.space()
+	return protocol.DomainGetBlockInfoRet{Capacity: s.Capacity, Allocation: s.Allocation, Physical: s.Physical}, err
+}
+
+// domainDiskErrors are none: an error of the disk reaches the process that
+// reads or writes, there is no device in between that would stop.
+func domainDiskErrors(r *request, d *domain, a *protocol.DomainGetDiskErrorsArgs) (ret protocol.DomainGetDiskErrorsRet, err error) {
+	if err := checkFlags(a.Flags); err != nil {
+		return ret, err
+	}
+	if a.Maxerrors > protocol.DomainDiskErrorsMax {
+		return ret, errorf(protocol.ErrInternalError, "maxerrors too large")
+	}
+	if !d.view().state.active() {
+		return ret, errNotRunning()
+	}
+	return ret, nil
+}
+
+// addBlocks has the root first, then the disks.
+func addBlocks(g *gathering, l *numberList) {
+	var used []runtime.IOStats
+	if g.cgroup != nil {
+		used = g.cgroup.IO()
+	}
+	blocks := g.drv.blocks(g.d, g.v)
+	l.uint(protocol.DomainStatsBlockCount, len(blocks))
+	for n, b := range blocks {
+		prefix := protocol.DomainStatsBlockPrefix + strconv.Itoa(n)
+		l.text(prefix+protocol.DomainStatsBlockSuffixName, b.name)
+		l.text(prefix+protocol.DomainStatsBlockSuffixPath, b.path)
+		if g.cgroup != nil && b.kind != diskFile {
+			l.blockIO(prefix, b, used)
+		}
+		l.blockSpace(prefix, b)
+	}
+	addIOExtra(g, l, used)
+}
+
+func (l *numberList) blockIO(prefix string, b block, used []runtime.IOStats) {
+	s, err := b.io(used)
+	if err != nil {
+		return // the path is gone
+	}
+	l.number(prefix+protocol.DomainStatsBlockSuffixRdReqs, s.Reads)
+	l.number(prefix+protocol.DomainStatsBlockSuffixRdBytes, s.ReadBytes)
+	l.number(prefix+protocol.DomainStatsBlockSuffixWrReqs, s.Writes)
+	l.number(prefix+protocol.DomainStatsBlockSuffixWrBytes, s.WriteBytes)
+}
+
+// blockSpace asks a directory that is the root for its size only when it is
+// on a disk of this host: domstats must not wait for a server.
+func (l *numberList) blockSpace(prefix string, b block) {
+	if b.kind == rootDirectory {
+		if disk, err := runtime.DiskOf(b.path); err != nil || disk == (runtime.Device{}) {
+			return
+		}
+	}
+	s, err := b.space()
+	if err != nil {
+		return // not there: a root that was never started, a disk that is gone
+	}
+	l.ullong(prefix+protocol.DomainStatsBlockSuffixAllocation, s.Allocation)
+	l.ullong(prefix+protocol.DomainStatsBlockSuffixCapacity, s.Capacity)
+	l.ullong(prefix+protocol.DomainStatsBlockSuffixPhysical, s.Physical)
+}

@@ -1,0 +1,55 @@
+package runtime
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Space is the size of a file system, file or block device, in bytes.
+type Space struct {
+	Capacity   uint64 // largest size
+	Allocation uint64 // used of it
+	Physical   uint64 // taken of what it lies on
+}
+
+// FilesystemSpace is that of the file system a directory of the host is on,
+// as df shows it: a project quota on the directory is its size, and what
+// counts against the quota is what it uses.
+func FilesystemSpace(dir string) (Space, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return Space{}, fmt.Errorf("%s: %w", dir, err)
+	}
+	unit := uint64(fs.Bsize)
+	used := (fs.Blocks - min(fs.Bfree, fs.Blocks)) * unit
+	return Space{Capacity: fs.Blocks * unit, Allocation: used, Physical: used}, nil
+}
+
+// ImageSpace is that of a disk's source: a block device, or a file, which can
+// have holes.
+func ImageSpace(path string) (Space, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return Space{}, fmt.Errorf("%s: %w", path, err)
+	}
+	const sector = 512 // of both numbers, whatever the device's or file system's own is
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFBLK:
+		text, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/size", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
+		if err != nil {
+			return Space{}, err
+		}
+		size := uint64(max(0, parseNumber([]byte(strings.TrimSpace(string(text)))))) * sector
+		return Space{size, size, size}, nil
+	case unix.S_IFREG:
+		return Space{uint64(st.Size), uint64(st.Blocks) * sector, uint64(st.Size)}, nil
+	}
+	return Space{}, fmt.Errorf("%s is neither a block device nor a file", path)
+}
+
+// PrivateDir is the directory of an environment's own layer, all its data. It
+// is there from the first start on.
+func (r *Runtime) PrivateDir(uuid [16]byte) string { return r.privateDir(uuid) }
