@@ -152,9 +152,9 @@ func splitACL(entry string) (kind, permission, condition string) {
 // applies tells whether an entry's condition holds for the call's flags.
 // "FLAG" holds when it is set, "!FLAG|OTHER" when FLAG is not set or OTHER
 // is. A condition that is not about flags always holds: asking for more
-// than needed is the safe side.
+// than needed is the safe side, and so it is for arguments that are not known.
 func applies(condition string, args any) bool {
-	if condition == "" || strings.HasPrefix(condition, ":") {
+	if condition == "" || strings.HasPrefix(condition, ":") || args == nil {
 		return true
 	}
 	field := reflect.ValueOf(args).Elem().FieldByName("Flags")

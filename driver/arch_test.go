@@ -13,8 +13,9 @@ import (
 
 // rooms lists what of this module each room may import: downwards only.
 var rooms = map[string][]string{
-	"driver":             {"driver/protocol", "driver/rpc", "driver/rpc/xdr", "runtime", "systemd", "xml"},
-	"driver/virtvzd":     {"driver", "driver/rpc", "runtime", "systemd"},
+	"driver":             {"driver/protocol", "driver/relay", "driver/rpc", "driver/rpc/xdr", "runtime", "systemd", "xml"},
+	"driver/relay":       {"driver/protocol", "driver/rpc", "driver/rpc/xdr"},
+	"driver/virtvzd":     {"driver", "driver/relay", "driver/rpc", "runtime", "systemd"},
 	"driver/rpc":         {"driver/protocol", "driver/rpc/xdr"},
 	"driver/rpc/rpctest": {"driver/protocol", "driver/rpc/xdr"},
 	"driver/rpc/xdr":     {},

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/driver/relay"
 	"virtvzd/driver/rpc"
 )
 
@@ -21,13 +22,15 @@ type client struct {
 	mu       sync.Mutex
 	identity identity // who is checked by the access driver
 
+	relay *relay.Session // the client's connections to the host's other daemons
+
 	nextCallback int32 // protected by events.mu
 }
 
 // attach makes the driver's state for a new connection and undoes, when it
 // goes, all that belonged to it.
 func (drv *Driver) attach(conn *rpc.Conn) {
-	c := &client{drv: drv, conn: conn, identity: peerIdentity(conn.Peer())}
+	c := &client{drv: drv, conn: conn, identity: peerIdentity(conn.Peer()), relay: drv.relay.Session(conn)}
 	c.readOnly.Store(conn.ReadOnly())
 	if !drv.needsAuthentication(conn) {
 		c.authenticate()

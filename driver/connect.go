@@ -130,6 +130,7 @@ var features = map[int32]bool{
 	10: true, // PROGRAM_KEEPALIVE
 	14: true, // REMOTE_EVENT_CALLBACK
 	15: true, // REMOTE_CLOSE_CALLBACK
+	16: true, // NETWORK_UPDATE_HAS_CORRECT_ORDER: since 7.2 the daemons behind the relay want it
 }
 
 const featureKeepalive = 10

@@ -15,6 +15,10 @@
 //	domain.go         the new state is published, saved and announced
 //	event.go          the STARTED event goes to every client that asked
 //
+// Networks, storage, node devices, interfaces, secrets and filters are not
+// ours: relayed.go hands their procedures to relay/, which passes them on to
+// the host's own libvirt daemons.
+//
 // A domain's state is an immutable view behind an atomic pointer: queries
 // read it without waiting, changes hold the domain's one job and publish a
 // new view. No lock is held across D-Bus, a blocking system call or a write

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/driver/relay"
 	"virtvzd/runtime"
 	"virtvzd/xml"
 )
@@ -22,6 +23,8 @@ type Config struct {
 	AuthUnixRW string // the same for the socket that may change things
 
 	AccessPolkit bool // ask polkitd for every object and action (access_drivers)
+
+	Relay relay.Config // where the host's networks, storage and so on are managed
 }
 
 // Driver is the state all clients share.
@@ -33,6 +36,7 @@ type Driver struct {
 	store   store
 	domains *registry
 	events  *events
+	relay   *relay.Relay
 	facts   func() xml.HostFacts // what definitions are checked and completed with
 	polkit  *polkit
 	access  access // nil: whoever is authenticated may do all
@@ -62,6 +66,7 @@ func open(c Config, h *host, rt *runtime.Runtime, log *slog.Logger, facts func()
 		store:   store{configDir: c.ConfigDir, statusDir: filepath.Join(c.StateDir, "status")},
 		domains: newRegistry(),
 		events:  newEvents(),
+		relay:   relay.New(c.Relay),
 		facts:   facts,
 		polkit:  newPolkit(),
 	}

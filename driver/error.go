@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/driver/relay"
 	"virtvzd/runtime"
 	"virtvzd/systemd"
 	"virtvzd/xml"
@@ -92,11 +93,14 @@ func EncodeError(err error) *protocol.Error {
 // classify gives an error of a lower room its libvirt code.
 func classify(err error) *Error {
 	var own *Error
+	var relayed *relay.Error
 	var bad *xml.Error
 	var unavailable *systemd.UnavailableError
 	switch {
 	case errors.As(err, &own):
 		return own
+	case errors.As(err, &relayed):
+		return &Error{Code: relayed.Code, Detail: relayed.Detail}
 	case errors.As(err, &bad):
 		return &Error{Code: xmlCode(bad.Kind), Detail: bad.Error()}
 	case errors.Is(err, runtime.ErrBusy):

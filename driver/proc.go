@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/driver/relay"
 	"virtvzd/driver/rpc"
 	"virtvzd/driver/rpc/xdr"
 )
@@ -22,11 +23,13 @@ import (
 //	query   on a domain, may ask the kernel; never waits for a job
 //	modify  on a domain, holding its job
 //	reply   modify with an answer
+//	relayed passed on to the host's daemon of that kind (relayed.go)
 
 // procedure is one entry of a family's table.
 type procedure struct {
 	info  *protocol.Info
 	mode  rpc.Mode
+	relay relay.Driver // whose it is, when it is relayed
 	serve func(*request) (xdr.Marshaler, error)
 }
 
@@ -44,7 +47,7 @@ type request struct {
 
 // call is a procedure on the connection or the host that may wait.
 func call[A, R any](p protocol.Procedure[A, R], fn func(*request, *A) (R, error)) procedure {
-	return procedure{p.Info, poolMode(p.Info), func(r *request) (xdr.Marshaler, error) {
+	return procedure{info: p.Info, mode: poolMode(p.Info), serve: func(r *request) (xdr.Marshaler, error) {
 		var args A
 		if err := r.open(payload(&args)); err != nil {
 			return nil, err
@@ -80,7 +83,7 @@ func inlineQuery[A, R any](p protocol.Procedure[A, R], fn func(*request, *domain
 // query answers about a domain, asking the kernel or systemd if it must.
 func query[A, R any](p protocol.Procedure[A, R], fn func(*request, *domain, *A) (R, error)) procedure {
 	dom := domainField[A](p.Info)
-	return procedure{p.Info, poolMode(p.Info), func(r *request) (xdr.Marshaler, error) {
+	return procedure{info: p.Info, mode: poolMode(p.Info), serve: func(r *request) (xdr.Marshaler, error) {
 		var args A
 		d, err := r.openDomain(payload(&args), dom)
 		if err != nil {
@@ -104,7 +107,7 @@ func reply[A, R any](p protocol.Procedure[A, R], fn func(*change, *A) (R, error)
 // modifyWith is modify for the few that need the request: its descriptors.
 func modifyWith[A, R any](p protocol.Procedure[A, R], fn func(*request, *change, *A) (R, error)) procedure {
 	dom := domainField[A](p.Info)
-	return procedure{p.Info, poolMode(p.Info), func(r *request) (xdr.Marshaler, error) {
+	return procedure{info: p.Info, mode: poolMode(p.Info), serve: func(r *request) (xdr.Marshaler, error) {
 		var args A
 		d, err := r.openDomain(payload(&args), dom)
 		if err != nil {

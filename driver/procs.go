@@ -36,6 +36,7 @@ var families = []table{
 	blockStatistics,
 	interfaceStatistics,
 	filesystemInformation,
+	relayed(protocol.Remote()),
 }
 
 // program serves one RPC program from a table indexed by procedure number.

@@ -42,6 +42,9 @@ func TestProcedures(t *testing.T) {
 				continue
 			}
 			what := modes[prog.procs[info.Number].mode]
+			if d := prog.procs[info.Number].relay; d != "" {
+				what = "relay " + string(d)
+			}
 			if !served[info] {
 				if what = "refused: " + refusalReason(info); what == "refused: " {
 					t.Errorf("%s %s is neither served nor refused with a reason", p.name, info.Name)

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"virtvzd/driver/relay"
 	"virtvzd/driver/rpc"
 	"virtvzd/xml"
 )
@@ -28,9 +29,16 @@ type testHost struct {
 	socket string
 	log    *bytes.Buffer
 	stop   func() // ends the server before the test does
+	relay  relay.Config
 }
 
+// newTestHost makes one without networks, storage and so on.
 func newTestHost(t *testing.T) *testHost {
+	t.Helper()
+	return newTestHostWith(t, relay.Config{Dir: t.TempDir()})
+}
+
+func newTestHostWith(t *testing.T, others relay.Config) *testHost {
 	t.Helper()
 	if _, err := exec.LookPath("virsh"); err != nil {
 		if os.Getenv("VIRTVZD_REQUIRE") != "" {
@@ -38,7 +46,7 @@ func newTestHost(t *testing.T) *testHost {
 		}
 		t.Skip("needs virsh (package libvirt-clients)")
 	}
-	h := &testHost{t: t, log: &bytes.Buffer{}}
+	h := &testHost{t: t, log: &bytes.Buffer{}, relay: others}
 	h.socket = filepath.Join(t.TempDir(), "sock")
 	h.open(t.TempDir())
 	return h
@@ -57,7 +65,7 @@ func (h *testHost) open(dir string) {
 		return f
 	}
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(h.log, h.t.Output()), nil))
-	config := Config{ConfigDir: dir, StateDir: filepath.Join(dir, "run"), AuthUnixRW: "none", AuthUnixRO: "none"}
+	config := Config{ConfigDir: dir, StateDir: filepath.Join(dir, "run"), AuthUnixRW: "none", AuthUnixRO: "none", Relay: h.relay}
 	if h.drv, err = open(config, machine, nil, log, facts); err != nil {
 		h.t.Fatal(err)
 	}
@@ -300,5 +308,4 @@ func TestVirshHost(t *testing.T) {
 	h.want(h.virsh(true, "capabilities"), "<os_type>exe</os_type>", `<domain type="vz"`)
 	h.want(h.virsh(true, "domcapabilities"), "<domain>vz</domain>", "<os supported=")
 	h.want(h.virsh(false, "snapshot-create-as", "web1", "x"), "failed to get domain")
-	h.want(h.virsh(false, "net-list"), "not supported by the connection driver")
 }

@@ -3,6 +3,7 @@ package rpc
 import (
 	"errors"
 	"os"
+	"sync/atomic"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc/xdr"
@@ -17,7 +18,16 @@ type Call struct {
 
 	replyFiles []*os.File
 	stream     *Stream
+	tunnel     *Tunnel
+	answered   atomic.Bool
 }
+
+// ErrLater is a handler's way to say that the call is answered by Answer, by
+// whoever has the answer then. Until that the call takes its client's slot.
+var ErrLater = errors.New("the answer comes later")
+
+// Answer sends the reply; only the first one counts. It never waits.
+func (c *Call) Answer(ret xdr.Marshaler, err error) { c.Conn.reply(c, ret, err) }
 
 // TakeFiles makes the handler the owner of the received descriptors.
 func (c *Call) TakeFiles() []*os.File {
@@ -77,6 +87,10 @@ func (c *Conn) call(h protocol.MessageHeader, body []byte, files []*os.File) err
 		if files == nil { // otherwise it is a copy already
 			call.Payload = append([]byte(nil), body...)
 		}
+		if mode == Apart {
+			c.server.pool.apart(func() { c.answer(call, handler) })
+			return nil
+		}
 		c.server.pool.run(mode == PoolPriority, func() { c.answer(call, handler) })
 	}
 	return nil
@@ -107,10 +121,15 @@ func (c *Conn) admit() error {
 // answer runs the handler and sends what it returns.
 func (c *Conn) answer(call *Call, handler Handler) {
 	ret, err := handler(c.ctx, call)
-	c.reply(call, ret, err)
+	if err != ErrLater {
+		c.reply(call, ret, err)
+	}
 }
 
 func (c *Conn) reply(call *Call, ret xdr.Marshaler, err error) {
+	if !call.answered.CompareAndSwap(false, true) {
+		return
+	}
 	closeFiles(call.Files)
 	frame, err := c.encodeReply(call, ret, err)
 	if err != nil {
@@ -118,6 +137,9 @@ func (c *Conn) reply(call *Call, ret xdr.Marshaler, err error) {
 		call.replyFiles = nil
 		if call.stream != nil {
 			call.stream.drop(err)
+		}
+		if call.tunnel != nil {
+			call.tunnel.Close()
 		}
 	}
 	if c.out.add(packet{kindReply, frame, call.replyFiles}) != nil {
@@ -135,7 +157,7 @@ func (c *Conn) encodeReply(call *Call, ret xdr.Marshaler, err error) (*buffer, e
 	h := call.Header
 	h.Type, h.Status = protocol.Reply, protocol.StatusOK
 	if err == nil && call.stream != nil && call.stream.refused {
-		err = Errorf("the client has %d streams open: finish some before opening more", maxStreams)
+		err = errTooManyStreams()
 	}
 	if n := len(call.replyFiles); err == nil && n > 0 {
 		if n > MaxFiles {

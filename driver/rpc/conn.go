@@ -35,7 +35,7 @@ type Conn struct {
 	keepalive keepalive
 
 	mu      sync.Mutex // protects streams, onClose and gone
-	streams map[streamKey]*Stream
+	streams map[streamKey]endpoint
 	onClose []func()
 	gone    bool // the onClose functions have been taken to be called
 
@@ -88,6 +88,9 @@ func (c *Conn) SetValue(v any) { c.value = v }
 
 // Done is closed when the client is gone.
 func (c *Conn) Done() <-chan struct{} { return c.ctx.Done() }
+
+// Context ends when the client is gone.
+func (c *Conn) Context() context.Context { return c.ctx }
 
 // Reason is why the connection was closed; empty while it is open.
 func (c *Conn) Reason() string {

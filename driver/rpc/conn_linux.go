@@ -153,7 +153,7 @@ func (in *input) received(n int, oob []byte, truncated bool) error {
 		}
 	}
 	if truncated || len(in.files) > MaxFiles {
-		return fmt.Errorf("the client sent more than %d descriptors", MaxFiles)
+		return fmt.Errorf("more than %d descriptors came at once", MaxFiles)
 	}
 	if n == 0 {
 		return io.EOF

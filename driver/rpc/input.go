@@ -100,7 +100,7 @@ func (in *input) need(n int) error {
 		}
 		if err := in.link.recv(); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				return errors.New("the client sent a part of a message and then nothing")
+				return errors.New("a part of a message came and then nothing")
 			}
 			return err
 		}

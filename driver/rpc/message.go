@@ -80,6 +80,15 @@ func encodeFrame(h protocol.MessageHeader, body xdr.Marshaler) (*buffer, error) 
 	return buf, nil
 }
 
+// Raw is a body that is encoded already, to be passed on.
+type Raw []byte
+
+// EncodeXDR writes it as it is.
+func (r Raw) EncodeXDR(e *xdr.Encoder) error {
+	e.FixedOpaque(r)
+	return nil
+}
+
 // withFiles puts the number of descriptors before a body.
 type withFiles struct {
 	count int

@@ -155,6 +155,20 @@ func (p *pool) set(min, max, prio int) error {
 	return nil
 }
 
+// apart runs a call beside the workers, so that those it keeps waiting are
+// its own client's calls only.
+func (p *pool) apart(call func()) {
+	p.mu.Lock()
+	p.busy++
+	p.mu.Unlock()
+	go func() {
+		call()
+		p.mu.Lock()
+		p.busy--
+		p.mu.Unlock()
+	}()
+}
+
 // running tells whether a call is being run or waits.
 func (p *pool) running() bool {
 	p.mu.Lock()

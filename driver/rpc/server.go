@@ -21,9 +21,11 @@ const (
 	Inline       Mode = iota // where the call was read: it only looks at memory
 	Pool                     // on a worker
 	PoolPriority             // on a worker, also one kept free for short calls
+	Apart                    // on a goroutine of its own: it waits for another daemon, which may hang
 )
 
-// Handler answers a call. ctx ends when the client goes away.
+// Handler answers a call. ctx ends when the client goes away. With the error
+// ErrLater the answer is what Call.Answer will be given.
 type Handler func(ctx context.Context, call *Call) (xdr.Marshaler, error)
 
 // Program is the procedures behind one program number.

@@ -37,6 +37,11 @@ const (
 	procShort         = 14 // a stream that the server finishes at once
 	procBroken        = 15 // a stream that the server aborts
 	procFailingStream = 16 // an error after the stream was made
+
+	procTunnel = 17 // sends each packet of the stream back as it is
+	procDam    = 18 // a tunnel that nobody receives from until the test lets it go
+	procApart  = 19 // apart: until the test lets it go
+	procTwice  = 20 // answered later, and then once more
 )
 
 type testServer struct {
@@ -128,6 +133,38 @@ func (s *testServer) Lookup(procedure uint32) (Handler, Mode, bool) {
 			go stream.Write([]byte("to nobody"))
 			return nil, errors.New("it failed")
 		}, Pool, true
+	case procTunnel, procDam:
+		return func(_ context.Context, c *Call) (xdr.Marshaler, error) {
+			tunnel, err := c.OpenTunnel()
+			if err != nil {
+				return nil, err
+			}
+			go func() {
+				c.Answer(xdr.Void{}, nil)
+				if procedure == procDam {
+					select {
+					case <-s.release:
+					case <-c.Conn.Done():
+					}
+				}
+				for {
+					p, err := tunnel.Receive()
+					if err != nil || tunnel.Send(p) != nil {
+						return
+					}
+				}
+			}()
+			return nil, ErrLater
+		}, Apart, true
+	case procApart:
+		h, _, ok := s.Lookup(procSleep)
+		return h, Apart, ok
+	case procTwice:
+		return func(_ context.Context, c *Call) (xdr.Marshaler, error) {
+			c.Answer(data("once"), nil)
+			c.Answer(data("more"), nil)
+			return nil, ErrLater
+		}, Apart, true
 	case procBig:
 		return func(context.Context, *Call) (xdr.Marshaler, error) { return data(make([]byte, 1<<20)), nil }, Inline, true
 	case procBye:

@@ -70,11 +70,7 @@ func (c *Call) OpenStream() *Stream {
 	conn := c.Conn
 	conn.mu.Lock()
 	defer conn.mu.Unlock()
-	if conn.streams == nil {
-		conn.streams = map[streamKey]*Stream{}
-	}
-	_, taken := conn.streams[s.key()]
-	s.refused = taken || len(conn.streams) >= maxStreams
+	s.refused = !conn.mayStream(s.key())
 	if s.refused || conn.ctx.Err() != nil {
 		s.err, s.over = io.ErrClosedPipe, true
 		close(s.done)
@@ -84,9 +80,29 @@ func (c *Call) OpenStream() *Stream {
 	return s
 }
 
-func (s *Stream) key() streamKey {
-	return streamKey{s.header.Prog, s.header.Proc, s.header.Serial}
+// endpoint is the server's side of a stream: a Stream or a Tunnel.
+type endpoint interface {
+	packet(h protocol.MessageHeader, data []byte) error // from the client; data is valid only now
+	stop(err error)                                     // the client is gone
 }
+
+// mayStream tells whether the client has room for a stream of this key; c.mu
+// is held.
+func (c *Conn) mayStream(key streamKey) bool {
+	if c.streams == nil {
+		c.streams = map[streamKey]endpoint{}
+	}
+	_, taken := c.streams[key]
+	return !taken && len(c.streams) < maxStreams
+}
+
+func errTooManyStreams() error {
+	return Errorf("the client has %d streams open: finish some before opening more", maxStreams)
+}
+
+func (s *Stream) key() streamKey { return keyOf(s.header) }
+
+func keyOf(h protocol.MessageHeader) streamKey { return streamKey{h.Prog, h.Proc, h.Serial} }
 
 // Done is closed when nothing more passes in either direction.
 func (s *Stream) Done() <-chan struct{} { return s.done }
@@ -252,10 +268,16 @@ var errAborted = errors.New("the client aborted the stream")
 // that is over are late and mean nothing (virNetServerProgramDispatch).
 func (c *Conn) streamPacket(h protocol.MessageHeader, data []byte) error {
 	c.mu.Lock()
-	s := c.streams[streamKey{h.Prog, h.Proc, h.Serial}]
+	s := c.streams[keyOf(h)]
 	c.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	return s.packet(h, data)
+}
+
+func (s *Stream) packet(h protocol.MessageHeader, data []byte) error {
 	switch {
-	case s == nil:
 	case h.Type == protocol.StreamHole:
 		return errors.New("Unexpected stream hole") // no stream of ours is sparse; libvirt closes as well
 	case h.Status == protocol.StatusContinue:
@@ -268,7 +290,7 @@ func (c *Conn) streamPacket(h protocol.MessageHeader, data []byte) error {
 	default:
 		err := Errorf("stream aborted with unexpected status %d", h.Status)
 		s.stop(err)
-		s.end(protocol.StatusError, c.server.wireError(err))
+		s.end(protocol.StatusError, s.conn.server.wireError(err))
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"virtvzd/driver"
+	"virtvzd/driver/relay"
 	"virtvzd/driver/rpc"
 	"virtvzd/runtime"
 	"virtvzd/systemd"
@@ -47,6 +48,7 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 	drv, err := driver.New(driver.Config{
 		ConfigDir: conf.ConfigDir, StateDir: conf.StateDir,
 		AuthUnixRO: conf.AuthUnixRO, AuthUnixRW: conf.AuthUnixRW, AccessPolkit: len(conf.AccessDrivers) > 0,
+		Relay: relay.Config{Dir: conf.UnixSockDir, Log: log.With("component", "relay")},
 	}, rt, log.With("component", "driver"))
 	if err != nil {
 		return err

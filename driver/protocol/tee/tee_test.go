@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"virtvzd/driver/rpc/rpctest"
 )
 
 var update = flag.Bool("update", false, "record the packets anew")
@@ -19,7 +21,7 @@ var update = flag.Bool("update", false, "record the packets anew")
 // Real virsh and virt-admin talk to a real libvirtd through the tee, and every
 // packet comes out of the codec as it went in.
 func TestRealPeers(t *testing.T) {
-	virsh, admin := need(t, "virsh"), need(t, "virt-admin")
+	virsh, admin := rpctest.Need(t, "virsh"), rpctest.Need(t, "virt-admin")
 	dir, err := os.MkdirTemp("", "tee") // t.TempDir's names can be too long for a socket
 	if err != nil {
 		t.Fatal(err)
@@ -28,7 +30,7 @@ func TestRealPeers(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	startDaemon(t, dir)
+	daemon := rpctest.StartLibvirtd(t, dir, "secret") // the test driver lacks secrets
 	proxy := listen(t, dir, "libvirt-sock")
 	adminProxy := listen(t, dir, "libvirt-admin-sock")
 	where := "?socket=" + filepath.Join(dir, "libvirt-sock")
@@ -40,7 +42,7 @@ func TestRealPeers(t *testing.T) {
 		cmd := exec.Command(name, args...)
 		cmd.Stdin = strings.NewReader(strings.ReplaceAll(session, "; ", "\n") + "\n")
 		cmd.Dir = "testdata"
-		cmd.Env = environment(dir)
+		cmd.Env = daemon.Environment()
 		out, err := cmd.CombinedOutput()
 		if _, exited := err.(*exec.ExitError); err != nil && !exited {
 			t.Errorf("%s %q: %v", name, args, err)
@@ -57,7 +59,7 @@ func TestRealPeers(t *testing.T) {
 			at = "secret+unix:///session" + where
 		}
 		cmd := exec.Command(virsh, "-k", "1", "-c", at, c+" --loop --timeout 600")
-		cmd.Env = environment(dir)
+		cmd.Env = daemon.Environment()
 		cmd.Stdout, cmd.Stderr = new(strings.Builder), new(strings.Builder)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)

@@ -1,0 +1,60 @@
+package relay
+
+import (
+	"cmp"
+	"log/slog"
+	"sync/atomic"
+)
+
+// Config tells where the host's daemons are.
+type Config struct {
+	Dir            string              // of their sockets; /run/libvirt when empty
+	URI            func(Driver) string // what they are opened with; nil: network:///system and so on
+	MaxConnections int                 // to all of them together; 0: 1000
+	Log            *slog.Logger        // nil: nothing is logged
+}
+
+// Relay is the way to the host's daemons for all clients.
+type Relay struct {
+	config      Config
+	connections atomic.Int64
+}
+
+// reserved is the share of the connections that only root can use, one in
+// ten, so that users cannot lock out the administrator.
+const reserved = 10
+
+// New makes a Relay. It connects to nothing yet.
+func New(c Config) *Relay {
+	c.Dir = cmp.Or(c.Dir, "/run/libvirt")
+	c.MaxConnections = cmp.Or(c.MaxConnections, 1000)
+	if c.URI == nil {
+		c.URI = Driver.URI
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Relay{config: c}
+}
+
+// Caller is whom a client's calls are made for. The daemons decide with it
+// where they have access rules of their own.
+type Caller struct {
+	PID       uint32
+	StartTime uint64 // of PID, in clock ticks since boot
+	UID       uint32
+	ReadOnly  bool
+}
+
+// admit counts a connection in; release gives its place back.
+func (r *Relay) admit(who *Caller) (release func(), err error) {
+	limit := r.config.MaxConnections
+	if who != nil && who.UID != 0 {
+		limit -= limit / reserved
+	}
+	if r.connections.Add(1) > int64(limit) {
+		r.connections.Add(-1)
+		return nil, errFull(limit)
+	}
+	return func() { r.connections.Add(-1) }, nil
+}
