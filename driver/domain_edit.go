@@ -76,6 +76,7 @@ func (c *change) edit(live, config bool, edit func(*libvirtxml.Domain) error) (e
 		}
 	}
 	if live {
+		defer before.instance.Settle()
 		if err := c.realise(before.live, next.live); err != nil {
 			return err
 		}

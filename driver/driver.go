@@ -185,6 +185,11 @@ func (drv *Driver) adopt(id protocol.UUID, s savedStatus, inst *runtime.Instance
 		v.instance, v.live, v.rebooting = inst, xml.Live(live, liveFacts(inst)), s.Rebooting
 	})
 	go d.watch(inst)
+	if env, err := xml.NewEnvironment(live); err != nil {
+		return err
+	} else if err := inst.Enforce(c.ctx, env); err != nil {
+		drv.log.Error("cannot put the limits in force again that were being changed", "domain", s.Name, "error", err)
+	}
 	if err == nil && s.Autodestroy {
 		return c.destroy(0) // its client lost the connection with the daemon
 	}

@@ -31,6 +31,7 @@ type record struct {
 	Template  string // digest of the root's template
 	Consoles  []recordedConsole
 	StartedAt time.Time
+	Unsettled bool // limits are being changed
 }
 
 type recordedConsole struct {

@@ -10,7 +10,6 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -30,7 +29,13 @@ var ErrTooMuchInUse = errors.New("too much memory is in use")
 // What takes long is to reclaim memory: progress, unless it is nil, hears of
 // how many bytes of how many that is done, and a cancelled ctx ends it.
 func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, progress func(done, total uint64)) error {
+	if reflect.DeepEqual(before, after) {
+		return nil
+	}
 	if err := nextStartOnly(before.Counts, after.Counts); err != nil {
+		return err
+	}
+	if err := i.unsettle(); err != nil {
 		return err
 	}
 	cpus, err := i.r.reassign(i.uuid, after.CPU)
@@ -59,6 +64,52 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	defer i.mu.Unlock()
 	i.rec.CPUs = cpus
 	return i.rec.save(i.dir)
+}
+
+// unsettle notes that the limits in force may be others than those the daemon
+// has saved, until Settle. A daemon that is killed meanwhile finds the note.
+func (i *Instance) unsettle() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rec.Unsettled = true
+	return i.rec.save(i.dir)
+}
+
+// Settle is called when what Tune did is saved, or undone.
+func (i *Instance) Settle() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if !i.rec.Unsettled {
+		return nil
+	}
+	i.rec.Unsettled = false
+	return i.rec.save(i.dir)
+}
+
+// Enforce puts the limits of env in force once more if an earlier daemon was
+// killed while it changed them.
+func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
+	i.mu.Lock()
+	unsettled := i.rec.Unsettled
+	i.mu.Unlock()
+	if !unsettled {
+		return nil
+	}
+	cpus, err := i.r.reassign(i.uuid, env.CPU)
+	if err != nil {
+		return err
+	}
+	if cpus == nil {
+		cpus = i.r.host.CPUs
+	}
+	if err := i.setProperties(ctx, limitProperties(env, cpus)); err != nil {
+		return err
+	}
+	none := xml.CountLimits{} // differs from each limit and from none
+	if err := i.setCounts(none, env.Counts); err != nil {
+		return err
+	}
+	return i.Settle()
 }
 
 // CPUs are those of the host that the environment runs on, in the order of
@@ -169,79 +220,6 @@ func onlineNodes() []int {
 		}
 	}
 	return []int{0}
-}
-
-// reclaimTries is how often the kernel is asked again when it could free
-// nothing: what is being written out can be freed a moment later.
-const reclaimTries = 5
-
-// shrink makes the environment fit into less memory before that is its
-// limit, since the kernel would kill processes to make it fit. MemoryHigh
-// keeps it from growing meanwhile.
-func (i *Instance) shrink(ctx context.Context, before, after xml.MemoryLimits, progress func(done, total uint64)) error {
-	if !shrinks(before, after) {
-		return nil
-	}
-	used, err := i.cgroupNumber("memory.current")
-	if err != nil || used <= after.Max {
-		return err
-	}
-	if err := i.setProperties(ctx, []systemd.Property{systemd.MemoryHigh(after.Max)}); err != nil {
-		return err
-	}
-	err = i.squeeze(ctx, used, after.Max, progress)
-	if err != nil {
-		err = errors.Join(err, i.unshrink(context.WithoutCancel(ctx), before, after))
-	}
-	return err
-}
-
-// reclaimStep is asked of the kernel at once, so that progress can be told
-// and the whole be ended: with swap on a slow disk it may take minutes.
-const reclaimStep = 64 << 20
-
-// squeeze reclaims memory until no more than most is used of what was used
-// before.
-func (i *Instance) squeeze(ctx context.Context, used, most uint64, progress func(done, total uint64)) error {
-	total, low := used-most, used
-	for tries := reclaimTries; ; {
-		now, err := i.cgroupNumber("memory.current")
-		if err != nil || now <= most {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("reclaim memory of %s: %w", i.Name(), err)
-		}
-		if now >= low {
-			if tries--; tries == 0 {
-				return fmt.Errorf("%w: %d KiB of %s cannot be reclaimed, choose more than that or end processes inside", ErrTooMuchInUse, now>>10, i.Name())
-			}
-			time.Sleep(100 * time.Millisecond)
-		} else {
-			low = now
-			if progress != nil {
-				progress(total-(now-most), total)
-			}
-		}
-		i.reclaim(min(now-most, reclaimStep))
-	}
-}
-
-func shrinks(before, after xml.MemoryLimits) bool {
-	return after.Max != 0 && (before.Max == 0 || after.Max < before.Max)
-}
-
-func (i *Instance) unshrink(ctx context.Context, before, after xml.MemoryLimits) error {
-	if !shrinks(before, after) {
-		return nil
-	}
-	return i.setProperties(ctx, []systemd.Property{systemd.MemoryHigh(orInfinity(before.High))})
-}
-
-// reclaim asks the kernel to free bytes (memory.reclaim, Linux 5.19). That it
-// could not free all of them shows in what is used.
-func (i *Instance) reclaim(bytes uint64) {
-	os.WriteFile(filepath.Join(i.CgroupPath(), "memory.reclaim"), []byte(strconv.FormatUint(bytes, 10)), 0)
 }
 
 // nextStartOnly refuses a change of what a running process was given for
