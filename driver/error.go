@@ -126,6 +126,8 @@ func xmlCode(k xml.ErrorKind) int32 {
 		return protocol.ErrXMLDetail
 	case xml.Unsupported:
 		return protocol.ErrConfigUnsupported
+	case xml.Missing:
+		return protocol.ErrDeviceMissing
 	case xml.Schema:
 		return protocol.ErrXMLInvalidSchema
 	}

@@ -28,6 +28,7 @@ var families = []table{
 	scheduling,
 	blockTuning,
 	controlling,
+	devices,
 	jobs,
 	consoles,
 	statistics,

@@ -58,8 +58,6 @@ var reasons = []struct{ pattern, reason string }{
 	{"DOMAIN_*SNAPSHOT*", "snapshots are not supported by this version"},
 	{"DOMAIN_*SAVE*", "saving and restoring is not supported by this version"},
 	{"DOMAIN_RESTORE*", "saving and restoring is not supported by this version"},
-	{"DOMAIN_*TACH_DEVICE*", "changing devices is not supported by this version: edit the definition"},
-	{"DOMAIN_UPDATE_DEVICE*", "changing devices is not supported by this version: edit the definition"},
 	{"DOMAIN_SET_*", "live tuning is not supported by this version: edit the definition"},
 	{"DOMAIN_PIN_*", "live tuning is not supported by this version: edit the definition"},
 	{"DOMAIN_GET_*", "this version does not report it"},

@@ -16,6 +16,11 @@ var namespaceTypes = map[string]int{"ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_
 // inside runs do on a thread of its own in namespaces of the environment's
 // init. The thread ends with it: it is elsewhere for good. what is for the error.
 func (i *Instance) inside(what string, kinds []string, do func() error) error {
+	return i.enter(what, kinds, func() error { return nil }, do)
+}
+
+// enter is inside with something to be done on the same thread before.
+func (i *Instance) enter(what string, kinds []string, prepare, do func() error) error {
 	var spaces []*os.File
 	defer func() { closeAll(spaces) }()
 	for _, kind := range kinds {
@@ -35,6 +40,9 @@ func (i *Instance) inside(what string, kinds []string, do func() error) error {
 			// A thread shares its root and working directory with the others,
 			// which the kernel does not let it take into a mount namespace.
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return err
+			}
+			if err := prepare(); err != nil {
 				return err
 			}
 			for n, f := range spaces {

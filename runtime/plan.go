@@ -45,7 +45,7 @@ func NewPlan(env *xml.Environment, host Host, root Root, res Reserved) (*Plan, e
 	if p.Work.Mounts, err = planMounts(env, p.IDMap); err != nil {
 		return nil, err
 	}
-	p.Work.Files = runFiles(root.Kind)
+	p.Work.Files, p.Work.Nodes = runFiles(root.Kind), nodesOf(env.Devices)
 	if p.Spec, err = planSpec(env, host, root, p.IDMap, res); err != nil {
 		return nil, err
 	}
@@ -157,6 +157,9 @@ func (p *Plan) String() string {
 		}
 		linux.Seccomp = nil
 		spec.Linux = &linux
+	}
+	for n, node := range p.Work.Nodes {
+		fmt.Fprintf(&b, "node %d of %s\n", n, node.Source)
 	}
 	text, err := json.MarshalIndent(spec, "", "\t")
 	if err != nil {

@@ -43,6 +43,9 @@ func limitProperties(env *xml.Environment, cpus []int) []systemd.Property {
 	if nodes, err := systemd.ParseCPUList(c.MemoryNodes); err == nil {
 		props = append(props, systemd.AllowedMemoryNodes(nodes...))
 	}
+	if devices := scopeDevices(env.Devices); len(devices) > 0 {
+		props = append(props, systemd.DeviceAllow(devices...))
+	}
 	return append(props, ioProperties(env.IO)...)
 }
 

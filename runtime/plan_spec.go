@@ -7,7 +7,6 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"virtvzd/systemd"
 	"virtvzd/xml"
 )
 
@@ -50,9 +49,9 @@ func planSpec(env *xml.Environment, host Host, root Root, ids xml.IDMap, res Res
 		return nil, err
 	}
 	spec.Linux.Seccomp = profile
-	for _, d := range env.Devices {
+	for n, d := range env.Devices {
 		spec.Mounts = append(spec.Mounts, specs.Mount{
-			Destination: d.Target, Type: "bind", Source: d.Source, Options: []string{"bind"},
+			Destination: d.Target, Type: "bind", Source: nodePath(devicesDir(res.Dir), n), Options: []string{"bind"},
 		})
 	}
 	return spec, nil
@@ -181,15 +180,6 @@ func planHostname(env *xml.Environment) string {
 		return "localhost"
 	}
 	return name
-}
-
-func scopeDevices(env *xml.Environment) []systemd.Device {
-	var list []systemd.Device
-	for _, d := range env.Devices {
-		list = append(list, systemd.Device{Path: d.Source, Permissions: "rw"})
-	}
-	slices.SortFunc(list, func(a, b systemd.Device) int { return strings.Compare(a.Path, b.Path) })
-	return slices.Compact(list)
 }
 
 func formatUUID(u [16]byte) string {

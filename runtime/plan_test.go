@@ -59,6 +59,7 @@ func TestPlan(t *testing.T) {
 			e.Counts, e.Partition = xml.CountLimits{Tasks: 100, Terminals: 8, SharedPages: 9, Cgroups: 10, Files: 64, LockedPages: 2, Signals: 3}, "/machine/prod"
 			e.IO = xml.IOLimits{Weight: 50, Devices: []xml.DeviceIO{{Path: "/dev/vda", ReadBytes: 1 << 20, WriteIOPS: 30}, {Path: "/dev/vdb", Weight: 7, WriteIOPS: 40}}}
 			e.CPU.MemoryNodes = "0"
+			e.Devices = []xml.Device{{Source: "/dev/fuse", Target: "/dev/fuse"}, {Source: "/dev/vdb", Target: "/dev/sda", Block: true, ReadOnly: true}}
 			e.Capabilities = xml.CapabilityPolicy{Policy: "deny", States: map[string]bool{"sys_admin": true, "net_admin": true}}
 			e.Filesystems = append(e.Filesystems,
 				xml.Filesystem{Type: "mount", Source: "/srv/data", Target: "/data", ReadOnly: true},

@@ -44,8 +44,5 @@ func planScope(env *xml.Environment, host Host, res Reserved) (systemd.Scope, er
 		return s, err
 	}
 	s.Properties = append(s.Properties, limitProperties(env, cpus)...)
-	if devices := scopeDevices(env); len(devices) > 0 {
-		s.Properties = append(s.Properties, systemd.DeviceAllow(devices...))
-	}
 	return s, nil
 }

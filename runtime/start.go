@@ -144,7 +144,10 @@ func (s *starter) writeRecord(ctx context.Context) error {
 // time. From then on it belongs to that digest of its template: an overlay
 // whose lower layer is exchanged is corrupt.
 func (s *starter) makeLayers(context.Context) error {
-	for _, name := range []string{"lower", "layers", "rootfs"} {
+	if err := checkDevices(s.env.Devices); err != nil {
+		return err
+	}
+	for _, name := range []string{"lower", "layers", "rootfs", "dev"} {
 		if err := os.Mkdir(filepath.Join(s.res.Dir, name), 0o711); err != nil {
 			return err
 		}

@@ -73,6 +73,7 @@ type rootRequest struct {
 type workRequest struct {
 	Mounts []stubMount
 	Files  []runFile
+	Nodes  []deviceNode
 	Argv   []string // the OCI runtime, by absolute path
 	Env    []string
 }

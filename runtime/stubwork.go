@@ -46,7 +46,20 @@ func furnish(q rootRequest, w workRequest) error {
 			return err
 		}
 	}
+	if len(w.Nodes) > 0 {
+		if err := makeNodes(devicesDir(q.Dir), w.Nodes, rootID(q.UIDs), rootID(q.GIDs)); err != nil {
+			return err
+		}
+	}
 	return writeRunFiles(t, w.Files)
+}
+
+// rootID is the host's id of root inside.
+func rootID(ids []idRange) uint32 {
+	if len(ids) == 0 {
+		return 0
+	}
+	return hostID(ids, 0)
 }
 
 func needsSpace(mounts []stubMount) bool {

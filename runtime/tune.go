@@ -35,6 +35,10 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	if err := nextStartOnly(before.Counts, after.Counts); err != nil {
 		return err
 	}
+	removed, added := changedDevices(before.Devices, after.Devices)
+	if err := checkDevices(added); err != nil {
+		return err
+	}
 	if err := i.unsettle(); err != nil {
 		return err
 	}
@@ -51,8 +55,16 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	if err := i.setProperties(ctx, forth); err != nil {
 		return errors.Join(err, i.unshrink(ctx, before.Memory, after.Memory))
 	}
-	if err := i.setCounts(before.Counts, after.Counts); err != nil {
-		return errors.Join(err, i.setProperties(ctx, i.r.difference(wanted, old)), i.setCounts(after.Counts, before.Counts))
+	err = i.setCounts(before.Counts, after.Counts)
+	if err == nil {
+		err = i.addNodes(added)
+	}
+	if err == nil {
+		err = i.removeNodes(removed)
+	}
+	if err != nil {
+		i.setCounts(after.Counts, before.Counts) // what could not be set need not be set back
+		return errors.Join(err, i.setProperties(ctx, i.r.difference(wanted, old)))
 	}
 	if slices.Equal(held, cpus) {
 		return nil
@@ -156,6 +168,9 @@ func (r *Runtime) difference(old, wanted []systemd.Property) (props []systemd.Pr
 	was, is := byName(old), byName(wanted)
 	for _, p := range wanted {
 		if q, ok := was[p.Name]; !ok || !reflect.DeepEqual(q.Value, p.Value) {
+			if ok && p.Name == "DeviceAllow" {
+				props = append(props, systemd.DeviceAllow()) // or it would be added to
+			}
 			props = append(props, p)
 		}
 	}
@@ -166,6 +181,8 @@ func (r *Runtime) difference(old, wanted []systemd.Property) (props []systemd.Pr
 		switch p.Name {
 		case "AllowedCPUs":
 			props = append(props, systemd.AllowedCPUs(r.host.CPUs...))
+		case "DeviceAllow":
+			props = append(props, systemd.DeviceAllow())
 		case "AllowedMemoryNodes":
 			props = append(props, systemd.AllowedMemoryNodes(onlineNodes()...))
 		}
@@ -276,11 +293,19 @@ func orMax(n uint64) string {
 const maxSharedPages = ^uint64(0) - 1<<24
 
 // setSharedPages sets kernel.shmall of the environment's IPC namespace, which
-// is that of the thread that writes.
+// is that of the thread that writes. From Linux 6.9 on that is for the
+// namespace's root to do, before for the host's.
 func (i *Instance) setSharedPages(pages uint64) error {
 	return i.inside("shmpages", []string{"ipc"}, func() error {
-		text := strconv.FormatUint(min(pages, maxSharedPages), 10)
-		return os.WriteFile("/proc/sys/kernel/shmall", []byte(text), 0)
+		text := []byte(strconv.FormatUint(min(pages, maxSharedPages), 10))
+		err := os.WriteFile("/proc/sys/kernel/shmall", text, 0)
+		if !errors.Is(err, unix.EACCES) || i.rec.IDMap.Mode == xml.Privileged {
+			return err
+		}
+		if err := unix.Setresuid(-1, int(hostID(ranges(i.rec.IDMap.UIDs), 0)), -1); err != nil {
+			return err
+		}
+		return os.WriteFile("/proc/sys/kernel/shmall", text, 0)
 	})
 }
 

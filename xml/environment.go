@@ -79,8 +79,12 @@ type Console struct {
 	LogAppend bool
 }
 
-// Device is a node of the host that the environment may use.
-type Device struct{ Source, Target string }
+// Device is a node of the host that the environment may use. Target is below
+// /dev.
+type Device struct {
+	Source, Target  string
+	Block, ReadOnly bool
+}
 
 // NewEnvironment reads a checked definition.
 func NewEnvironment(def *libvirtxml.Domain) (*Environment, error) {
@@ -174,14 +178,20 @@ func filesystems(def *libvirtxml.Domain) (list []Filesystem) {
 	return list
 }
 
-// devices are the nodes of <hostdev mode='capabilities'>.
+// devices are the nodes of <hostdev mode='capabilities'> and of disks that
+// are block devices.
 func devices(def *libvirtxml.Domain) (list []Device) {
 	for _, h := range def.Devices.Hostdevs {
 		switch {
 		case h.CapsMisc != nil && h.CapsMisc.Source != nil:
-			list = append(list, Device{h.CapsMisc.Source.Char, h.CapsMisc.Source.Char})
+			list = append(list, Device{h.CapsMisc.Source.Char, path.Clean(h.CapsMisc.Source.Char), false, false})
 		case h.CapsStorage != nil && h.CapsStorage.Source != nil:
-			list = append(list, Device{h.CapsStorage.Source.Block, h.CapsStorage.Source.Block})
+			list = append(list, Device{h.CapsStorage.Source.Block, path.Clean(h.CapsStorage.Source.Block), true, false})
+		}
+	}
+	for _, d := range def.Devices.Disks {
+		if d.Source != nil && d.Source.Block != nil {
+			list = append(list, Device{d.Source.Block.Dev, path.Join("/dev", d.Target.Dev), true, d.ReadOnly != nil})
 		}
 	}
 	return list

@@ -10,6 +10,7 @@ const (
 	Invalid                      // an element has a value it cannot have
 	Unsupported                  // an environment cannot have this
 	Schema                       // not in libvirt's schema (only with Validate)
+	Missing                      // the device that is to be changed is not there
 )
 
 // Error is a definition that is refused: a sentence that names the element

@@ -1,6 +1,10 @@
 package xml
 
-import "libvirt.org/go/libvirtxml"
+import (
+	"slices"
+
+	"libvirt.org/go/libvirtxml"
+)
 
 // Unrealised names what a definition asks for and an environment does not
 // get in this version. It is kept in the definition, so that nothing a user
@@ -12,7 +16,7 @@ func Unrealised(def *libvirtxml.Domain) (list []string) {
 		element string
 	}{
 		{len(d.Interfaces) > 0, "<interface>"},
-		{len(d.Disks) > 0, "<disk>"},
+		{slices.ContainsFunc(d.Disks, func(d libvirtxml.DomainDisk) bool { return d.Source == nil || d.Source.Block == nil }), "<disk> that is a file"},
 		{len(d.Consoles) > 1, "<console> after the first"},
 		{def.NUMATune != nil && memoryNodes(def) == "", "<numatune> of a mode that is not strict"},
 		{len(def.SecLabel) > 0, "<seclabel>"},

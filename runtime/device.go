@@ -1,0 +1,242 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"virtvzd/systemd"
+	"virtvzd/xml"
+)
+
+// A device is a node on a tmpfs of ours, mounted over an empty file in the
+// environment's /dev. The host's own node could be mounted there, too, but it
+// belongs to nobody inside; and a node that was made on the environment's own
+// tmpfs would be dead, because a user namespace made that.
+
+// deviceNode is one node to make.
+type deviceNode struct {
+	Source, Target string
+}
+
+func nodesOf(devices []xml.Device) (list []deviceNode) {
+	for _, d := range devices {
+		list = append(list, deviceNode{d.Source, d.Target})
+	}
+	return list
+}
+
+// scopeDevices are the devices as systemd is told of them.
+func scopeDevices(devices []xml.Device) (list []systemd.Device) {
+	for _, d := range devices {
+		access := "rw"
+		if d.ReadOnly {
+			access = "r"
+		}
+		list = append(list, systemd.Device{Path: d.Source, Permissions: access})
+	}
+	return list
+}
+
+// checkDevices refuses what is no device on this host.
+func checkDevices(devices []xml.Device) error {
+	for _, d := range devices {
+		var st unix.Stat_t
+		if err := unix.Stat(d.Source, &st); err != nil {
+			return fmt.Errorf("device %s: %w", d.Source, err)
+		}
+		kind, want := st.Mode&unix.S_IFMT, uint32(unix.S_IFCHR)
+		name := "a character device"
+		if d.Block {
+			want, name = unix.S_IFBLK, "a block device"
+		}
+		if kind != want {
+			return fmt.Errorf("%s is not %s", d.Source, name)
+		}
+	}
+	return nil
+}
+
+// makeNodes mounts a tmpfs on dir, in the mount namespace of the calling
+// thread, with a node for each device, called by its number and the
+// environment's root's.
+func makeNodes(dir string, nodes []deviceNode, uid, gid uint32) error {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=755,size=64k"); err != nil {
+		return fmt.Errorf("mount a tmpfs for devices: %w", err)
+	}
+	for n, node := range nodes {
+		var st unix.Stat_t
+		if err := unix.Stat(node.Source, &st); err != nil {
+			return fmt.Errorf("device %s: %w", node.Source, err)
+		}
+		name := nodePath(dir, n)
+		if err := unix.Mknod(name, st.Mode&unix.S_IFMT|0o660, int(st.Rdev)); err != nil {
+			return fmt.Errorf("make a node for %s: %w", node.Source, err)
+		}
+		// Not what the umask left, and for root and the group inside.
+		if err := errors.Join(unix.Chmod(name, 0o660), unix.Chown(name, int(uid), int(gid))); err != nil {
+			return fmt.Errorf("make a node for %s: %w", node.Source, err)
+		}
+	}
+	return nil
+}
+
+func nodePath(dir string, n int) string { return fmt.Sprintf("%s/%d", dir, n) }
+
+// devicesDir is where the nodes are, in a mount namespace that is not the
+// host's.
+func devicesDir(dir string) string { return filepath.Join(dir, "dev") }
+
+// changedDevices are those only in a and only in b.
+func changedDevices(a, b []xml.Device) (removed, added []xml.Device) {
+	without := func(list, other []xml.Device) []xml.Device {
+		return slices.DeleteFunc(slices.Clone(list), func(d xml.Device) bool { return slices.Contains(other, d) })
+	}
+	return without(a, b), without(b, a)
+}
+
+// rootIDs are the host's ids of the environment's root.
+func (i *Instance) rootIDs() (uid, gid uint32) {
+	if i.rec.IDMap.Mode == xml.Privileged {
+		return 0, 0
+	}
+	return hostID(ranges(i.rec.IDMap.UIDs), 0), hostID(ranges(i.rec.IDMap.GIDs), 0)
+}
+
+// addNodes mounts nodes into the running environment: all, or none.
+func (i *Instance) addNodes(devices []xml.Device) error {
+	if len(devices) == 0 {
+		return nil
+	}
+	dir := devicesDir(i.dir)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	uid, gid := i.rootIDs()
+	var trees []int
+	defer func() {
+		for _, fd := range trees {
+			unix.Close(fd)
+		}
+	}()
+	prepare := func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := makeNodes(dir, nodesOf(devices), uid, gid); err != nil {
+			return err
+		}
+		for n := range devices {
+			fd, err := openTree(unix.AT_FDCWD, nodePath(dir, n), nil, 0, false)
+			if err != nil {
+				return err
+			}
+			trees = append(trees, fd)
+		}
+		return nil
+	}
+	err := i.enter("devices", []string{"mnt"}, prepare, func() error {
+		t, err := openTreeRoot("/")
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		if uid != 0 {
+			if err := becomeOwner(uid, gid); err != nil {
+				return err
+			}
+		}
+		for n, d := range devices {
+			if err := mountNode(t, trees[n], d.Target); err != nil {
+				return fmt.Errorf("device %s: %w", d.Target, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		i.removeNodes(devices)
+	}
+	return err
+}
+
+// mountNode puts a node on a file that was not there before: what root inside
+// has put at its place stays and is the error.
+func mountNode(t *tree, node int, target string) error {
+	dir, err := t.directory(path.Dir(target), 0o755)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	fd, err := openIn(dir, path.Base(target), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.MoveMount(node, "", fd, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+// removeNodes takes nodes out of the running environment. One that is not
+// there, or is something else by now, was root's inside to remove: the
+// permission to use the device goes all the same.
+func (i *Instance) removeNodes(devices []xml.Device) error {
+	if len(devices) == 0 {
+		return nil
+	}
+	uid, gid := i.rootIDs()
+	return i.inside("devices", []string{"mnt"}, func() error {
+		t, err := openTreeRoot("/")
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		for _, d := range devices {
+			removeNode(t, d.Target)
+		}
+		if uid != 0 {
+			if err := becomeOwner(uid, gid); err != nil {
+				return err
+			}
+		}
+		for _, d := range devices {
+			removeFile(t, d.Target)
+		}
+		return nil
+	})
+}
+
+func removeNode(t *tree, target string) {
+	fd, err := t.open(target, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR && st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return
+	}
+	// By the descriptor's name: the path may lead elsewhere by now. What is no
+	// mount point cannot be unmounted.
+	unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", fd), unix.MNT_DETACH)
+}
+
+// removeFile removes the empty file a node was mounted on.
+func removeFile(t *tree, target string) {
+	dir, err := t.open(path.Dir(target), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return
+	}
+	defer unix.Close(dir)
+	var st unix.Stat_t
+	name := path.Base(target)
+	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
+		unix.Unlinkat(dir, name, 0)
+	}
+}
