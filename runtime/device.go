@@ -31,12 +31,13 @@ func nodesOf(devices []xml.Device) (list []deviceNode) {
 	return list
 }
 
-// scopeDevices are the devices as systemd is told of them.
+// scopeDevices are the devices as systemd is told of them. The stub makes the
+// nodes from within the scope; nobody else inside has the capability to.
 func scopeDevices(devices []xml.Device) (list []systemd.Device) {
 	for _, d := range devices {
-		access := "rw"
+		access := "rwm"
 		if d.ReadOnly {
-			access = "r"
+			access = "rm"
 		}
 		list = append(list, systemd.Device{Path: d.Source, Permissions: access})
 	}

@@ -302,8 +302,11 @@ func (i *Instance) setSharedPages(pages uint64) error {
 		if !errors.Is(err, unix.EACCES) || i.rec.IDMap.Mode == xml.Privileged {
 			return err
 		}
-		if err := unix.Setresuid(-1, int(hostID(ranges(i.rec.IDMap.UIDs), 0)), -1); err != nil {
-			return err
+		// Not unix.Setresuid, which is for all threads of the process: this one
+		// ends when it is done.
+		uid, _ := i.rootIDs()
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+			return errno
 		}
 		return os.WriteFile("/proc/sys/kernel/shmall", text, 0)
 	})
