@@ -213,19 +213,23 @@ func (i *Instance) removeNodes(devices []xml.Device) error {
 	})
 }
 
+// removeNode unmounts from within the directory: /proc inside shows no
+// descriptors of a thread that is in another PID namespace. Should root inside
+// put another of its mounts there meanwhile, it is that one which goes.
 func removeNode(t *tree, target string) {
-	fd, err := t.open(target, unix.O_PATH|unix.O_NOFOLLOW)
+	dir, err := t.open(path.Dir(target), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return
 	}
-	defer unix.Close(fd)
+	defer unix.Close(dir)
 	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR && st.Mode&unix.S_IFMT != unix.S_IFBLK {
+	name := path.Base(target)
+	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR && st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return
 	}
-	// By the descriptor's name: the path may lead elsewhere by now. What is no
-	// mount point cannot be unmounted.
-	unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", fd), unix.MNT_DETACH)
+	if unix.Fchdir(dir) == nil {
+		unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // EINVAL for what is no mount point
+	}
 }
 
 // removeFile removes the empty file a node was mounted on.
