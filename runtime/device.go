@@ -144,6 +144,7 @@ func (i *Instance) addNodes(devices []xml.Device) error {
 		}
 		return nil
 	}
+	var mounted []xml.Device
 	err := i.enter("devices", []string{"mnt"}, prepare, func() error {
 		t, err := openTreeRoot("/")
 		if err != nil {
@@ -159,11 +160,12 @@ func (i *Instance) addNodes(devices []xml.Device) error {
 			if err := mountNode(t, trees[n], d.Target); err != nil {
 				return fmt.Errorf("device %s: %w", d.Target, err)
 			}
+			mounted = append(mounted, d)
 		}
 		return nil
 	})
 	if err != nil {
-		i.removeNodes(devices)
+		i.removeNodes(mounted)
 	}
 	return err
 }
@@ -192,14 +194,21 @@ func (i *Instance) removeNodes(devices []xml.Device) error {
 		return nil
 	}
 	uid, gid := i.rootIDs()
+	numbers := make([]uint64, len(devices))
+	for n, d := range devices {
+		var st unix.Stat_t
+		if unix.Stat(d.Source, &st) == nil {
+			numbers[n] = st.Rdev // else it is gone from the host, too
+		}
+	}
 	return i.inside("devices", []string{"mnt"}, func() error {
 		t, err := openTreeRoot("/")
 		if err != nil {
 			return err
 		}
 		defer t.Close()
-		for _, d := range devices {
-			removeNode(t, d.Target)
+		for n, d := range devices {
+			removeNode(t, d.Target, numbers[n])
 		}
 		if uid != 0 {
 			if err := becomeOwner(uid, gid); err != nil {
@@ -213,10 +222,10 @@ func (i *Instance) removeNodes(devices []xml.Device) error {
 	})
 }
 
-// removeNode unmounts from within the directory: /proc inside shows no
+// removeNode unmounts the node of a device with a number, 0 for any, from within
 // descriptors of a thread that is in another PID namespace. Should root inside
 // put another of its mounts there meanwhile, it is that one which goes.
-func removeNode(t *tree, target string) {
+func removeNode(t *tree, target string, number uint64) {
 	dir, err := t.open(path.Dir(target), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return
@@ -225,6 +234,9 @@ func removeNode(t *tree, target string) {
 	var st unix.Stat_t
 	name := path.Base(target)
 	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR && st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return
+	}
+	if number != 0 && number != st.Rdev {
 		return
 	}
 	if unix.Fchdir(dir) == nil {
