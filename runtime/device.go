@@ -222,9 +222,10 @@ func (i *Instance) removeNodes(devices []xml.Device) error {
 	})
 }
 
-// removeNode unmounts the node of a device with a number, 0 for any, from within
-// descriptors of a thread that is in another PID namespace. Should root inside
-// put another of its mounts there meanwhile, it is that one which goes.
+// removeNode unmounts the node of a device with a number, 0 for any. It does
+// so from within the directory: /proc inside shows no descriptors of a thread
+// that is in another PID namespace. Should root inside put another of its
+// mounts there meanwhile, it is that one which goes.
 func removeNode(t *tree, target string, number uint64) {
 	dir, err := t.open(path.Dir(target), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {

@@ -155,7 +155,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	for end := time.Now().Add(limit); ; time.Sleep(500 * time.Millisecond) {
 		cmd := exec.Command(args[2], args[3:]...)
-		cmd.Env = append(os.Environ(), "LIBVIRT_DEFAULT_URI=vz:///system", "LC_ALL=C")
+		cmd.Env = append(os.Environ(), "LIBVIRT_DEFAULT_URI=vz:///system", "LC_ALL=C", "PATH="+ts.Getenv("PATH"))
 		out, _ := cmd.CombinedOutput()
 		if strings.Contains(string(out), args[1]) {
 			return
