@@ -38,17 +38,13 @@ var undefineFlags = []uint32{
 	protocol.DomainUndefineTpm, protocol.DomainUndefineKeepTpm,
 }
 
-// parse reads a definition a client brought, after the access check on the
+// parse reads a definition a client brought, with the access check on the
 // name and UUID it claims.
 func (r *request) parse(doc string, validate bool) (*libvirtxml.Domain, protocol.UUID, error) {
-	name, claimed, err := xml.Identity(doc)
-	if err != nil {
-		return nil, protocol.UUID{}, err
-	}
-	if err := r.allowNew(name, protocol.UUID(claimed)); err != nil {
-		return nil, protocol.UUID{}, err
-	}
-	def, err := xml.Parse(doc, r.drv.facts(), xml.ParseOptions{Validate: validate})
+	def, err := xml.Parse(doc, r.drv.facts(), xml.ParseOptions{
+		Validate: validate,
+		Allow:    func(name string, id [16]byte) error { return r.allowNew(name, protocol.UUID(id)) },
+	})
 	if err != nil {
 		return nil, protocol.UUID{}, err
 	}

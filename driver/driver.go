@@ -6,7 +6,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
+
+	"libvirt.org/go/libvirtxml"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/relay"
@@ -79,41 +84,77 @@ func open(c Config, h *host, rt *runtime.Runtime, log *slog.Logger, facts func()
 	return drv, drv.load()
 }
 
-// load reads the definitions. What cannot be read is reported and left where
-// it is: it never stops the daemon and is never deleted.
+// load reads the definitions, several at once: of a thousand, parsing is most
+// of the daemon's start. What cannot be read is reported and left where it is:
+// it never stops the daemon and is never deleted.
 func (drv *Driver) load() error {
+	names, err := drv.store.definitions()
+	if err != nil {
+		return err
+	}
+	links, err := drv.store.links()
+	if err != nil {
+		return err
+	}
 	facts := drv.facts()
 	facts.Templates = nil // a template that is gone must not hide its domains
-	return drv.store.definitions(func(name, doc string) error {
-		def, err := xml.Parse(doc, facts, xml.ParseOptions{Stored: true})
-		if err != nil {
-			return err
-		}
-		if def.Name != name {
-			return fmt.Errorf("the definition is of domain '%s', which the file's name does not say", def.Name)
-		}
-		id, err := protocol.ParseUUID(def.UUID)
-		if err != nil {
-			return err
-		}
-		if other := drv.domains.lookup(id); other != nil {
-			return fmt.Errorf("domain '%s' has the same UUID %s", other.view().name, id)
-		}
-		d, err := drv.domains.claim(drv, id, name)
-		if err != nil {
-			return err
-		}
-		c := d.changeAlways("load")
-		defer c.done()
-		c.publish(func(v *view) {
-			v.config, v.persistent = def, true
-			v.autostart = drv.store.linked(drv.store.autostartLink(name))
-			v.once = drv.store.linked(drv.store.onceLink(name))
+	defs, errs := make([]*libvirtxml.Domain, len(names)), make([]error, len(names))
+	var next atomic.Int64
+	var readers sync.WaitGroup
+	for range goruntime.GOMAXPROCS(0) {
+		readers.Go(func() {
+			for n := next.Add(1) - 1; n < int64(len(names)); n = next.Add(1) - 1 {
+				defs[n], errs[n] = drv.store.load(names[n], facts)
+			}
 		})
-		return nil
-	}, func(path string, err error) {
-		drv.log.Error("definition skipped", "file", path, "error", err)
+	}
+	readers.Wait()
+	for n, name := range names {
+		err := errs[n]
+		if err == nil {
+			err = drv.add(defs[n], links)
+		}
+		if err != nil {
+			drv.log.Error("definition skipped", "file", drv.store.definition(name), "error", err)
+		}
+	}
+	return nil
+}
+
+// load reads one definition.
+func (s store) load(name string, facts xml.HostFacts) (*libvirtxml.Domain, error) {
+	doc, err := readFile(s.definition(name))
+	if err != nil {
+		return nil, err
+	}
+	def, err := xml.Parse(string(doc), facts, xml.ParseOptions{Stored: true})
+	if err == nil && def.Name != name {
+		err = fmt.Errorf("the definition is of domain '%s', which the file's name does not say", def.Name)
+	}
+	return def, err
+}
+
+// add makes a domain of a definition that was read.
+func (drv *Driver) add(def *libvirtxml.Domain, links map[string]bool) error {
+	id, err := protocol.ParseUUID(def.UUID)
+	if err != nil {
+		return err
+	}
+	if other := drv.domains.lookup(id); other != nil {
+		return fmt.Errorf("domain '%s' has the same UUID %s", other.view().name, id)
+	}
+	d, err := drv.domains.claim(drv, id, def.Name)
+	if err != nil {
+		return err
+	}
+	c := d.changeAlways("load")
+	defer c.done()
+	c.publish(func(v *view) {
+		v.config, v.persistent = def, true
+		v.autostart = links[drv.store.autostartLink(def.Name)]
+		v.once = links[drv.store.onceLink(def.Name)]
 	})
+	return nil
 }
 
 // Recover takes over the environments that ran while no daemon did, tells

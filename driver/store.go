@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,7 +66,7 @@ func (s store) prepare() error {
 func (s store) saveDefinition(name, doc string) error {
 	header := "<!--\nThis file belongs to virtvzd and is overwritten by it. Change it with:\n  virsh -c vz:///system edit " +
 		strings.ReplaceAll(name, "--", "- -") + "\n-->\n\n"
-	return writeFile(s.definition(name), []byte(header+doc), 0o600)
+	return writeFile(s.definition(name), []byte(header+doc))
 }
 
 // removeDefinition forgets a definition and its autostart links. The links
@@ -79,28 +80,33 @@ func (s store) removeDefinition(name string) error {
 	return syncDir(s.configDir)
 }
 
-// definitions reads every definition. A file that cannot be read goes to
-// skip with the reason and stays where it is.
-func (s store) definitions(use func(name, doc string) error, skip func(path string, err error)) error {
+// definitions names the domains that have a file.
+func (s store) definitions() (names []string, err error) {
 	entries, err := os.ReadDir(s.configDir)
 	if err != nil {
-		return fmt.Errorf("cannot read the definitions: %w", err)
+		return nil, fmt.Errorf("cannot read the definitions: %w", err)
 	}
 	for _, entry := range entries {
 		name, isXML := strings.CutSuffix(entry.Name(), ".xml")
-		if !isXML || strings.HasPrefix(name, ".") {
-			continue
-		}
-		path := filepath.Join(s.configDir, entry.Name())
-		doc, err := readFile(path)
-		if err == nil {
-			err = use(name, string(doc))
-		}
-		if err != nil {
-			skip(path, err)
+		if isXML && !strings.HasPrefix(name, ".") {
+			names = append(names, name)
 		}
 	}
-	return nil
+	return names, nil
+}
+
+// links tells which autostart links there are, by their path.
+func (s store) links() (map[string]bool, error) {
+	dir := filepath.Dir(s.autostartLink(""))
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read what is started automatically: %w", err)
+	}
+	links := map[string]bool{}
+	for _, entry := range entries {
+		links[filepath.Join(dir, entry.Name())] = true
+	}
+	return links, nil
 }
 
 func (s store) saveStatus(id protocol.UUID, status savedStatus) error {
@@ -108,7 +114,7 @@ func (s store) saveStatus(id protocol.UUID, status savedStatus) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(s.status(id), data, 0o600)
+	return writeFile(s.status(id), data)
 }
 
 func (s store) removeStatus(id protocol.UUID) error {
@@ -150,12 +156,7 @@ func (s store) statuses(use func(protocol.UUID, savedStatus), skip func(path str
 	return nil
 }
 
-// autostart and setAutostart read and make the links.
-func (s store) linked(link string) bool {
-	_, err := os.Lstat(link)
-	return err == nil
-}
-
+// setLink makes or removes an autostart link.
 func (s store) setLink(link, name string, on bool) error {
 	if !on {
 		err := os.Remove(link)
@@ -178,24 +179,27 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxDefinition+1))
-	if err != nil {
+	var data bytes.Buffer
+	data.Grow(int(min(info.Size(), maxDefinition)) + bytes.MinRead)
+	if _, err := data.ReadFrom(io.LimitReader(f, maxDefinition+1)); err != nil {
 		return nil, err
 	}
-	if len(data) > maxDefinition {
+	if data.Len() > maxDefinition {
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxDefinition)
 	}
-	return data, nil
+	return data.Bytes(), nil
 }
 
 // writeFile replaces a file as a whole: after a crash or on a full disk
-// either the old or the new content is there, never a part.
-func writeFile(path string, data []byte, mode os.FileMode) (err error) {
+// either the old or the new content is there, never a part. Only root can read
+// it (mode 0600).
+func writeFile(path string, data []byte) (err error) {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".new-*")
+	f, err := os.CreateTemp(dir, ".new-*") // 0600
 	if err != nil {
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
@@ -207,9 +211,6 @@ func writeFile(path string, data []byte, mode os.FileMode) (err error) {
 		}
 	}()
 	if _, err = f.Write(data); err != nil {
-		return err
-	}
-	if err = f.Chmod(mode); err != nil {
 		return err
 	}
 	if err = f.Sync(); err != nil {

@@ -82,12 +82,11 @@ var reasons = []struct{ pattern, reason string }{
 
 // refusal makes the entry of a procedure that is not served.
 func refusal(info *protocol.Info) procedure {
-	reason := refusalReason(info)
 	return procedure{info: info, serve: func(r *request) (xdr.Marshaler, error) {
 		if err := r.client.admit(info); err != nil {
 			return nil, err
 		}
-		return nil, errorf(protocol.ErrNoSupport, "%s: %s", functionName(info), reason)
+		return nil, errorf(protocol.ErrNoSupport, "%s: %s", functionName(info), refusalReason(info))
 	}}
 }
 

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +20,6 @@ import (
 type Host struct {
 	Kernel     [2]int // version and patch level, as in 6.12
 	OCI        string // absolute path of the OCI runtime
-	OCIVersion string
 	CPUs       []int  // online
 	LXCFS      string // directory of lxcfs's files, or empty
 	LXCFSFiles []string
@@ -40,7 +37,7 @@ const (
 
 // probeHost looks at the host once, at the daemon's start. An error names
 // what has to be installed or changed.
-func probeHost(ctx context.Context, oci string) (Host, error) {
+func probeHost(oci string) (Host, error) {
 	var h Host
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
@@ -53,7 +50,7 @@ func probeHost(ctx context.Context, oci string) (Host, error) {
 	if h.Kernel[0] < oldestKernel[0] || h.Kernel[0] == oldestKernel[0] && h.Kernel[1] < oldestKernel[1] {
 		return h, fmt.Errorf("kernel %s is too old: %d.%d or newer is needed", release, oldestKernel[0], oldestKernel[1])
 	}
-	if err := h.probeOCI(ctx, oci); err != nil {
+	if err := h.probeOCI(oci); err != nil {
 		return h, err
 	}
 	if err := probeKernel(); err != nil {
@@ -75,25 +72,16 @@ func probeHost(ctx context.Context, oci string) (Host, error) {
 	return h, nil
 }
 
-func (h *Host) probeOCI(ctx context.Context, name string) error {
+// probeOCI finds the OCI runtime. It is not run: that would take longer than
+// all other steps of the daemon's start, and a runtime that cannot be executed
+// says so at the first start of an environment.
+func (h *Host) probeOCI(name string) error {
 	path, err := exec.LookPath(name)
 	if err != nil {
 		return fmt.Errorf("the OCI runtime %s is missing: install the package %s", name, filepath.Base(name))
 	}
-	if h.OCI, err = filepath.Abs(path); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, h.OCI, "--version").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s --version: %w", h.OCI, err)
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	if f := strings.Fields(line); len(f) > 0 {
-		h.OCIVersion = f[len(f)-1]
-	}
-	return nil
+	h.OCI, err = filepath.Abs(path)
+	return err
 }
 
 // probeKernel checks for what a kernel can be built or booted without.

@@ -14,7 +14,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files")
 
 var testHost = Host{
-	Kernel: [2]int{6, 12}, OCI: "/usr/bin/crun", OCIVersion: "1.21", CPUs: []int{0, 1, 2, 3},
+	Kernel: [2]int{6, 12}, OCI: "/usr/bin/crun", CPUs: []int{0, 1, 2, 3},
 	LXCFS: "/var/lib/lxcfs", LXCFSFiles: []string{"/proc/meminfo", "/proc/uptime"},
 }
 

@@ -65,8 +65,8 @@ type claim struct {
 // New looks at the host and makes the directories. The error of a host that
 // cannot run environments says what to install or to change. The process becomes a
 // subreaper.
-func New(ctx context.Context, c Config) (*Runtime, error) {
-	host, err := probeHost(ctx, c.OCI)
+func New(c Config) (*Runtime, error) {
+	host, err := probeHost(c.OCI)
 	if err != nil {
 		return nil, err
 	}

@@ -28,9 +28,10 @@ type stub struct {
 func startStub(files []*os.File) (*stub, error) {
 	s := &stub{stderr: &tail{limit: 8 << 10}}
 	s.cmd = &exec.Cmd{
-		Path:       "/proc/self/exe", // also right after the binary was replaced by an upgrade
-		Args:       []string{stubName},
-		Env:        []string{"PATH=" + runtimePath},
+		Path: "/proc/self/exe", // also right after the binary was replaced by an upgrade
+		Args: []string{stubName},
+		// It does one thing after another; threads would only take time to start.
+		Env:        []string{"PATH=" + runtimePath, "GOMAXPROCS=1"},
 		Stderr:     s.stderr,
 		ExtraFiles: files,
 		SysProcAttr: &syscall.SysProcAttr{

@@ -94,7 +94,7 @@ func newVMRuntime() (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	return New(context.Background(), Config{StateDir: vmState, DataDir: vmData, OCI: "crun", Scopes: conn, FDs: vmStore})
+	return New(Config{StateDir: vmState, DataDir: vmData, OCI: "crun", Scopes: conn, FDs: vmStore})
 }
 
 // vmTemplate imports one of the roots once.

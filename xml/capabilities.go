@@ -2,7 +2,6 @@ package xml
 
 import (
 	"encoding/xml"
-	"regexp"
 	"slices"
 
 	"libvirt.org/go/libvirtxml"
@@ -132,7 +131,7 @@ func document(v any) (string, error) {
 // selfClose writes empty elements as libvirt does: <a></a> becomes <a/>. No
 // value here can contain markup, nor an element be nested in its own kind.
 func selfClose(doc string) string {
-	return emptyElement.ReplaceAllString(doc, "<$1$2/>")
+	return emptyElement().ReplaceAllString(doc, "<$1$2/>")
 }
 
-var emptyElement = regexp.MustCompile(`<([a-zA-Z_]+)([^<>]*)></[a-zA-Z_]+>`)
+var emptyElement = pattern(`<([a-zA-Z_]+)([^<>]*)></[a-zA-Z_]+>`)

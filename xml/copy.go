@@ -8,38 +8,37 @@ import (
 
 // Copy makes an independent copy of a definition.
 func Copy(def *libvirtxml.Domain) *libvirtxml.Domain {
-	return deepCopy(reflect.ValueOf(def)).Interface().(*libvirtxml.Domain)
+	next := *def
+	separate(reflect.ValueOf(&next).Elem())
+	return &next
 }
 
-// deepCopy follows what the model consists of: structs of exported fields,
-// pointers, slices and plain values. It is a tree, there are no cycles.
-func deepCopy(v reflect.Value) reflect.Value {
+// separate replaces what a shallow copy shares with its original. It follows
+// what the model consists of: structs of exported fields, pointers, slices and
+// plain values. It is a tree, there are no cycles.
+func separate(v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Pointer:
-		if v.IsNil() {
-			return v
+		if !v.IsNil() {
+			next := reflect.New(v.Type().Elem())
+			next.Elem().Set(v.Elem())
+			separate(next.Elem())
+			v.Set(next)
 		}
-		next := reflect.New(v.Type().Elem())
-		next.Elem().Set(deepCopy(v.Elem()))
-		return next
 	case reflect.Slice:
-		if v.IsNil() {
-			return v
+		if !v.IsNil() {
+			next := reflect.MakeSlice(v.Type(), v.Len(), v.Len())
+			reflect.Copy(next, v)
+			for i := range next.Len() {
+				separate(next.Index(i))
+			}
+			v.Set(next)
 		}
-		next := reflect.MakeSlice(v.Type(), v.Len(), v.Len())
-		for i := range v.Len() {
-			next.Index(i).Set(deepCopy(v.Index(i)))
-		}
-		return next
 	case reflect.Struct:
-		next := reflect.New(v.Type()).Elem()
-		next.Set(v)
 		for i := range v.NumField() {
-			if f := next.Field(i); f.CanSet() {
-				f.Set(deepCopy(v.Field(i)))
+			if f := v.Field(i); f.CanSet() {
+				separate(f)
 			}
 		}
-		return next
 	}
-	return v
 }

@@ -2,7 +2,6 @@ package xml
 
 import (
 	"encoding/xml"
-	"regexp"
 
 	"libvirt.org/go/libvirtxml"
 )
@@ -32,7 +31,7 @@ func Format(def *libvirtxml.Domain, o FormatOptions) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out, err := write(productFirst.ReplaceAllString(string(doc), "$2$1"), metadata)
+	out, err := write(productFirst().ReplaceAllString(string(doc), "$2$1"), metadata)
 	if err != nil {
 		return "", err
 	}
@@ -47,7 +46,7 @@ func Format(def *libvirtxml.Domain, o FormatOptions) (string, error) {
 
 // productFirst is how the model has an USB device, which libvirt's schema
 // wants the other way round.
-var productFirst = regexp.MustCompile(`(<product id="[^"]*"></product>)(<vendor id="[^"]*"></vendor>)`)
+var productFirst = pattern(`(<product id="[^"]*"></product>)(<vendor id="[^"]*"></vendor>)`)
 
 // A document this small without metadata is within every bound: its depth is
 // the model's.

@@ -2,13 +2,12 @@ package xml
 
 import (
 	"net/netip"
-	"regexp"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
 )
 
-var macPattern = regexp.MustCompile(`^([0-9a-f]{2}:){5}[0-9a-f]{2}$`)
+var macPattern = pattern(`^([0-9a-f]{2}:){5}[0-9a-f]{2}$`)
 
 // validateInterfaces checks what is kept of each network interface.
 func validateInterfaces(def *libvirtxml.Domain, _ HostFacts) error {
@@ -41,7 +40,7 @@ func validateInterfaces(def *libvirtxml.Domain, _ HostFacts) error {
 }
 
 func validateMAC(mac string, used map[string]bool) error {
-	if !macPattern.MatchString(mac) {
+	if !macPattern().MatchString(mac) {
 		return invalid("<mac>", "has address='%s': six hexadecimal bytes such as 52:54:00:12:34:56 are accepted", shorten(mac))
 	}
 	if strings.IndexByte("13579bdf", mac[1]) >= 0 {

@@ -155,7 +155,9 @@ const maxURI = 4096
 // escaped, and line ends, which come back as spaces.
 func notXML(r rune) bool { return r < 0x20 || r == 0xFFFE || r == 0xFFFF }
 
-var prefixPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,255}$`)
+const maxPrefix = 256
+
+var prefixPattern = pattern(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
 
 // withNamespace puts an element into a namespace: <apps> becomes
 // <key:apps xmlns:key="uri">, as virDomainSetMetadata does.
@@ -164,7 +166,7 @@ func withNamespace(element, key, uri string) (string, error) {
 	if err := scanElement(element); err != nil {
 		return "", err
 	}
-	if !prefixPattern.MatchString(key) || strings.EqualFold(key, "xml") || strings.EqualFold(key, "xmlns") {
+	if len(key) > maxPrefix || !prefixPattern().MatchString(key) || strings.EqualFold(key, "xml") || strings.EqualFold(key, "xmlns") {
 		return "", invalid("<metadata>", "cannot have the key %q: a namespace prefix is needed, a letter and then letters, digits, '-', '_' and '.'", shorten(key))
 	}
 	d := xml.NewDecoder(strings.NewReader(element))

@@ -48,17 +48,24 @@ type ParseOptions struct {
 	Validate bool // refuse what libvirt's schema does not know
 	Stored   bool // written by us: what it needs may be gone since
 	Live     bool // keep what only a running environment has
+
+	// Allow is asked as soon as it is known of which domain the document
+	// claims to be, before anything else about it is told; uuid is zero when
+	// it names none. Its error is Parse's.
+	Allow func(name string, uuid [16]byte) error
 }
 
 // Parse reads a definition: it is checked, completed with libvirt's
 // defaults, and normalised so that formatting it again changes nothing.
 func Parse(doc string, host HostFacts, o ParseOptions) (*libvirtxml.Domain, error) {
-	if err := scan(doc, "domain"); err != nil {
+	def := &libvirtxml.Domain{}
+	if err := newScanner(doc, "domain").domain(def); err != nil {
 		return nil, err
 	}
-	def := &libvirtxml.Domain{}
-	if err := decode(doc, def); err != nil {
-		return nil, err
+	if o.Allow != nil {
+		if err := allow(def, o.Allow); err != nil {
+			return nil, err
+		}
 	}
 	if def.Metadata != nil {
 		adopt(doc, def.Metadata)
@@ -86,6 +93,16 @@ func Check(def *libvirtxml.Domain, host HostFacts) error {
 		return err
 	}
 	return validate(def, host)
+}
+
+func allow(def *libvirtxml.Domain, ask func(string, [16]byte) error) (err error) {
+	var id [16]byte
+	if def.UUID != "" {
+		if id, err = parseUUID(def.UUID); err != nil {
+			return err
+		}
+	}
+	return ask(def.Name, id)
 }
 
 // newUUID makes a random one (RFC 9562, version 4).

@@ -15,48 +15,84 @@ const (
 	maxElements = 100_000
 )
 
-// scan reads a document once for what must hold before it is decoded:
+// scanner reads the tokens of a document and holds what must be true of each:
 // bounded size, depth and number of elements, no document type (and so no
 // entities of its own), one root element and nothing beside it. Of a domain
 // each child occurs once: two names would let the access check see one and
 // the definition have the other.
-func scan(doc, root string) error {
-	if len(doc) > maxDocument {
-		return malformed("the document has %d bytes, the limit is %d", len(doc), maxDocument)
-	}
-	s := scanner{root: root, seen: map[string]bool{}}
-	d := xml.NewDecoder(strings.NewReader(doc))
-	for {
-		token, err := d.RawToken()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return malformed("the document is not well-formed XML: %v", err)
-		}
-		if err := s.token(token); err != nil {
-			return err
-		}
-	}
-	switch {
-	case s.elements == 0:
-		return malformed("the document is empty: a <%s> is needed", root)
-	case s.depth > 0:
-		return malformed("the document is not well-formed XML: it ends before <%s> does", root)
-	case s.stray:
-		return malformed("the document has text outside of <%s>", root)
-	}
-	return nil
-}
-
+//
+// It is an [xml.TokenReader], so that a document is read only once for this
+// and for the model.
 type scanner struct {
-	root            string
+	doc, root       string
+	d               *xml.Decoder
+	err             error // what was refused; io.EOF when all was read
 	depth, elements int
 	stray           bool
 	seen            map[string]bool // children of the root
+	metadata        struct {        // bounds of what is inside <metadata>
+		start, end int64
+		open       bool
+	}
 }
 
-func (s *scanner) token(token xml.Token) error {
+func newScanner(doc, root string) *scanner {
+	s := &scanner{doc: doc, root: root, d: xml.NewDecoder(strings.NewReader(doc)), seen: map[string]bool{}}
+	if len(doc) > maxDocument {
+		s.err = malformed("the document has %d bytes, the limit is %d", len(doc), maxDocument)
+	}
+	return s
+}
+
+// Token implements xml.TokenReader.
+func (s *scanner) Token() (token xml.Token, err error) {
+	if s.err != nil {
+		return nil, s.err
+	}
+	before := s.d.InputOffset()
+	token, err = s.d.RawToken()
+	switch {
+	case errors.Is(err, io.EOF):
+		s.err = s.end()
+	case err != nil:
+		s.err = malformed("the document is not well-formed XML: %v", err)
+	default:
+		s.err = s.check(token, before)
+	}
+	if s.err != nil {
+		return nil, s.err
+	}
+	return token, nil
+}
+
+// rest reads on to the end.
+func (s *scanner) rest() error {
+	for s.err == nil {
+		s.Token()
+	}
+	if s.err == io.EOF {
+		return nil
+	}
+	return s.err
+}
+
+// scan reads a document only for what a scanner holds.
+func scan(doc, root string) error { return newScanner(doc, root).rest() }
+
+// end is what Token returns when nothing is left.
+func (s *scanner) end() error {
+	switch {
+	case s.elements == 0:
+		return malformed("the document is empty: a <%s> is needed", s.root)
+	case s.depth > 0:
+		return malformed("the document is not well-formed XML: it ends before <%s> does", s.root)
+	case s.stray:
+		return malformed("the document has text outside of <%s>", s.root)
+	}
+	return io.EOF
+}
+
+func (s *scanner) check(token xml.Token, before int64) error {
 	switch t := token.(type) {
 	case xml.Directive:
 		return malformed("the document has a <!%.20s…> declaration: document types and entities are not read", t)
@@ -77,6 +113,9 @@ func (s *scanner) token(token xml.Token) error {
 		if s.depth < 0 {
 			return malformed("the document is not well-formed XML: </%.40s> ends nothing", t.Name.Local)
 		}
+		if m := &s.metadata; m.open && s.depth == 1 {
+			m.end, m.open = before, false
+		}
 	}
 	return nil
 }
@@ -92,6 +131,9 @@ func (s *scanner) start(name xml.Name) error {
 			return invalid("<"+shorten(name.Local)+">", "occurs twice: a domain has one")
 		}
 		s.seen[name.Local] = true
+	}
+	if s.depth == 1 && name.Local == "metadata" {
+		s.metadata.start, s.metadata.open = s.d.InputOffset(), true
 	}
 	s.depth++
 	s.elements++
@@ -112,28 +154,6 @@ func wellNamed(name xml.Name) error {
 
 // repeatable are the children a domain can have several of.
 var repeatable = []string{"seclabel", "sysinfo"}
-
-// Identity finds the name and UUID a definition claims, for the access check
-// that comes before the definition is parsed. The UUID is zero when there is
-// none.
-func Identity(doc string) (name string, uuid [16]byte, err error) {
-	if err := scan(doc, "domain"); err != nil {
-		return "", uuid, err
-	}
-	var id struct {
-		Name string `xml:"name"`
-		UUID string `xml:"uuid"`
-	}
-	if err := decode(doc, &id); err != nil {
-		return "", uuid, err
-	}
-	if id.UUID != "" {
-		if uuid, err = parseUUID(id.UUID); err != nil {
-			return "", uuid, err
-		}
-	}
-	return id.Name, uuid, nil
-}
 
 // parseUUID reads 32 hexadecimal digits with or without dashes.
 func parseUUID(text string) (uuid [16]byte, err error) {

@@ -1,7 +1,6 @@
 package xml
 
 import (
-	"regexp"
 	"slices"
 	"strings"
 
@@ -135,14 +134,14 @@ func validateNUMA(def *libvirtxml.Domain, _ HostFacts) error {
 }
 
 // partition is what systemd makes a slice's name of, one level an element.
-var partition = regexp.MustCompile(`^(/[a-zA-Z0-9:_.\\-]+)+$`)
+var partition = pattern(`^(/[a-zA-Z0-9:_.\\-]+)+$`)
 
 func validatePartition(def *libvirtxml.Domain, _ HostFacts) error {
 	if def.Resource == nil || def.Resource.Partition == "" {
 		return nil
 	}
 	p := def.Resource.Partition
-	if !partition.MatchString(p) || len(p) > 200 || strings.Contains(p+"/", "/../") || strings.Contains(p+"/", "/./") {
+	if !partition().MatchString(p) || len(p) > 200 || strings.Contains(p+"/", "/../") || strings.Contains(p+"/", "/./") {
 		return invalid("<partition>", "is '%s': an absolute path such as /machine/web is needed, in which names are letters, digits and ':', '_', '.', '-'", shorten(p))
 	}
 	return nil

@@ -16,7 +16,8 @@ const lxcNamespace = "http://libvirt.org/schemas/domain/lxc/1.0"
 // quotes, text on its element's line, <a/> for what is empty. What metadata
 // holds is written as it is, being the user's own.
 func write(doc, metadata string) (string, error) {
-	w := writer{d: xml.NewDecoder(strings.NewReader(doc)), metadata: metadata}
+	w := writer{d: xml.NewDecoder(strings.NewReader(doc)), metadata: metadata, lxc: strings.Contains(doc, lxcNamespace)}
+	w.b.Grow(len(doc) + len(metadata))
 	for {
 		token, err := w.d.Token()
 		if errors.Is(err, io.EOF) {
@@ -27,7 +28,7 @@ func write(doc, metadata string) (string, error) {
 		}
 		switch t := token.(type) {
 		case xml.StartElement:
-			w.start(t, strings.Contains(doc, lxcNamespace))
+			w.start(t)
 		case xml.CharData:
 			w.close(">")
 			w.b.WriteString(textEscapes.Replace(string(t)))
@@ -42,20 +43,22 @@ type writer struct {
 	d        *xml.Decoder
 	b        strings.Builder
 	metadata string
+	lxc      bool // has elements in libvirt's lxc namespace
 	depth    int
 	open     bool // a start tag lacks its ">"
 	inline   bool // an end tag belongs on this line
 }
 
-func (w *writer) start(t xml.StartElement, lxc bool) {
+func (w *writer) start(t xml.StartElement) {
 	w.close(">\n")
-	w.b.WriteString(strings.Repeat("  ", w.depth) + "<" + qualified(t.Name))
+	w.indent()
+	w.b.WriteString("<" + qualified(t.Name))
 	for _, a := range t.Attr {
 		if a.Name.Local != "xmlns" && a.Name.Space != "xmlns" {
 			w.b.WriteString(" " + a.Name.Local + "='" + attributeEscapes.Replace(a.Value) + "'")
 		}
 	}
-	if w.depth == 0 && lxc {
+	if w.depth == 0 && w.lxc {
 		w.b.WriteString(" xmlns:lxc='" + lxcNamespace + "'")
 	}
 	w.depth++
@@ -75,9 +78,16 @@ func (w *writer) end(t xml.EndElement) {
 	case w.inline:
 		w.b.WriteString("</" + qualified(t.Name) + ">\n")
 	default:
-		w.b.WriteString(strings.Repeat("  ", w.depth) + "</" + qualified(t.Name) + ">\n")
+		w.indent()
+		w.b.WriteString("</" + qualified(t.Name) + ">\n")
 	}
 	w.inline = false
+}
+
+func (w *writer) indent() {
+	for range w.depth {
+		w.b.WriteString("  ")
+	}
 }
 
 func (w *writer) close(with string) {

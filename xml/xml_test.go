@@ -1,6 +1,7 @@
 package xml
 
 import (
+	"errors"
 	"flag"
 	"math"
 	"os"
@@ -201,11 +202,27 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-func TestIdentity(t *testing.T) {
-	doc := strings.Replace(minimal, "<os>", "<uuid>00112233445566778899aabbccddeeff</uuid><os>", 1)
-	name, id, err := Identity(doc)
-	if err != nil || name != "web1" || formatUUID(id) != "00112233-4455-6677-8899-aabbccddeeff" {
-		t.Errorf("got %q %x %v", name, id, err)
+// TestAllow: who may not touch a domain learns nothing else of what is wrong
+// with its definition.
+func TestAllow(t *testing.T) {
+	refused := errors.New("refused")
+	for _, tt := range []struct{ doc, id string }{
+		{strings.Replace(minimal, "<os>", "<uuid>00112233445566778899aabbccddeeff</uuid><os>", 1), "00112233-4455-6677-8899-aabbccddeeff"},
+		{minimal, formatUUID([16]byte{})},
+		{strings.Replace(minimal, "<os>", "<memory>0</memory><vcpu>-</vcpu><os>", 1), ""}, // not readable: nothing to ask about
+		{strings.Replace(minimal, "exe", "hvm", 1), formatUUID([16]byte{})},
+	} {
+		asked := ""
+		_, err := Parse(tt.doc, host, ParseOptions{Validate: true, Allow: func(name string, id [16]byte) error {
+			asked = formatUUID(id)
+			if name != "web1" {
+				t.Errorf("asked for %q", name)
+			}
+			return refused
+		}})
+		if asked != tt.id || (err == refused) != (tt.id != "") {
+			t.Errorf("asked for %q, want %q; error %v\n%s", asked, tt.id, err, tt.doc)
+		}
 	}
 }
 

@@ -647,101 +647,121 @@ const AdminProgram = 0x06900690
 const AdminVersion = 1
 
 // AdminConnectOpen is procedure 1 of the admin program.
-var AdminConnectOpen = call[AdminConnectOpenArgs, xdr.Void](Info{
+var AdminConnectOpen = Procedure[AdminConnectOpenArgs, xdr.Void]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 1, Name: "CONNECT_OPEN",
-})
+	args: fresh[AdminConnectOpenArgs], ret: fresh[xdr.Void],
+}}
 
 // AdminConnectClose is procedure 2 of the admin program.
-var AdminConnectClose = call[xdr.Void, xdr.Void](Info{
+var AdminConnectClose = Procedure[xdr.Void, xdr.Void]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 2, Name: "CONNECT_CLOSE",
-})
+	args: fresh[xdr.Void], ret: fresh[xdr.Void],
+}}
 
 // AdminConnectGetLibVersion is procedure 3 of the admin program.
-var AdminConnectGetLibVersion = call[xdr.Void, AdminConnectGetLibVersionRet](Info{
+var AdminConnectGetLibVersion = Procedure[xdr.Void, AdminConnectGetLibVersionRet]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 3, Name: "CONNECT_GET_LIB_VERSION",
-})
+	args: fresh[xdr.Void], ret: fresh[AdminConnectGetLibVersionRet],
+}}
 
 // AdminConnectListServers is procedure 4 of the admin program.
-var AdminConnectListServers = call[AdminConnectListServersArgs, AdminConnectListServersRet](Info{
+var AdminConnectListServers = Procedure[AdminConnectListServersArgs, AdminConnectListServersRet]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 4, Name: "CONNECT_LIST_SERVERS",
-})
+	args: fresh[AdminConnectListServersArgs], ret: fresh[AdminConnectListServersRet],
+}}
 
 // AdminConnectLookupServer is procedure 5 of the admin program.
-var AdminConnectLookupServer = call[AdminConnectLookupServerArgs, AdminConnectLookupServerRet](Info{
+var AdminConnectLookupServer = Procedure[AdminConnectLookupServerArgs, AdminConnectLookupServerRet]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 5, Name: "CONNECT_LOOKUP_SERVER",
-})
+	args: fresh[AdminConnectLookupServerArgs], ret: fresh[AdminConnectLookupServerRet],
+}}
 
 // AdminServerGetThreadpoolParameters is procedure 6 of the admin program.
-var AdminServerGetThreadpoolParameters = call[AdminServerGetThreadpoolParametersArgs, AdminServerGetThreadpoolParametersRet](Info{
+var AdminServerGetThreadpoolParameters = Procedure[AdminServerGetThreadpoolParametersArgs, AdminServerGetThreadpoolParametersRet]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 6, Name: "SERVER_GET_THREADPOOL_PARAMETERS",
-})
+	args: fresh[AdminServerGetThreadpoolParametersArgs], ret: fresh[AdminServerGetThreadpoolParametersRet],
+}}
 
 // AdminServerSetThreadpoolParameters is procedure 7 of the admin program.
-var AdminServerSetThreadpoolParameters = call[AdminServerSetThreadpoolParametersArgs, xdr.Void](Info{
+var AdminServerSetThreadpoolParameters = Procedure[AdminServerSetThreadpoolParametersArgs, xdr.Void]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 7, Name: "SERVER_SET_THREADPOOL_PARAMETERS",
-})
+	args: fresh[AdminServerSetThreadpoolParametersArgs], ret: fresh[xdr.Void],
+}}
 
 // AdminServerListClients is procedure 8 of the admin program.
-var AdminServerListClients = call[AdminServerListClientsArgs, AdminServerListClientsRet](Info{
+var AdminServerListClients = Procedure[AdminServerListClientsArgs, AdminServerListClientsRet]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 8, Name: "SERVER_LIST_CLIENTS",
-})
+	args: fresh[AdminServerListClientsArgs], ret: fresh[AdminServerListClientsRet],
+}}
 
 // AdminServerLookupClient is procedure 9 of the admin program.
-var AdminServerLookupClient = call[AdminServerLookupClientArgs, AdminServerLookupClientRet](Info{
+var AdminServerLookupClient = Procedure[AdminServerLookupClientArgs, AdminServerLookupClientRet]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 9, Name: "SERVER_LOOKUP_CLIENT",
-})
+	args: fresh[AdminServerLookupClientArgs], ret: fresh[AdminServerLookupClientRet],
+}}
 
 // AdminClientGetInfo is procedure 10 of the admin program.
-var AdminClientGetInfo = call[AdminClientGetInfoArgs, AdminClientGetInfoRet](Info{
+var AdminClientGetInfo = Procedure[AdminClientGetInfoArgs, AdminClientGetInfoRet]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 10, Name: "CLIENT_GET_INFO",
-})
+	args: fresh[AdminClientGetInfoArgs], ret: fresh[AdminClientGetInfoRet],
+}}
 
 // AdminClientClose is procedure 11 of the admin program.
-var AdminClientClose = call[AdminClientCloseArgs, xdr.Void](Info{
+var AdminClientClose = Procedure[AdminClientCloseArgs, xdr.Void]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 11, Name: "CLIENT_CLOSE",
-})
+	args: fresh[AdminClientCloseArgs], ret: fresh[xdr.Void],
+}}
 
 // AdminServerGetClientLimits is procedure 12 of the admin program.
-var AdminServerGetClientLimits = call[AdminServerGetClientLimitsArgs, AdminServerGetClientLimitsRet](Info{
+var AdminServerGetClientLimits = Procedure[AdminServerGetClientLimitsArgs, AdminServerGetClientLimitsRet]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 12, Name: "SERVER_GET_CLIENT_LIMITS",
-})
+	args: fresh[AdminServerGetClientLimitsArgs], ret: fresh[AdminServerGetClientLimitsRet],
+}}
 
 // AdminServerSetClientLimits is procedure 13 of the admin program.
-var AdminServerSetClientLimits = call[AdminServerSetClientLimitsArgs, xdr.Void](Info{
+var AdminServerSetClientLimits = Procedure[AdminServerSetClientLimitsArgs, xdr.Void]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 13, Name: "SERVER_SET_CLIENT_LIMITS",
-})
+	args: fresh[AdminServerSetClientLimitsArgs], ret: fresh[xdr.Void],
+}}
 
 // AdminConnectGetLoggingOutputs is procedure 14 of the admin program.
-var AdminConnectGetLoggingOutputs = call[AdminConnectGetLoggingOutputsArgs, AdminConnectGetLoggingOutputsRet](Info{
+var AdminConnectGetLoggingOutputs = Procedure[AdminConnectGetLoggingOutputsArgs, AdminConnectGetLoggingOutputsRet]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 14, Name: "CONNECT_GET_LOGGING_OUTPUTS",
-})
+	args: fresh[AdminConnectGetLoggingOutputsArgs], ret: fresh[AdminConnectGetLoggingOutputsRet],
+}}
 
 // AdminConnectGetLoggingFilters is procedure 15 of the admin program.
-var AdminConnectGetLoggingFilters = call[AdminConnectGetLoggingFiltersArgs, AdminConnectGetLoggingFiltersRet](Info{
+var AdminConnectGetLoggingFilters = Procedure[AdminConnectGetLoggingFiltersArgs, AdminConnectGetLoggingFiltersRet]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 15, Name: "CONNECT_GET_LOGGING_FILTERS",
-})
+	args: fresh[AdminConnectGetLoggingFiltersArgs], ret: fresh[AdminConnectGetLoggingFiltersRet],
+}}
 
 // AdminConnectSetLoggingOutputs is procedure 16 of the admin program.
-var AdminConnectSetLoggingOutputs = call[AdminConnectSetLoggingOutputsArgs, xdr.Void](Info{
+var AdminConnectSetLoggingOutputs = Procedure[AdminConnectSetLoggingOutputsArgs, xdr.Void]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 16, Name: "CONNECT_SET_LOGGING_OUTPUTS",
-})
+	args: fresh[AdminConnectSetLoggingOutputsArgs], ret: fresh[xdr.Void],
+}}
 
 // AdminConnectSetLoggingFilters is procedure 17 of the admin program.
-var AdminConnectSetLoggingFilters = call[AdminConnectSetLoggingFiltersArgs, xdr.Void](Info{
+var AdminConnectSetLoggingFilters = Procedure[AdminConnectSetLoggingFiltersArgs, xdr.Void]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 17, Name: "CONNECT_SET_LOGGING_FILTERS",
-})
+	args: fresh[AdminConnectSetLoggingFiltersArgs], ret: fresh[xdr.Void],
+}}
 
 // AdminServerUpdateTlsFiles is procedure 18 of the admin program.
-var AdminServerUpdateTlsFiles = call[AdminServerUpdateTlsFilesArgs, xdr.Void](Info{
+var AdminServerUpdateTlsFiles = Procedure[AdminServerUpdateTlsFilesArgs, xdr.Void]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 18, Name: "SERVER_UPDATE_TLS_FILES",
-})
+	args: fresh[AdminServerUpdateTlsFilesArgs], ret: fresh[xdr.Void],
+}}
 
 // AdminConnectSetDaemonTimeout is procedure 19 of the admin program.
-var AdminConnectSetDaemonTimeout = call[AdminConnectSetDaemonTimeoutArgs, xdr.Void](Info{
+var AdminConnectSetDaemonTimeout = Procedure[AdminConnectSetDaemonTimeoutArgs, xdr.Void]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 19, Name: "CONNECT_SET_DAEMON_TIMEOUT",
-})
+	args: fresh[AdminConnectSetDaemonTimeoutArgs], ret: fresh[xdr.Void],
+}}
 
 // AdminConnectDaemonShutdown is procedure 20 of the admin program.
-var AdminConnectDaemonShutdown = call[AdminConnectDaemonShutdownArgs, xdr.Void](Info{
+var AdminConnectDaemonShutdown = Procedure[AdminConnectDaemonShutdownArgs, xdr.Void]{&Info{
 	Program: AdminProgram, Version: AdminVersion, Number: 20, Name: "CONNECT_DAEMON_SHUTDOWN",
-})
+	args: fresh[AdminConnectDaemonShutdownArgs], ret: fresh[xdr.Void],
+}}

@@ -154,31 +154,36 @@ func (v *AuthPolkitRet) DecodeXDR(d *xdr.Decoder) {
 }
 
 // AuthList is procedure 66 of the remote program.
-var AuthList = call[xdr.Void, AuthListRet](Info{
+var AuthList = Procedure[xdr.Void, AuthListRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 66, Name: "AUTH_LIST",
 	Priority: true,
-})
+	args:     fresh[xdr.Void], ret: fresh[AuthListRet],
+}}
 
 // AuthSaslInit is procedure 67 of the remote program.
-var AuthSaslInit = call[xdr.Void, AuthSaslInitRet](Info{
+var AuthSaslInit = Procedure[xdr.Void, AuthSaslInitRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 67, Name: "AUTH_SASL_INIT",
 	Priority: true,
-})
+	args:     fresh[xdr.Void], ret: fresh[AuthSaslInitRet],
+}}
 
 // AuthSaslStart is procedure 68 of the remote program.
-var AuthSaslStart = call[AuthSaslStartArgs, AuthSaslStartRet](Info{
+var AuthSaslStart = Procedure[AuthSaslStartArgs, AuthSaslStartRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 68, Name: "AUTH_SASL_START",
 	Priority: true,
-})
+	args:     fresh[AuthSaslStartArgs], ret: fresh[AuthSaslStartRet],
+}}
 
 // AuthSaslStep is procedure 69 of the remote program.
-var AuthSaslStep = call[AuthSaslStepArgs, AuthSaslStepRet](Info{
+var AuthSaslStep = Procedure[AuthSaslStepArgs, AuthSaslStepRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 69, Name: "AUTH_SASL_STEP",
 	Priority: true,
-})
+	args:     fresh[AuthSaslStepArgs], ret: fresh[AuthSaslStepRet],
+}}
 
 // AuthPolkit is procedure 70 of the remote program.
-var AuthPolkit = call[xdr.Void, AuthPolkitRet](Info{
+var AuthPolkit = Procedure[xdr.Void, AuthPolkitRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 70, Name: "AUTH_POLKIT",
 	Priority: true,
-})
+	args:     fresh[xdr.Void], ret: fresh[AuthPolkitRet],
+}}

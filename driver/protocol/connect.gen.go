@@ -550,155 +550,175 @@ func (v *ConnectSetIdentityArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // ConnectOpen is procedure 1 of the remote program.
-var ConnectOpen = call[ConnectOpenArgs, xdr.Void](Info{
+var ConnectOpen = Procedure[ConnectOpenArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 1, Name: "CONNECT_OPEN",
 	Function: "virConnectOpen",
 	Priority: true,
 	ACL:      []string{"connect:getattr"},
-})
+	args:     fresh[ConnectOpenArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectClose is procedure 2 of the remote program.
-var ConnectClose = call[xdr.Void, xdr.Void](Info{
+var ConnectClose = Procedure[xdr.Void, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 2, Name: "CONNECT_CLOSE",
 	Function: "virConnectClose",
 	Priority: true,
-})
+	args:     fresh[xdr.Void], ret: fresh[xdr.Void],
+}}
 
 // ConnectGetType is procedure 3 of the remote program.
-var ConnectGetType = call[xdr.Void, ConnectGetTypeRet](Info{
+var ConnectGetType = Procedure[xdr.Void, ConnectGetTypeRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 3, Name: "CONNECT_GET_TYPE",
 	Function: "virConnectGetType",
 	Priority: true,
 	ACL:      []string{"connect:getattr"},
-})
+	args:     fresh[xdr.Void], ret: fresh[ConnectGetTypeRet],
+}}
 
 // ConnectGetVersion is procedure 4 of the remote program.
-var ConnectGetVersion = call[xdr.Void, ConnectGetVersionRet](Info{
+var ConnectGetVersion = Procedure[xdr.Void, ConnectGetVersionRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 4, Name: "CONNECT_GET_VERSION",
 	Function: "virConnectGetVersion",
 	Priority: true,
 	ACL:      []string{"connect:getattr"},
-})
+	args:     fresh[xdr.Void], ret: fresh[ConnectGetVersionRet],
+}}
 
 // ConnectGetMaxVcpus is procedure 5 of the remote program.
-var ConnectGetMaxVcpus = call[ConnectGetMaxVcpusArgs, ConnectGetMaxVcpusRet](Info{
+var ConnectGetMaxVcpus = Procedure[ConnectGetMaxVcpusArgs, ConnectGetMaxVcpusRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 5, Name: "CONNECT_GET_MAX_VCPUS",
 	Function: "virConnectGetMaxVcpus",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectGetMaxVcpusArgs], ret: fresh[ConnectGetMaxVcpusRet],
+}}
 
 // ConnectGetCapabilities is procedure 7 of the remote program.
-var ConnectGetCapabilities = call[xdr.Void, ConnectGetCapabilitiesRet](Info{
+var ConnectGetCapabilities = Procedure[xdr.Void, ConnectGetCapabilitiesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 7, Name: "CONNECT_GET_CAPABILITIES",
 	Function: "virConnectGetCapabilities",
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[xdr.Void], ret: fresh[ConnectGetCapabilitiesRet],
+}}
 
 // ConnectGetHostname is procedure 59 of the remote program.
-var ConnectGetHostname = call[xdr.Void, ConnectGetHostnameRet](Info{
+var ConnectGetHostname = Procedure[xdr.Void, ConnectGetHostnameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 59, Name: "CONNECT_GET_HOSTNAME",
 	Function: "virConnectGetHostname",
 	Priority: true,
 	ACL:      []string{"connect:getattr"},
-})
+	args:     fresh[xdr.Void], ret: fresh[ConnectGetHostnameRet],
+}}
 
 // ConnectSupportsFeature is procedure 60 of the remote program.
-var ConnectSupportsFeature = call[ConnectSupportsFeatureArgs, ConnectSupportsFeatureRet](Info{
+var ConnectSupportsFeature = Procedure[ConnectSupportsFeatureArgs, ConnectSupportsFeatureRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 60, Name: "CONNECT_SUPPORTS_FEATURE",
 	Function: "virConnectSupportsFeature",
 	Priority: true,
 	ACL:      []string{"connect:getattr"},
-})
+	args:     fresh[ConnectSupportsFeatureArgs], ret: fresh[ConnectSupportsFeatureRet],
+}}
 
 // ConnectGetUri is procedure 110 of the remote program.
-var ConnectGetUri = call[xdr.Void, ConnectGetUriRet](Info{
+var ConnectGetUri = Procedure[xdr.Void, ConnectGetUriRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 110, Name: "CONNECT_GET_URI",
 	Function: "virConnectGetURI",
 	Priority: true,
 	ACL:      []string{"connect:getattr"},
-})
+	args:     fresh[xdr.Void], ret: fresh[ConnectGetUriRet],
+}}
 
 // ConnectIsSecure is procedure 149 of the remote program.
-var ConnectIsSecure = call[xdr.Void, ConnectIsSecureRet](Info{
+var ConnectIsSecure = Procedure[xdr.Void, ConnectIsSecureRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 149, Name: "CONNECT_IS_SECURE",
 	Function: "virConnectIsSecure",
 	Priority: true,
-})
+	args:     fresh[xdr.Void], ret: fresh[ConnectIsSecureRet],
+}}
 
 // ConnectGetLibVersion is procedure 157 of the remote program.
-var ConnectGetLibVersion = call[xdr.Void, ConnectGetLibVersionRet](Info{
+var ConnectGetLibVersion = Procedure[xdr.Void, ConnectGetLibVersionRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 157, Name: "CONNECT_GET_LIB_VERSION",
 	Function: "virConnectGetLibVersion",
 	Priority: true,
 	ACL:      []string{"connect:getattr"},
-})
+	args:     fresh[xdr.Void], ret: fresh[ConnectGetLibVersionRet],
+}}
 
 // ConnectCompareCPU is procedure 158 of the remote program.
-var ConnectCompareCPU = call[ConnectCompareCPUArgs, ConnectCompareCPURet](Info{
+var ConnectCompareCPU = Procedure[ConnectCompareCPUArgs, ConnectCompareCPURet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 158, Name: "CONNECT_COMPARE_CPU",
 	Function: "virConnectCompareCPU",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectCompareCPUArgs], ret: fresh[ConnectCompareCPURet],
+}}
 
 // ConnectBaselineCPU is procedure 162 of the remote program.
-var ConnectBaselineCPU = call[ConnectBaselineCPUArgs, ConnectBaselineCPURet](Info{
+var ConnectBaselineCPU = Procedure[ConnectBaselineCPUArgs, ConnectBaselineCPURet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 162, Name: "CONNECT_BASELINE_CPU",
 	Function: "virConnectBaselineCPU",
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectBaselineCPUArgs], ret: fresh[ConnectBaselineCPURet],
+}}
 
 // ConnectGetSysinfo is procedure 203 of the remote program.
-var ConnectGetSysinfo = call[ConnectGetSysinfoArgs, ConnectGetSysinfoRet](Info{
+var ConnectGetSysinfo = Procedure[ConnectGetSysinfoArgs, ConnectGetSysinfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 203, Name: "CONNECT_GET_SYSINFO",
 	Function: "virConnectGetSysinfo",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectGetSysinfoArgs], ret: fresh[ConnectGetSysinfoRet],
+}}
 
 // ConnectGetCPUModelNames is procedure 312 of the remote program.
-var ConnectGetCPUModelNames = call[ConnectGetCPUModelNamesArgs, ConnectGetCPUModelNamesRet](Info{
+var ConnectGetCPUModelNames = Procedure[ConnectGetCPUModelNamesArgs, ConnectGetCPUModelNamesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 312, Name: "CONNECT_GET_CPU_MODEL_NAMES",
 	Function: "virConnectGetCPUModelNames",
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectGetCPUModelNamesArgs], ret: fresh[ConnectGetCPUModelNamesRet],
+}}
 
 // ConnectRegisterCloseCallback is procedure 360 of the remote program.
-var ConnectRegisterCloseCallback = call[xdr.Void, xdr.Void](Info{
+var ConnectRegisterCloseCallback = Procedure[xdr.Void, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 360, Name: "CONNECT_REGISTER_CLOSE_CALLBACK",
 	Function: "virConnectRegisterCloseCallback",
 	Priority: true,
 	ACL:      []string{"connect:getattr"},
-})
+	args:     fresh[xdr.Void], ret: fresh[xdr.Void],
+}}
 
 // ConnectUnregisterCloseCallback is procedure 361 of the remote program.
-var ConnectUnregisterCloseCallback = call[xdr.Void, xdr.Void](Info{
+var ConnectUnregisterCloseCallback = Procedure[xdr.Void, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 361, Name: "CONNECT_UNREGISTER_CLOSE_CALLBACK",
 	Function: "virConnectUnregisterCloseCallback",
 	Priority: true,
 	ACL:      []string{"connect:getattr"},
-})
+	args:     fresh[xdr.Void], ret: fresh[xdr.Void],
+}}
 
 // ConnectCompareHypervisorCPU is procedure 393 of the remote program.
-var ConnectCompareHypervisorCPU = call[ConnectCompareHypervisorCPUArgs, ConnectCompareHypervisorCPURet](Info{
+var ConnectCompareHypervisorCPU = Procedure[ConnectCompareHypervisorCPUArgs, ConnectCompareHypervisorCPURet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 393, Name: "CONNECT_COMPARE_HYPERVISOR_CPU",
 	Function: "virConnectCompareHypervisorCPU",
 	ACL:      []string{"connect:write"},
 	Access:   Refused,
-})
+	args:     fresh[ConnectCompareHypervisorCPUArgs], ret: fresh[ConnectCompareHypervisorCPURet],
+}}
 
 // ConnectBaselineHypervisorCPU is procedure 394 of the remote program.
-var ConnectBaselineHypervisorCPU = call[ConnectBaselineHypervisorCPUArgs, ConnectBaselineHypervisorCPURet](Info{
+var ConnectBaselineHypervisorCPU = Procedure[ConnectBaselineHypervisorCPUArgs, ConnectBaselineHypervisorCPURet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 394, Name: "CONNECT_BASELINE_HYPERVISOR_CPU",
 	Function: "virConnectBaselineHypervisorCPU",
 	ACL:      []string{"connect:write"},
 	Access:   Refused,
-})
+	args:     fresh[ConnectBaselineHypervisorCPUArgs], ret: fresh[ConnectBaselineHypervisorCPURet],
+}}
 
 // ConnectSetIdentity is procedure 419 of the remote program.
-var ConnectSetIdentity = call[ConnectSetIdentityArgs, xdr.Void](Info{
+var ConnectSetIdentity = Procedure[ConnectSetIdentityArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 419, Name: "CONNECT_SET_IDENTITY",
 	Function: "virConnectSetIdentity",
 	ACL:      []string{"connect:write"},
-})
+	args:     fresh[ConnectSetIdentityArgs], ret: fresh[xdr.Void],
+}}

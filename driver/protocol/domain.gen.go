@@ -1427,373 +1427,422 @@ func (v *DomainSetAutostartOnceArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // DomainCreate is procedure 9 of the remote program.
-var DomainCreate = call[DomainCreateArgs, xdr.Void](Info{
+var DomainCreate = Procedure[DomainCreateArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 9, Name: "DOMAIN_CREATE",
 	Function: "virDomainCreate",
 	ACL:      []string{"domain:start"},
 	Access:   Refused,
-})
+	args:     fresh[DomainCreateArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainCreateXML is procedure 10 of the remote program.
-var DomainCreateXML = call[DomainCreateXMLArgs, DomainCreateXMLRet](Info{
+var DomainCreateXML = Procedure[DomainCreateXMLArgs, DomainCreateXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 10, Name: "DOMAIN_CREATE_XML",
 	Function: "virDomainCreateXML",
 	ACL:      []string{"domain:write", "domain:start"},
 	Access:   Refused,
-})
+	args:     fresh[DomainCreateXMLArgs], ret: fresh[DomainCreateXMLRet],
+}}
 
 // DomainDefineXML is procedure 11 of the remote program.
-var DomainDefineXML = call[DomainDefineXMLArgs, DomainDefineXMLRet](Info{
+var DomainDefineXML = Procedure[DomainDefineXMLArgs, DomainDefineXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 11, Name: "DOMAIN_DEFINE_XML",
 	Function: "virDomainDefineXML",
 	Priority: true,
 	ACL:      []string{"domain:write", "domain:save"},
 	Access:   Refused,
-})
+	args:     fresh[DomainDefineXMLArgs], ret: fresh[DomainDefineXMLRet],
+}}
 
 // DomainDestroy is procedure 12 of the remote program.
-var DomainDestroy = call[DomainDestroyArgs, xdr.Void](Info{
+var DomainDestroy = Procedure[DomainDestroyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 12, Name: "DOMAIN_DESTROY",
 	Function: "virDomainDestroy",
 	Priority: true,
 	ACL:      []string{"domain:stop"},
 	Access:   Refused,
-})
+	args:     fresh[DomainDestroyArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetXMLDesc is procedure 14 of the remote program.
-var DomainGetXMLDesc = conditional(call[DomainGetXMLDescArgs, DomainGetXMLDescRet](Info{
+var DomainGetXMLDesc = Procedure[DomainGetXMLDescArgs, DomainGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 14, Name: "DOMAIN_GET_XML_DESC",
 	Function: "virDomainGetXMLDesc",
 	ACL:      []string{"domain:read", "domain:read_secure:VIR_DOMAIN_XML_SECURE", "domain:read_secure:VIR_DOMAIN_XML_MIGRATABLE"},
-}), func(a *DomainGetXMLDescArgs) bool {
-	return (a.Flags & (DomainXMLSecure | DomainXMLMigratable)) != 0
-})
+	Access:   Conditional,
+	args:     fresh[DomainGetXMLDescArgs], ret: fresh[DomainGetXMLDescRet],
+	refused: func(args any) bool {
+		a := args.(*DomainGetXMLDescArgs)
+		return (a.Flags & (DomainXMLSecure | DomainXMLMigratable)) != 0
+	},
+}}
 
 // DomainGetAutostart is procedure 15 of the remote program.
-var DomainGetAutostart = call[DomainGetAutostartArgs, DomainGetAutostartRet](Info{
+var DomainGetAutostart = Procedure[DomainGetAutostartArgs, DomainGetAutostartRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 15, Name: "DOMAIN_GET_AUTOSTART",
 	Function: "virDomainGetAutostart",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetAutostartArgs], ret: fresh[DomainGetAutostartRet],
+}}
 
 // DomainGetInfo is procedure 16 of the remote program.
-var DomainGetInfo = call[DomainGetInfoArgs, DomainGetInfoRet](Info{
+var DomainGetInfo = Procedure[DomainGetInfoArgs, DomainGetInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 16, Name: "DOMAIN_GET_INFO",
 	Function: "virDomainGetInfo",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetInfoArgs], ret: fresh[DomainGetInfoRet],
+}}
 
 // DomainGetOsType is procedure 19 of the remote program.
-var DomainGetOsType = call[DomainGetOsTypeArgs, DomainGetOsTypeRet](Info{
+var DomainGetOsType = Procedure[DomainGetOsTypeArgs, DomainGetOsTypeRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 19, Name: "DOMAIN_GET_OS_TYPE",
 	Function: "virDomainGetOSType",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetOsTypeArgs], ret: fresh[DomainGetOsTypeRet],
+}}
 
 // DomainReboot is procedure 27 of the remote program.
-var DomainReboot = call[DomainRebootArgs, xdr.Void](Info{
+var DomainReboot = Procedure[DomainRebootArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 27, Name: "DOMAIN_REBOOT",
 	Function: "virDomainReboot",
 	ACL:      []string{"domain:init_control", "domain:write:VIR_DOMAIN_REBOOT_GUEST_AGENT"},
 	Access:   Refused,
-})
+	args:     fresh[DomainRebootArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainResume is procedure 28 of the remote program.
-var DomainResume = call[DomainResumeArgs, xdr.Void](Info{
+var DomainResume = Procedure[DomainResumeArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 28, Name: "DOMAIN_RESUME",
 	Function: "virDomainResume",
 	ACL:      []string{"domain:suspend"},
 	Access:   Refused,
-})
+	args:     fresh[DomainResumeArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetAutostart is procedure 29 of the remote program.
-var DomainSetAutostart = call[DomainSetAutostartArgs, xdr.Void](Info{
+var DomainSetAutostart = Procedure[DomainSetAutostartArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 29, Name: "DOMAIN_SET_AUTOSTART",
 	Function: "virDomainSetAutostart",
 	Priority: true,
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetAutostartArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainShutdown is procedure 33 of the remote program.
-var DomainShutdown = call[DomainShutdownArgs, xdr.Void](Info{
+var DomainShutdown = Procedure[DomainShutdownArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 33, Name: "DOMAIN_SHUTDOWN",
 	Function: "virDomainShutdown",
 	ACL:      []string{"domain:init_control"},
 	Access:   Refused,
-})
+	args:     fresh[DomainShutdownArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSuspend is procedure 34 of the remote program.
-var DomainSuspend = call[DomainSuspendArgs, xdr.Void](Info{
+var DomainSuspend = Procedure[DomainSuspendArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 34, Name: "DOMAIN_SUSPEND",
 	Function: "virDomainSuspend",
 	ACL:      []string{"domain:suspend"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSuspendArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainUndefine is procedure 35 of the remote program.
-var DomainUndefine = call[DomainUndefineArgs, xdr.Void](Info{
+var DomainUndefine = Procedure[DomainUndefineArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 35, Name: "DOMAIN_UNDEFINE",
 	Function: "virDomainUndefine",
 	Priority: true,
 	ACL:      []string{"domain:delete"},
 	Access:   Refused,
-})
+	args:     fresh[DomainUndefineArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetSecurityLabel is procedure 121 of the remote program.
-var DomainGetSecurityLabel = call[DomainGetSecurityLabelArgs, DomainGetSecurityLabelRet](Info{
+var DomainGetSecurityLabel = Procedure[DomainGetSecurityLabelArgs, DomainGetSecurityLabelRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 121, Name: "DOMAIN_GET_SECURITY_LABEL",
 	Function: "virDomainGetSecurityLabel",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetSecurityLabelArgs], ret: fresh[DomainGetSecurityLabelRet],
+}}
 
 // DomainIsActive is procedure 150 of the remote program.
-var DomainIsActive = call[DomainIsActiveArgs, DomainIsActiveRet](Info{
+var DomainIsActive = Procedure[DomainIsActiveArgs, DomainIsActiveRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 150, Name: "DOMAIN_IS_ACTIVE",
 	Function: "virDomainIsActive",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainIsActiveArgs], ret: fresh[DomainIsActiveRet],
+}}
 
 // DomainIsPersistent is procedure 151 of the remote program.
-var DomainIsPersistent = call[DomainIsPersistentArgs, DomainIsPersistentRet](Info{
+var DomainIsPersistent = Procedure[DomainIsPersistentArgs, DomainIsPersistentRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 151, Name: "DOMAIN_IS_PERSISTENT",
 	Function: "virDomainIsPersistent",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainIsPersistentArgs], ret: fresh[DomainIsPersistentRet],
+}}
 
 // DomainGetJobInfo is procedure 163 of the remote program.
-var DomainGetJobInfo = call[DomainGetJobInfoArgs, DomainGetJobInfoRet](Info{
+var DomainGetJobInfo = Procedure[DomainGetJobInfoArgs, DomainGetJobInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 163, Name: "DOMAIN_GET_JOB_INFO",
 	Function: "virDomainGetJobInfo",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetJobInfoArgs], ret: fresh[DomainGetJobInfoRet],
+}}
 
 // DomainAbortJob is procedure 164 of the remote program.
-var DomainAbortJob = call[DomainAbortJobArgs, xdr.Void](Info{
+var DomainAbortJob = Procedure[DomainAbortJobArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 164, Name: "DOMAIN_ABORT_JOB",
 	Function: "virDomainAbortJob",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainAbortJobArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainCreateWithFlags is procedure 196 of the remote program.
-var DomainCreateWithFlags = call[DomainCreateWithFlagsArgs, DomainCreateWithFlagsRet](Info{
+var DomainCreateWithFlags = Procedure[DomainCreateWithFlagsArgs, DomainCreateWithFlagsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 196, Name: "DOMAIN_CREATE_WITH_FLAGS",
 	Function: "virDomainCreateWithFlags",
 	ACL:      []string{"domain:start"},
 	Access:   Refused,
-})
+	args:     fresh[DomainCreateWithFlagsArgs], ret: fresh[DomainCreateWithFlagsRet],
+}}
 
 // DomainIsUpdated is procedure 202 of the remote program.
-var DomainIsUpdated = call[DomainIsUpdatedArgs, DomainIsUpdatedRet](Info{
+var DomainIsUpdated = Procedure[DomainIsUpdatedArgs, DomainIsUpdatedRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 202, Name: "DOMAIN_IS_UPDATED",
 	Function: "virDomainIsUpdated",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainIsUpdatedArgs], ret: fresh[DomainIsUpdatedRet],
+}}
 
 // DomainGetState is procedure 212 of the remote program.
-var DomainGetState = call[DomainGetStateArgs, DomainGetStateRet](Info{
+var DomainGetState = Procedure[DomainGetStateArgs, DomainGetStateRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 212, Name: "DOMAIN_GET_STATE",
 	Function: "virDomainGetState",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetStateArgs], ret: fresh[DomainGetStateRet],
+}}
 
 // DomainGetControlInfo is procedure 229 of the remote program.
-var DomainGetControlInfo = call[DomainGetControlInfoArgs, DomainGetControlInfoRet](Info{
+var DomainGetControlInfo = Procedure[DomainGetControlInfoArgs, DomainGetControlInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 229, Name: "DOMAIN_GET_CONTROL_INFO",
 	Function: "virDomainGetControlInfo",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetControlInfoArgs], ret: fresh[DomainGetControlInfoRet],
+}}
 
 // DomainUndefineFlags is procedure 231 of the remote program.
-var DomainUndefineFlags = call[DomainUndefineFlagsArgs, xdr.Void](Info{
+var DomainUndefineFlags = Procedure[DomainUndefineFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 231, Name: "DOMAIN_UNDEFINE_FLAGS",
 	Function: "virDomainUndefineFlags",
 	Priority: true,
 	ACL:      []string{"domain:delete"},
 	Access:   Refused,
-})
+	args:     fresh[DomainUndefineFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainDestroyFlags is procedure 234 of the remote program.
-var DomainDestroyFlags = call[DomainDestroyFlagsArgs, xdr.Void](Info{
+var DomainDestroyFlags = Procedure[DomainDestroyFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 234, Name: "DOMAIN_DESTROY_FLAGS",
 	Function: "virDomainDestroyFlags",
 	Priority: true,
 	ACL:      []string{"domain:stop"},
 	Access:   Refused,
-})
+	args:     fresh[DomainDestroyFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainReset is procedure 245 of the remote program.
-var DomainReset = call[DomainResetArgs, xdr.Void](Info{
+var DomainReset = Procedure[DomainResetArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 245, Name: "DOMAIN_RESET",
 	Function: "virDomainReset",
 	ACL:      []string{"domain:reset"},
 	Access:   Refused,
-})
+	args:     fresh[DomainResetArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainShutdownFlags is procedure 258 of the remote program.
-var DomainShutdownFlags = call[DomainShutdownFlagsArgs, xdr.Void](Info{
+var DomainShutdownFlags = Procedure[DomainShutdownFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 258, Name: "DOMAIN_SHUTDOWN_FLAGS",
 	Function: "virDomainShutdownFlags",
 	ACL:      []string{"domain:init_control", "domain:write:VIR_DOMAIN_SHUTDOWN_GUEST_AGENT"},
 	Access:   Refused,
-})
+	args:     fresh[DomainShutdownFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetMetadata is procedure 264 of the remote program.
-var DomainSetMetadata = call[DomainSetMetadataArgs, xdr.Void](Info{
+var DomainSetMetadata = Procedure[DomainSetMetadataArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 264, Name: "DOMAIN_SET_METADATA",
 	Function: "virDomainSetMetadata",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetMetadataArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetMetadata is procedure 265 of the remote program.
-var DomainGetMetadata = call[DomainGetMetadataArgs, DomainGetMetadataRet](Info{
+var DomainGetMetadata = Procedure[DomainGetMetadataArgs, DomainGetMetadataRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 265, Name: "DOMAIN_GET_METADATA",
 	Function: "virDomainGetMetadata",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetMetadataArgs], ret: fresh[DomainGetMetadataRet],
+}}
 
 // DomainGetSecurityLabelList is procedure 278 of the remote program.
-var DomainGetSecurityLabelList = call[DomainGetSecurityLabelListArgs, DomainGetSecurityLabelListRet](Info{
+var DomainGetSecurityLabelList = Procedure[DomainGetSecurityLabelListArgs, DomainGetSecurityLabelListRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 278, Name: "DOMAIN_GET_SECURITY_LABEL_LIST",
 	Function: "virDomainGetSecurityLabelList",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetSecurityLabelListArgs], ret: fresh[DomainGetSecurityLabelListRet],
+}}
 
 // DomainGetJobStats is procedure 298 of the remote program.
-var DomainGetJobStats = call[DomainGetJobStatsArgs, DomainGetJobStatsRet](Info{
+var DomainGetJobStats = Procedure[DomainGetJobStatsArgs, DomainGetJobStatsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 298, Name: "DOMAIN_GET_JOB_STATS",
 	Function: "virDomainGetJobStats",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetJobStatsArgs], ret: fresh[DomainGetJobStatsRet],
+}}
 
 // DomainCreateXMLWithFiles is procedure 309 of the remote program.
-var DomainCreateXMLWithFiles = call[DomainCreateXMLWithFilesArgs, DomainCreateXMLWithFilesRet](Info{
+var DomainCreateXMLWithFiles = Procedure[DomainCreateXMLWithFilesArgs, DomainCreateXMLWithFilesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 309, Name: "DOMAIN_CREATE_XML_WITH_FILES",
 	Function: "virDomainCreateXMLWithFiles",
 	ACL:      []string{"domain:write", "domain:start"},
 	Access:   Refused,
-})
+	args:     fresh[DomainCreateXMLWithFilesArgs], ret: fresh[DomainCreateXMLWithFilesRet],
+}}
 
 // DomainCreateWithFiles is procedure 310 of the remote program.
-var DomainCreateWithFiles = call[DomainCreateWithFilesArgs, DomainCreateWithFilesRet](Info{
+var DomainCreateWithFiles = Procedure[DomainCreateWithFilesArgs, DomainCreateWithFilesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 310, Name: "DOMAIN_CREATE_WITH_FILES",
 	Function: "virDomainCreateWithFiles",
 	ACL:      []string{"domain:start"},
 	Access:   Refused,
-})
+	args:     fresh[DomainCreateWithFilesArgs], ret: fresh[DomainCreateWithFilesRet],
+}}
 
 // DomainDefineXMLFlags is procedure 350 of the remote program.
-var DomainDefineXMLFlags = call[DomainDefineXMLFlagsArgs, DomainDefineXMLFlagsRet](Info{
+var DomainDefineXMLFlags = Procedure[DomainDefineXMLFlagsArgs, DomainDefineXMLFlagsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 350, Name: "DOMAIN_DEFINE_XML_FLAGS",
 	Function: "virDomainDefineXMLFlags",
 	Priority: true,
 	ACL:      []string{"domain:write", "domain:save"},
 	Access:   Refused,
-})
+	args:     fresh[DomainDefineXMLFlagsArgs], ret: fresh[DomainDefineXMLFlagsRet],
+}}
 
 // DomainRename is procedure 358 of the remote program.
-var DomainRename = call[DomainRenameArgs, DomainRenameRet](Info{
+var DomainRename = Procedure[DomainRenameArgs, DomainRenameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 358, Name: "DOMAIN_RENAME",
 	Function: "virDomainRename",
 	ACL:      []string{"domain:write", "domain:save"},
 	Access:   Refused,
-})
+	args:     fresh[DomainRenameArgs], ret: fresh[DomainRenameRet],
+}}
 
 // DomainSetLifecycleAction is procedure 390 of the remote program.
-var DomainSetLifecycleAction = call[DomainSetLifecycleActionArgs, xdr.Void](Info{
+var DomainSetLifecycleAction = Procedure[DomainSetLifecycleActionArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 390, Name: "DOMAIN_SET_LIFECYCLE_ACTION",
 	Function: "virDomainSetLifecycleAction",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetLifecycleActionArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetLaunchSecurityInfo is procedure 396 of the remote program.
-var DomainGetLaunchSecurityInfo = call[DomainGetLaunchSecurityInfoArgs, DomainGetLaunchSecurityInfoRet](Info{
+var DomainGetLaunchSecurityInfo = Procedure[DomainGetLaunchSecurityInfoArgs, DomainGetLaunchSecurityInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 396, Name: "DOMAIN_GET_LAUNCH_SECURITY_INFO",
 	Function: "virDomainGetLaunchSecurityInfo",
 	ACL:      []string{"domain:read"},
 	Access:   Refused,
-})
+	args:     fresh[DomainGetLaunchSecurityInfoArgs], ret: fresh[DomainGetLaunchSecurityInfoRet],
+}}
 
 // DomainBackupBegin is procedure 421 of the remote program.
-var DomainBackupBegin = call[DomainBackupBeginArgs, xdr.Void](Info{
+var DomainBackupBegin = Procedure[DomainBackupBeginArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 421, Name: "DOMAIN_BACKUP_BEGIN",
 	Function: "virDomainBackupBegin",
 	ACL:      []string{"domain:checkpoint", "domain:block_write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainBackupBeginArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainBackupGetXMLDesc is procedure 422 of the remote program.
-var DomainBackupGetXMLDesc = call[DomainBackupGetXMLDescArgs, DomainBackupGetXMLDescRet](Info{
+var DomainBackupGetXMLDesc = Procedure[DomainBackupGetXMLDescArgs, DomainBackupGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 422, Name: "DOMAIN_BACKUP_GET_XML_DESC",
 	Function: "virDomainBackupGetXMLDesc",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainBackupGetXMLDescArgs], ret: fresh[DomainBackupGetXMLDescRet],
+}}
 
 // DomainGetMessages is procedure 426 of the remote program.
-var DomainGetMessages = call[DomainGetMessagesArgs, DomainGetMessagesRet](Info{
+var DomainGetMessages = Procedure[DomainGetMessagesArgs, DomainGetMessagesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 426, Name: "DOMAIN_GET_MESSAGES",
 	Function: "virDomainGetMessages",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetMessagesArgs], ret: fresh[DomainGetMessagesRet],
+}}
 
 // DomainStartDirtyRateCalc is procedure 427 of the remote program.
-var DomainStartDirtyRateCalc = call[DomainStartDirtyRateCalcArgs, xdr.Void](Info{
+var DomainStartDirtyRateCalc = Procedure[DomainStartDirtyRateCalcArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 427, Name: "DOMAIN_START_DIRTY_RATE_CALC",
 	Function: "virDomainStartDirtyRateCalc",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainStartDirtyRateCalcArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetLaunchSecurityState is procedure 439 of the remote program.
-var DomainSetLaunchSecurityState = call[DomainSetLaunchSecurityStateArgs, xdr.Void](Info{
+var DomainSetLaunchSecurityState = Procedure[DomainSetLaunchSecurityStateArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 439, Name: "DOMAIN_SET_LAUNCH_SECURITY_STATE",
 	Function: "virDomainSetLaunchSecurityState",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetLaunchSecurityStateArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainAbortJobFlags is procedure 442 of the remote program.
-var DomainAbortJobFlags = call[DomainAbortJobFlagsArgs, xdr.Void](Info{
+var DomainAbortJobFlags = Procedure[DomainAbortJobFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 442, Name: "DOMAIN_ABORT_JOB_FLAGS",
 	Function: "virDomainAbortJobFlags",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainAbortJobFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainFdAssociate is procedure 443 of the remote program.
-var DomainFdAssociate = call[DomainFdAssociateArgs, xdr.Void](Info{
+var DomainFdAssociate = Procedure[DomainFdAssociateArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 443, Name: "DOMAIN_FD_ASSOCIATE",
 	Function: "virDomainFDAssociate",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainFdAssociateArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetAutostartOnce is procedure 449 of the remote program.
-var DomainGetAutostartOnce = call[DomainGetAutostartOnceArgs, DomainGetAutostartOnceRet](Info{
+var DomainGetAutostartOnce = Procedure[DomainGetAutostartOnceArgs, DomainGetAutostartOnceRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 449, Name: "DOMAIN_GET_AUTOSTART_ONCE",
 	Function: "virDomainGetAutostartOnce",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetAutostartOnceArgs], ret: fresh[DomainGetAutostartOnceRet],
+}}
 
 // DomainSetAutostartOnce is procedure 450 of the remote program.
-var DomainSetAutostartOnce = call[DomainSetAutostartOnceArgs, xdr.Void](Info{
+var DomainSetAutostartOnce = Procedure[DomainSetAutostartOnceArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 450, Name: "DOMAIN_SET_AUTOSTART_ONCE",
 	Function: "virDomainSetAutostartOnce",
 	Priority: true,
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetAutostartOnceArgs], ret: fresh[xdr.Void],
+}}

@@ -705,138 +705,156 @@ func (v *DomainSetBlockThresholdArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // DomainBlockStats is procedure 64 of the remote program.
-var DomainBlockStats = call[DomainBlockStatsArgs, DomainBlockStatsRet](Info{
+var DomainBlockStats = Procedure[DomainBlockStatsArgs, DomainBlockStatsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 64, Name: "DOMAIN_BLOCK_STATS",
 	Function: "virDomainBlockStats",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainBlockStatsArgs], ret: fresh[DomainBlockStatsRet],
+}}
 
 // DomainBlockPeek is procedure 103 of the remote program.
-var DomainBlockPeek = call[DomainBlockPeekArgs, DomainBlockPeekRet](Info{
+var DomainBlockPeek = Procedure[DomainBlockPeekArgs, DomainBlockPeekRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 103, Name: "DOMAIN_BLOCK_PEEK",
 	Function: "virDomainBlockPeek",
 	ACL:      []string{"domain:block_read"},
 	Access:   Refused,
-})
+	args:     fresh[DomainBlockPeekArgs], ret: fresh[DomainBlockPeekRet],
+}}
 
 // DomainGetBlockInfo is procedure 194 of the remote program.
-var DomainGetBlockInfo = call[DomainGetBlockInfoArgs, DomainGetBlockInfoRet](Info{
+var DomainGetBlockInfo = Procedure[DomainGetBlockInfoArgs, DomainGetBlockInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 194, Name: "DOMAIN_GET_BLOCK_INFO",
 	Function: "virDomainGetBlockInfo",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetBlockInfoArgs], ret: fresh[DomainGetBlockInfoRet],
+}}
 
 // DomainSetBlkioParameters is procedure 205 of the remote program.
-var DomainSetBlkioParameters = call[DomainSetBlkioParametersArgs, xdr.Void](Info{
+var DomainSetBlkioParameters = Procedure[DomainSetBlkioParametersArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 205, Name: "DOMAIN_SET_BLKIO_PARAMETERS",
 	Function: "virDomainSetBlkioParameters",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetBlkioParametersArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetBlkioParameters is procedure 206 of the remote program.
-var DomainGetBlkioParameters = call[DomainGetBlkioParametersArgs, DomainGetBlkioParametersRet](Info{
+var DomainGetBlkioParameters = Procedure[DomainGetBlkioParametersArgs, DomainGetBlkioParametersRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 206, Name: "DOMAIN_GET_BLKIO_PARAMETERS",
 	Function: "virDomainGetBlkioParameters",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetBlkioParametersArgs], ret: fresh[DomainGetBlkioParametersRet],
+}}
 
 // DomainBlockJobAbort is procedure 237 of the remote program.
-var DomainBlockJobAbort = call[DomainBlockJobAbortArgs, xdr.Void](Info{
+var DomainBlockJobAbort = Procedure[DomainBlockJobAbortArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 237, Name: "DOMAIN_BLOCK_JOB_ABORT",
 	Function: "virDomainBlockJobAbort",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainBlockJobAbortArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetBlockJobInfo is procedure 238 of the remote program.
-var DomainGetBlockJobInfo = call[DomainGetBlockJobInfoArgs, DomainGetBlockJobInfoRet](Info{
+var DomainGetBlockJobInfo = Procedure[DomainGetBlockJobInfoArgs, DomainGetBlockJobInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 238, Name: "DOMAIN_GET_BLOCK_JOB_INFO",
 	Function: "virDomainGetBlockJobInfo",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetBlockJobInfoArgs], ret: fresh[DomainGetBlockJobInfoRet],
+}}
 
 // DomainBlockJobSetSpeed is procedure 239 of the remote program.
-var DomainBlockJobSetSpeed = call[DomainBlockJobSetSpeedArgs, xdr.Void](Info{
+var DomainBlockJobSetSpeed = Procedure[DomainBlockJobSetSpeedArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 239, Name: "DOMAIN_BLOCK_JOB_SET_SPEED",
 	Function: "virDomainBlockJobSetSpeed",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainBlockJobSetSpeedArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainBlockPull is procedure 240 of the remote program.
-var DomainBlockPull = call[DomainBlockPullArgs, xdr.Void](Info{
+var DomainBlockPull = Procedure[DomainBlockPullArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 240, Name: "DOMAIN_BLOCK_PULL",
 	Function: "virDomainBlockPull",
 	ACL:      []string{"domain:block_write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainBlockPullArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainBlockStatsFlags is procedure 243 of the remote program.
-var DomainBlockStatsFlags = call[DomainBlockStatsFlagsArgs, DomainBlockStatsFlagsRet](Info{
+var DomainBlockStatsFlags = Procedure[DomainBlockStatsFlagsArgs, DomainBlockStatsFlagsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 243, Name: "DOMAIN_BLOCK_STATS_FLAGS",
 	Function: "virDomainBlockStatsFlags",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainBlockStatsFlagsArgs], ret: fresh[DomainBlockStatsFlagsRet],
+}}
 
 // DomainBlockResize is procedure 251 of the remote program.
-var DomainBlockResize = call[DomainBlockResizeArgs, xdr.Void](Info{
+var DomainBlockResize = Procedure[DomainBlockResizeArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 251, Name: "DOMAIN_BLOCK_RESIZE",
 	Function: "virDomainBlockResize",
 	ACL:      []string{"domain:block_write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainBlockResizeArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetBlockIoTune is procedure 252 of the remote program.
-var DomainSetBlockIoTune = call[DomainSetBlockIoTuneArgs, xdr.Void](Info{
+var DomainSetBlockIoTune = Procedure[DomainSetBlockIoTuneArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 252, Name: "DOMAIN_SET_BLOCK_IO_TUNE",
 	Function: "virDomainSetBlockIoTune",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetBlockIoTuneArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetBlockIoTune is procedure 253 of the remote program.
-var DomainGetBlockIoTune = call[DomainGetBlockIoTuneArgs, DomainGetBlockIoTuneRet](Info{
+var DomainGetBlockIoTune = Procedure[DomainGetBlockIoTuneArgs, DomainGetBlockIoTuneRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 253, Name: "DOMAIN_GET_BLOCK_IO_TUNE",
 	Function: "virDomainGetBlockIoTune",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetBlockIoTuneArgs], ret: fresh[DomainGetBlockIoTuneRet],
+}}
 
 // DomainGetDiskErrors is procedure 263 of the remote program.
-var DomainGetDiskErrors = call[DomainGetDiskErrorsArgs, DomainGetDiskErrorsRet](Info{
+var DomainGetDiskErrors = Procedure[DomainGetDiskErrorsArgs, DomainGetDiskErrorsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 263, Name: "DOMAIN_GET_DISK_ERRORS",
 	Function: "virDomainGetDiskErrors",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetDiskErrorsArgs], ret: fresh[DomainGetDiskErrorsRet],
+}}
 
 // DomainBlockRebase is procedure 266 of the remote program.
-var DomainBlockRebase = call[DomainBlockRebaseArgs, xdr.Void](Info{
+var DomainBlockRebase = Procedure[DomainBlockRebaseArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 266, Name: "DOMAIN_BLOCK_REBASE",
 	Function: "virDomainBlockRebase",
 	ACL:      []string{"domain:block_write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainBlockRebaseArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainBlockCommit is procedure 290 of the remote program.
-var DomainBlockCommit = call[DomainBlockCommitArgs, xdr.Void](Info{
+var DomainBlockCommit = Procedure[DomainBlockCommitArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 290, Name: "DOMAIN_BLOCK_COMMIT",
 	Function: "virDomainBlockCommit",
 	ACL:      []string{"domain:block_write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainBlockCommitArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainBlockCopy is procedure 345 of the remote program.
-var DomainBlockCopy = call[DomainBlockCopyArgs, xdr.Void](Info{
+var DomainBlockCopy = Procedure[DomainBlockCopyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 345, Name: "DOMAIN_BLOCK_COPY",
 	Function: "virDomainBlockCopy",
 	ACL:      []string{"domain:block_write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainBlockCopyArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetBlockThreshold is procedure 386 of the remote program.
-var DomainSetBlockThreshold = call[DomainSetBlockThresholdArgs, xdr.Void](Info{
+var DomainSetBlockThreshold = Procedure[DomainSetBlockThresholdArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 386, Name: "DOMAIN_SET_BLOCK_THRESHOLD",
 	Function: "virDomainSetBlockThreshold",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetBlockThresholdArgs], ret: fresh[xdr.Void],
+}}

@@ -264,58 +264,68 @@ func (v *DomainCheckpointDeleteArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // DomainCheckpointCreateXML is procedure 411 of the remote program.
-var DomainCheckpointCreateXML = call[DomainCheckpointCreateXMLArgs, DomainCheckpointCreateXMLRet](Info{
+var DomainCheckpointCreateXML = Procedure[DomainCheckpointCreateXMLArgs, DomainCheckpointCreateXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 411, Name: "DOMAIN_CHECKPOINT_CREATE_XML",
 	Function: "virDomainCheckpointCreateXML",
 	ACL:      []string{"domain:checkpoint", "domain:fs_freeze:VIR_DOMAIN_CHECKPOINT_CREATE_QUIESCE"},
 	Access:   Refused,
-})
+	args:     fresh[DomainCheckpointCreateXMLArgs], ret: fresh[DomainCheckpointCreateXMLRet],
+}}
 
 // DomainCheckpointGetXMLDesc is procedure 412 of the remote program.
-var DomainCheckpointGetXMLDesc = conditional(call[DomainCheckpointGetXMLDescArgs, DomainCheckpointGetXMLDescRet](Info{
+var DomainCheckpointGetXMLDesc = Procedure[DomainCheckpointGetXMLDescArgs, DomainCheckpointGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 412, Name: "DOMAIN_CHECKPOINT_GET_XML_DESC",
 	Function: "virDomainCheckpointGetXMLDesc",
 	ACL:      []string{"domain:read", "domain:read_secure:VIR_DOMAIN_CHECKPOINT_XML_SECURE"},
-}), func(a *DomainCheckpointGetXMLDescArgs) bool {
-	return (a.Flags & DomainCheckpointXMLSecure) != 0
-})
+	Access:   Conditional,
+	args:     fresh[DomainCheckpointGetXMLDescArgs], ret: fresh[DomainCheckpointGetXMLDescRet],
+	refused: func(args any) bool {
+		a := args.(*DomainCheckpointGetXMLDescArgs)
+		return (a.Flags & DomainCheckpointXMLSecure) != 0
+	},
+}}
 
 // DomainListAllCheckpoints is procedure 413 of the remote program.
-var DomainListAllCheckpoints = call[DomainListAllCheckpointsArgs, DomainListAllCheckpointsRet](Info{
+var DomainListAllCheckpoints = Procedure[DomainListAllCheckpointsArgs, DomainListAllCheckpointsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 413, Name: "DOMAIN_LIST_ALL_CHECKPOINTS",
 	Function: "virDomainListAllCheckpoints",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainListAllCheckpointsArgs], ret: fresh[DomainListAllCheckpointsRet],
+}}
 
 // DomainCheckpointListAllChildren is procedure 414 of the remote program.
-var DomainCheckpointListAllChildren = call[DomainCheckpointListAllChildrenArgs, DomainCheckpointListAllChildrenRet](Info{
+var DomainCheckpointListAllChildren = Procedure[DomainCheckpointListAllChildrenArgs, DomainCheckpointListAllChildrenRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 414, Name: "DOMAIN_CHECKPOINT_LIST_ALL_CHILDREN",
 	Function: "virDomainCheckpointListAllChildren",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainCheckpointListAllChildrenArgs], ret: fresh[DomainCheckpointListAllChildrenRet],
+}}
 
 // DomainCheckpointLookupByName is procedure 415 of the remote program.
-var DomainCheckpointLookupByName = call[DomainCheckpointLookupByNameArgs, DomainCheckpointLookupByNameRet](Info{
+var DomainCheckpointLookupByName = Procedure[DomainCheckpointLookupByNameArgs, DomainCheckpointLookupByNameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 415, Name: "DOMAIN_CHECKPOINT_LOOKUP_BY_NAME",
 	Function: "virDomainCheckpointLookupByName",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainCheckpointLookupByNameArgs], ret: fresh[DomainCheckpointLookupByNameRet],
+}}
 
 // DomainCheckpointGetParent is procedure 416 of the remote program.
-var DomainCheckpointGetParent = call[DomainCheckpointGetParentArgs, DomainCheckpointGetParentRet](Info{
+var DomainCheckpointGetParent = Procedure[DomainCheckpointGetParentArgs, DomainCheckpointGetParentRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 416, Name: "DOMAIN_CHECKPOINT_GET_PARENT",
 	Function: "virDomainCheckpointGetParent",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainCheckpointGetParentArgs], ret: fresh[DomainCheckpointGetParentRet],
+}}
 
 // DomainCheckpointDelete is procedure 417 of the remote program.
-var DomainCheckpointDelete = call[DomainCheckpointDeleteArgs, xdr.Void](Info{
+var DomainCheckpointDelete = Procedure[DomainCheckpointDeleteArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 417, Name: "DOMAIN_CHECKPOINT_DELETE",
 	Function: "virDomainCheckpointDelete",
 	ACL:      []string{"domain:checkpoint"},
 	Access:   Refused,
-})
+	args:     fresh[DomainCheckpointDeleteArgs], ret: fresh[xdr.Void],
+}}

@@ -385,96 +385,108 @@ func (v *DomainGraphicsReloadArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // DomainAttachDevice is procedure 8 of the remote program.
-var DomainAttachDevice = call[DomainAttachDeviceArgs, xdr.Void](Info{
+var DomainAttachDevice = Procedure[DomainAttachDeviceArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 8, Name: "DOMAIN_ATTACH_DEVICE",
 	Function: "virDomainAttachDevice",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainAttachDeviceArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainDetachDevice is procedure 13 of the remote program.
-var DomainDetachDevice = call[DomainDetachDeviceArgs, xdr.Void](Info{
+var DomainDetachDevice = Procedure[DomainDetachDeviceArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 13, Name: "DOMAIN_DETACH_DEVICE",
 	Function: "virDomainDetachDevice",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainDetachDeviceArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainInterfaceStats is procedure 65 of the remote program.
-var DomainInterfaceStats = call[DomainInterfaceStatsArgs, DomainInterfaceStatsRet](Info{
+var DomainInterfaceStats = Procedure[DomainInterfaceStatsArgs, DomainInterfaceStatsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 65, Name: "DOMAIN_INTERFACE_STATS",
 	Function: "virDomainInterfaceStats",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainInterfaceStatsArgs], ret: fresh[DomainInterfaceStatsRet],
+}}
 
 // DomainAttachDeviceFlags is procedure 160 of the remote program.
-var DomainAttachDeviceFlags = call[DomainAttachDeviceFlagsArgs, xdr.Void](Info{
+var DomainAttachDeviceFlags = Procedure[DomainAttachDeviceFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 160, Name: "DOMAIN_ATTACH_DEVICE_FLAGS",
 	Function: "virDomainAttachDeviceFlags",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainAttachDeviceFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainDetachDeviceFlags is procedure 161 of the remote program.
-var DomainDetachDeviceFlags = call[DomainDetachDeviceFlagsArgs, xdr.Void](Info{
+var DomainDetachDeviceFlags = Procedure[DomainDetachDeviceFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 161, Name: "DOMAIN_DETACH_DEVICE_FLAGS",
 	Function: "virDomainDetachDeviceFlags",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainDetachDeviceFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainUpdateDeviceFlags is procedure 174 of the remote program.
-var DomainUpdateDeviceFlags = call[DomainUpdateDeviceFlagsArgs, xdr.Void](Info{
+var DomainUpdateDeviceFlags = Procedure[DomainUpdateDeviceFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 174, Name: "DOMAIN_UPDATE_DEVICE_FLAGS",
 	Function: "virDomainUpdateDeviceFlags",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainUpdateDeviceFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetInterfaceParameters is procedure 256 of the remote program.
-var DomainSetInterfaceParameters = call[DomainSetInterfaceParametersArgs, xdr.Void](Info{
+var DomainSetInterfaceParameters = Procedure[DomainSetInterfaceParametersArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 256, Name: "DOMAIN_SET_INTERFACE_PARAMETERS",
 	Function: "virDomainSetInterfaceParameters",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetInterfaceParametersArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetInterfaceParameters is procedure 257 of the remote program.
-var DomainGetInterfaceParameters = call[DomainGetInterfaceParametersArgs, DomainGetInterfaceParametersRet](Info{
+var DomainGetInterfaceParameters = Procedure[DomainGetInterfaceParametersArgs, DomainGetInterfaceParametersRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 257, Name: "DOMAIN_GET_INTERFACE_PARAMETERS",
 	Function: "virDomainGetInterfaceParameters",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetInterfaceParametersArgs], ret: fresh[DomainGetInterfaceParametersRet],
+}}
 
 // DomainDetachDeviceAlias is procedure 392 of the remote program.
-var DomainDetachDeviceAlias = call[DomainDetachDeviceAliasArgs, xdr.Void](Info{
+var DomainDetachDeviceAlias = Procedure[DomainDetachDeviceAliasArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 392, Name: "DOMAIN_DETACH_DEVICE_ALIAS",
 	Function: "virDomainDetachDeviceAlias",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainDetachDeviceAliasArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGraphicsReload is procedure 448 of the remote program.
-var DomainGraphicsReload = call[DomainGraphicsReloadArgs, xdr.Void](Info{
+var DomainGraphicsReload = Procedure[DomainGraphicsReloadArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 448, Name: "DOMAIN_GRAPHICS_RELOAD",
 	Function: "virDomainGraphicsReload",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainGraphicsReloadArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetThrottleGroup is procedure 451 of the remote program.
-var DomainSetThrottleGroup = call[DomainSetThrottleGroupArgs, xdr.Void](Info{
+var DomainSetThrottleGroup = Procedure[DomainSetThrottleGroupArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 451, Name: "DOMAIN_SET_THROTTLE_GROUP",
 	Function: "virDomainSetThrottleGroup",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetThrottleGroupArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainDelThrottleGroup is procedure 452 of the remote program.
-var DomainDelThrottleGroup = call[DomainDelThrottleGroupArgs, xdr.Void](Info{
+var DomainDelThrottleGroup = Procedure[DomainDelThrottleGroupArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 452, Name: "DOMAIN_DEL_THROTTLE_GROUP",
 	Function: "virDomainDelThrottleGroup",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainDelThrottleGroupArgs], ret: fresh[xdr.Void],
+}}

@@ -1249,292 +1249,345 @@ func (v *DomainEventNicMacChangeMsg) DecodeXDR(d *xdr.Decoder) {
 }
 
 // ConnectDomainEventRegister is procedure 105 of the remote program.
-var ConnectDomainEventRegister = call[xdr.Void, ConnectDomainEventRegisterRet](Info{
+var ConnectDomainEventRegister = Procedure[xdr.Void, ConnectDomainEventRegisterRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 105, Name: "CONNECT_DOMAIN_EVENT_REGISTER",
 	Function:  "virConnectDomainEventRegister",
 	Priority:  true,
 	ACL:       []string{"connect:search_domains"},
 	ACLFilter: []string{"domain:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectDomainEventRegisterRet],
+}}
 
 // ConnectDomainEventDeregister is procedure 106 of the remote program.
-var ConnectDomainEventDeregister = call[xdr.Void, ConnectDomainEventDeregisterRet](Info{
+var ConnectDomainEventDeregister = Procedure[xdr.Void, ConnectDomainEventDeregisterRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 106, Name: "CONNECT_DOMAIN_EVENT_DEREGISTER",
 	Function: "virConnectDomainEventDeregister",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[xdr.Void], ret: fresh[ConnectDomainEventDeregisterRet],
+}}
 
 // DomainEventLifecycle is event 107 of the remote program.
-var DomainEventLifecycle = event[DomainEventLifecycleMsg](Info{
+var DomainEventLifecycle = Event[DomainEventLifecycleMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 107, Name: "DOMAIN_EVENT_LIFECYCLE",
-})
+	msg: fresh[DomainEventLifecycleMsg],
+}}
 
 // ConnectDomainEventRegisterAny is procedure 167 of the remote program.
-var ConnectDomainEventRegisterAny = call[ConnectDomainEventRegisterAnyArgs, xdr.Void](Info{
+var ConnectDomainEventRegisterAny = Procedure[ConnectDomainEventRegisterAnyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 167, Name: "CONNECT_DOMAIN_EVENT_REGISTER_ANY",
 	Function:  "virConnectDomainEventRegisterAny",
 	Priority:  true,
 	ACL:       []string{"connect:search_domains"},
 	ACLFilter: []string{"domain:getattr"},
-})
+	args:      fresh[ConnectDomainEventRegisterAnyArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectDomainEventDeregisterAny is procedure 168 of the remote program.
-var ConnectDomainEventDeregisterAny = call[ConnectDomainEventDeregisterAnyArgs, xdr.Void](Info{
+var ConnectDomainEventDeregisterAny = Procedure[ConnectDomainEventDeregisterAnyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 168, Name: "CONNECT_DOMAIN_EVENT_DEREGISTER_ANY",
 	Function: "virConnectDomainEventDeregisterAny",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectDomainEventDeregisterAnyArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainEventReboot is event 169 of the remote program.
-var DomainEventReboot = event[DomainEventRebootMsg](Info{
+var DomainEventReboot = Event[DomainEventRebootMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 169, Name: "DOMAIN_EVENT_REBOOT",
-})
+	msg: fresh[DomainEventRebootMsg],
+}}
 
 // DomainEventRtcChange is event 170 of the remote program.
-var DomainEventRtcChange = event[DomainEventRtcChangeMsg](Info{
+var DomainEventRtcChange = Event[DomainEventRtcChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 170, Name: "DOMAIN_EVENT_RTC_CHANGE",
-})
+	msg: fresh[DomainEventRtcChangeMsg],
+}}
 
 // DomainEventWatchdog is event 171 of the remote program.
-var DomainEventWatchdog = event[DomainEventWatchdogMsg](Info{
+var DomainEventWatchdog = Event[DomainEventWatchdogMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 171, Name: "DOMAIN_EVENT_WATCHDOG",
-})
+	msg: fresh[DomainEventWatchdogMsg],
+}}
 
 // DomainEventIoError is event 172 of the remote program.
-var DomainEventIoError = event[DomainEventIoErrorMsg](Info{
+var DomainEventIoError = Event[DomainEventIoErrorMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 172, Name: "DOMAIN_EVENT_IO_ERROR",
-})
+	msg: fresh[DomainEventIoErrorMsg],
+}}
 
 // DomainEventGraphics is event 173 of the remote program.
-var DomainEventGraphics = event[DomainEventGraphicsMsg](Info{
+var DomainEventGraphics = Event[DomainEventGraphicsMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 173, Name: "DOMAIN_EVENT_GRAPHICS",
-})
+	msg: fresh[DomainEventGraphicsMsg],
+}}
 
 // DomainEventIoErrorReason is event 195 of the remote program.
-var DomainEventIoErrorReason = event[DomainEventIoErrorReasonMsg](Info{
+var DomainEventIoErrorReason = Event[DomainEventIoErrorReasonMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 195, Name: "DOMAIN_EVENT_IO_ERROR_REASON",
-})
+	msg: fresh[DomainEventIoErrorReasonMsg],
+}}
 
 // DomainEventControlError is event 224 of the remote program.
-var DomainEventControlError = event[DomainEventControlErrorMsg](Info{
+var DomainEventControlError = Event[DomainEventControlErrorMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 224, Name: "DOMAIN_EVENT_CONTROL_ERROR",
-})
+	msg: fresh[DomainEventControlErrorMsg],
+}}
 
 // DomainEventBlockJob is event 241 of the remote program.
-var DomainEventBlockJob = event[DomainEventBlockJobMsg](Info{
+var DomainEventBlockJob = Event[DomainEventBlockJobMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 241, Name: "DOMAIN_EVENT_BLOCK_JOB",
-})
+	msg: fresh[DomainEventBlockJobMsg],
+}}
 
 // DomainEventDiskChange is event 248 of the remote program.
-var DomainEventDiskChange = event[DomainEventDiskChangeMsg](Info{
+var DomainEventDiskChange = Event[DomainEventDiskChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 248, Name: "DOMAIN_EVENT_DISK_CHANGE",
-})
+	msg: fresh[DomainEventDiskChangeMsg],
+}}
 
 // DomainEventTrayChange is event 268 of the remote program.
-var DomainEventTrayChange = event[DomainEventTrayChangeMsg](Info{
+var DomainEventTrayChange = Event[DomainEventTrayChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 268, Name: "DOMAIN_EVENT_TRAY_CHANGE",
-})
+	msg: fresh[DomainEventTrayChangeMsg],
+}}
 
 // DomainEventPmwakeup is event 269 of the remote program.
-var DomainEventPmwakeup = event[DomainEventPmwakeupMsg](Info{
+var DomainEventPmwakeup = Event[DomainEventPmwakeupMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 269, Name: "DOMAIN_EVENT_PMWAKEUP",
-})
+	msg: fresh[DomainEventPmwakeupMsg],
+}}
 
 // DomainEventPmsuspend is event 270 of the remote program.
-var DomainEventPmsuspend = event[DomainEventPmsuspendMsg](Info{
+var DomainEventPmsuspend = Event[DomainEventPmsuspendMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 270, Name: "DOMAIN_EVENT_PMSUSPEND",
-})
+	msg: fresh[DomainEventPmsuspendMsg],
+}}
 
 // DomainEventBalloonChange is event 276 of the remote program.
-var DomainEventBalloonChange = event[DomainEventBalloonChangeMsg](Info{
+var DomainEventBalloonChange = Event[DomainEventBalloonChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 276, Name: "DOMAIN_EVENT_BALLOON_CHANGE",
-})
+	msg: fresh[DomainEventBalloonChangeMsg],
+}}
 
 // DomainEventPmsuspendDisk is event 292 of the remote program.
-var DomainEventPmsuspendDisk = event[DomainEventPmsuspendDiskMsg](Info{
+var DomainEventPmsuspendDisk = Event[DomainEventPmsuspendDiskMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 292, Name: "DOMAIN_EVENT_PMSUSPEND_DISK",
-})
+	msg: fresh[DomainEventPmsuspendDiskMsg],
+}}
 
 // DomainEventDeviceRemoved is event 311 of the remote program.
-var DomainEventDeviceRemoved = event[DomainEventDeviceRemovedMsg](Info{
+var DomainEventDeviceRemoved = Event[DomainEventDeviceRemovedMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 311, Name: "DOMAIN_EVENT_DEVICE_REMOVED",
-})
+	msg: fresh[DomainEventDeviceRemovedMsg],
+}}
 
 // ConnectDomainEventCallbackRegisterAny is procedure 316 of the remote program.
-var ConnectDomainEventCallbackRegisterAny = call[ConnectDomainEventCallbackRegisterAnyArgs, ConnectDomainEventCallbackRegisterAnyRet](Info{
+var ConnectDomainEventCallbackRegisterAny = Procedure[ConnectDomainEventCallbackRegisterAnyArgs, ConnectDomainEventCallbackRegisterAnyRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 316, Name: "CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY",
 	Function:  "virConnectDomainEventRegisterAny",
 	Priority:  true,
 	ACL:       []string{"connect:search_domains"},
 	ACLFilter: []string{"domain:getattr"},
-})
+	args:      fresh[ConnectDomainEventCallbackRegisterAnyArgs], ret: fresh[ConnectDomainEventCallbackRegisterAnyRet],
+}}
 
 // ConnectDomainEventCallbackDeregisterAny is procedure 317 of the remote program.
-var ConnectDomainEventCallbackDeregisterAny = call[ConnectDomainEventCallbackDeregisterAnyArgs, xdr.Void](Info{
+var ConnectDomainEventCallbackDeregisterAny = Procedure[ConnectDomainEventCallbackDeregisterAnyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 317, Name: "CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY",
 	Function: "virConnectDomainEventDeregisterAny",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectDomainEventCallbackDeregisterAnyArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainEventCallbackLifecycle is event 318 of the remote program.
-var DomainEventCallbackLifecycle = event[DomainEventCallbackLifecycleMsg](Info{
+var DomainEventCallbackLifecycle = Event[DomainEventCallbackLifecycleMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 318, Name: "DOMAIN_EVENT_CALLBACK_LIFECYCLE",
-})
+	msg: fresh[DomainEventCallbackLifecycleMsg],
+}}
 
 // DomainEventCallbackReboot is event 319 of the remote program.
-var DomainEventCallbackReboot = event[DomainEventCallbackRebootMsg](Info{
+var DomainEventCallbackReboot = Event[DomainEventCallbackRebootMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 319, Name: "DOMAIN_EVENT_CALLBACK_REBOOT",
-})
+	msg: fresh[DomainEventCallbackRebootMsg],
+}}
 
 // DomainEventCallbackRtcChange is event 320 of the remote program.
-var DomainEventCallbackRtcChange = event[DomainEventCallbackRtcChangeMsg](Info{
+var DomainEventCallbackRtcChange = Event[DomainEventCallbackRtcChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 320, Name: "DOMAIN_EVENT_CALLBACK_RTC_CHANGE",
-})
+	msg: fresh[DomainEventCallbackRtcChangeMsg],
+}}
 
 // DomainEventCallbackWatchdog is event 321 of the remote program.
-var DomainEventCallbackWatchdog = event[DomainEventCallbackWatchdogMsg](Info{
+var DomainEventCallbackWatchdog = Event[DomainEventCallbackWatchdogMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 321, Name: "DOMAIN_EVENT_CALLBACK_WATCHDOG",
-})
+	msg: fresh[DomainEventCallbackWatchdogMsg],
+}}
 
 // DomainEventCallbackIoError is event 322 of the remote program.
-var DomainEventCallbackIoError = event[DomainEventCallbackIoErrorMsg](Info{
+var DomainEventCallbackIoError = Event[DomainEventCallbackIoErrorMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 322, Name: "DOMAIN_EVENT_CALLBACK_IO_ERROR",
-})
+	msg: fresh[DomainEventCallbackIoErrorMsg],
+}}
 
 // DomainEventCallbackGraphics is event 323 of the remote program.
-var DomainEventCallbackGraphics = event[DomainEventCallbackGraphicsMsg](Info{
+var DomainEventCallbackGraphics = Event[DomainEventCallbackGraphicsMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 323, Name: "DOMAIN_EVENT_CALLBACK_GRAPHICS",
-})
+	msg: fresh[DomainEventCallbackGraphicsMsg],
+}}
 
 // DomainEventCallbackIoErrorReason is event 324 of the remote program.
-var DomainEventCallbackIoErrorReason = event[DomainEventCallbackIoErrorReasonMsg](Info{
+var DomainEventCallbackIoErrorReason = Event[DomainEventCallbackIoErrorReasonMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 324, Name: "DOMAIN_EVENT_CALLBACK_IO_ERROR_REASON",
-})
+	msg: fresh[DomainEventCallbackIoErrorReasonMsg],
+}}
 
 // DomainEventCallbackControlError is event 325 of the remote program.
-var DomainEventCallbackControlError = event[DomainEventCallbackControlErrorMsg](Info{
+var DomainEventCallbackControlError = Event[DomainEventCallbackControlErrorMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 325, Name: "DOMAIN_EVENT_CALLBACK_CONTROL_ERROR",
-})
+	msg: fresh[DomainEventCallbackControlErrorMsg],
+}}
 
 // DomainEventCallbackBlockJob is event 326 of the remote program.
-var DomainEventCallbackBlockJob = event[DomainEventCallbackBlockJobMsg](Info{
+var DomainEventCallbackBlockJob = Event[DomainEventCallbackBlockJobMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 326, Name: "DOMAIN_EVENT_CALLBACK_BLOCK_JOB",
-})
+	msg: fresh[DomainEventCallbackBlockJobMsg],
+}}
 
 // DomainEventCallbackDiskChange is event 327 of the remote program.
-var DomainEventCallbackDiskChange = event[DomainEventCallbackDiskChangeMsg](Info{
+var DomainEventCallbackDiskChange = Event[DomainEventCallbackDiskChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 327, Name: "DOMAIN_EVENT_CALLBACK_DISK_CHANGE",
-})
+	msg: fresh[DomainEventCallbackDiskChangeMsg],
+}}
 
 // DomainEventCallbackTrayChange is event 328 of the remote program.
-var DomainEventCallbackTrayChange = event[DomainEventCallbackTrayChangeMsg](Info{
+var DomainEventCallbackTrayChange = Event[DomainEventCallbackTrayChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 328, Name: "DOMAIN_EVENT_CALLBACK_TRAY_CHANGE",
-})
+	msg: fresh[DomainEventCallbackTrayChangeMsg],
+}}
 
 // DomainEventCallbackPmwakeup is event 329 of the remote program.
-var DomainEventCallbackPmwakeup = event[DomainEventCallbackPmwakeupMsg](Info{
+var DomainEventCallbackPmwakeup = Event[DomainEventCallbackPmwakeupMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 329, Name: "DOMAIN_EVENT_CALLBACK_PMWAKEUP",
-})
+	msg: fresh[DomainEventCallbackPmwakeupMsg],
+}}
 
 // DomainEventCallbackPmsuspend is event 330 of the remote program.
-var DomainEventCallbackPmsuspend = event[DomainEventCallbackPmsuspendMsg](Info{
+var DomainEventCallbackPmsuspend = Event[DomainEventCallbackPmsuspendMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 330, Name: "DOMAIN_EVENT_CALLBACK_PMSUSPEND",
-})
+	msg: fresh[DomainEventCallbackPmsuspendMsg],
+}}
 
 // DomainEventCallbackBalloonChange is event 331 of the remote program.
-var DomainEventCallbackBalloonChange = event[DomainEventCallbackBalloonChangeMsg](Info{
+var DomainEventCallbackBalloonChange = Event[DomainEventCallbackBalloonChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 331, Name: "DOMAIN_EVENT_CALLBACK_BALLOON_CHANGE",
-})
+	msg: fresh[DomainEventCallbackBalloonChangeMsg],
+}}
 
 // DomainEventCallbackPmsuspendDisk is event 332 of the remote program.
-var DomainEventCallbackPmsuspendDisk = event[DomainEventCallbackPmsuspendDiskMsg](Info{
+var DomainEventCallbackPmsuspendDisk = Event[DomainEventCallbackPmsuspendDiskMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 332, Name: "DOMAIN_EVENT_CALLBACK_PMSUSPEND_DISK",
-})
+	msg: fresh[DomainEventCallbackPmsuspendDiskMsg],
+}}
 
 // DomainEventCallbackDeviceRemoved is event 333 of the remote program.
-var DomainEventCallbackDeviceRemoved = event[DomainEventCallbackDeviceRemovedMsg](Info{
+var DomainEventCallbackDeviceRemoved = Event[DomainEventCallbackDeviceRemovedMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 333, Name: "DOMAIN_EVENT_CALLBACK_DEVICE_REMOVED",
-})
+	msg: fresh[DomainEventCallbackDeviceRemovedMsg],
+}}
 
 // DomainEventBlockJob2 is event 339 of the remote program.
-var DomainEventBlockJob2 = event[DomainEventBlockJob2Msg](Info{
+var DomainEventBlockJob2 = Event[DomainEventBlockJob2Msg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 339, Name: "DOMAIN_EVENT_BLOCK_JOB_2",
-})
+	msg: fresh[DomainEventBlockJob2Msg],
+}}
 
 // DomainEventCallbackTunable is event 346 of the remote program.
-var DomainEventCallbackTunable = event[DomainEventCallbackTunableMsg](Info{
+var DomainEventCallbackTunable = Event[DomainEventCallbackTunableMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 346, Name: "DOMAIN_EVENT_CALLBACK_TUNABLE",
-})
+	msg: fresh[DomainEventCallbackTunableMsg],
+}}
 
 // DomainEventCallbackAgentLifecycle is event 348 of the remote program.
-var DomainEventCallbackAgentLifecycle = event[DomainEventCallbackAgentLifecycleMsg](Info{
+var DomainEventCallbackAgentLifecycle = Event[DomainEventCallbackAgentLifecycleMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 348, Name: "DOMAIN_EVENT_CALLBACK_AGENT_LIFECYCLE",
-})
+	msg: fresh[DomainEventCallbackAgentLifecycleMsg],
+}}
 
 // DomainEventCallbackDeviceAdded is event 354 of the remote program.
-var DomainEventCallbackDeviceAdded = event[DomainEventCallbackDeviceAddedMsg](Info{
+var DomainEventCallbackDeviceAdded = Event[DomainEventCallbackDeviceAddedMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 354, Name: "DOMAIN_EVENT_CALLBACK_DEVICE_ADDED",
-})
+	msg: fresh[DomainEventCallbackDeviceAddedMsg],
+}}
 
 // DomainEventCallbackMigrationIteration is event 359 of the remote program.
-var DomainEventCallbackMigrationIteration = event[DomainEventCallbackMigrationIterationMsg](Info{
+var DomainEventCallbackMigrationIteration = Event[DomainEventCallbackMigrationIterationMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 359, Name: "DOMAIN_EVENT_CALLBACK_MIGRATION_ITERATION",
-})
+	msg: fresh[DomainEventCallbackMigrationIterationMsg],
+}}
 
 // ConnectEventConnectionClosed is event 362 of the remote program.
-var ConnectEventConnectionClosed = event[ConnectEventConnectionClosedMsg](Info{
+var ConnectEventConnectionClosed = Event[ConnectEventConnectionClosedMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 362, Name: "CONNECT_EVENT_CONNECTION_CLOSED",
-})
+	msg: fresh[ConnectEventConnectionClosedMsg],
+}}
 
 // DomainEventCallbackJobCompleted is event 363 of the remote program.
-var DomainEventCallbackJobCompleted = event[DomainEventCallbackJobCompletedMsg](Info{
+var DomainEventCallbackJobCompleted = Event[DomainEventCallbackJobCompletedMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 363, Name: "DOMAIN_EVENT_CALLBACK_JOB_COMPLETED",
-})
+	msg: fresh[DomainEventCallbackJobCompletedMsg],
+}}
 
 // DomainGetPerfEvents is procedure 365 of the remote program.
-var DomainGetPerfEvents = call[DomainGetPerfEventsArgs, DomainGetPerfEventsRet](Info{
+var DomainGetPerfEvents = Procedure[DomainGetPerfEventsArgs, DomainGetPerfEventsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 365, Name: "DOMAIN_GET_PERF_EVENTS",
 	Function: "virDomainGetPerfEvents",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetPerfEventsArgs], ret: fresh[DomainGetPerfEventsRet],
+}}
 
 // DomainSetPerfEvents is procedure 366 of the remote program.
-var DomainSetPerfEvents = call[DomainSetPerfEventsArgs, xdr.Void](Info{
+var DomainSetPerfEvents = Procedure[DomainSetPerfEventsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 366, Name: "DOMAIN_SET_PERF_EVENTS",
 	Function: "virDomainSetPerfEvents",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetPerfEventsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainEventCallbackDeviceRemovalFailed is event 367 of the remote program.
-var DomainEventCallbackDeviceRemovalFailed = event[DomainEventCallbackDeviceRemovalFailedMsg](Info{
+var DomainEventCallbackDeviceRemovalFailed = Event[DomainEventCallbackDeviceRemovalFailedMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 367, Name: "DOMAIN_EVENT_CALLBACK_DEVICE_REMOVAL_FAILED",
-})
+	msg: fresh[DomainEventCallbackDeviceRemovalFailedMsg],
+}}
 
 // DomainEventCallbackMetadataChange is event 379 of the remote program.
-var DomainEventCallbackMetadataChange = event[DomainEventCallbackMetadataChangeMsg](Info{
+var DomainEventCallbackMetadataChange = Event[DomainEventCallbackMetadataChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 379, Name: "DOMAIN_EVENT_CALLBACK_METADATA_CHANGE",
-})
+	msg: fresh[DomainEventCallbackMetadataChangeMsg],
+}}
 
 // DomainEventBlockThreshold is event 385 of the remote program.
-var DomainEventBlockThreshold = event[DomainEventBlockThresholdMsg](Info{
+var DomainEventBlockThreshold = Event[DomainEventBlockThresholdMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 385, Name: "DOMAIN_EVENT_BLOCK_THRESHOLD",
-})
+	msg: fresh[DomainEventBlockThresholdMsg],
+}}
 
 // DomainEventMemoryFailure is event 423 of the remote program.
-var DomainEventMemoryFailure = event[DomainEventMemoryFailureMsg](Info{
+var DomainEventMemoryFailure = Event[DomainEventMemoryFailureMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 423, Name: "DOMAIN_EVENT_MEMORY_FAILURE",
-})
+	msg: fresh[DomainEventMemoryFailureMsg],
+}}
 
 // DomainEventMemoryDeviceSizeChange is event 438 of the remote program.
-var DomainEventMemoryDeviceSizeChange = event[DomainEventMemoryDeviceSizeChangeMsg](Info{
+var DomainEventMemoryDeviceSizeChange = Event[DomainEventMemoryDeviceSizeChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 438, Name: "DOMAIN_EVENT_MEMORY_DEVICE_SIZE_CHANGE",
-})
+	msg: fresh[DomainEventMemoryDeviceSizeChangeMsg],
+}}
 
 // DomainEventNicMacChange is event 453 of the remote program.
-var DomainEventNicMacChange = event[DomainEventNicMacChangeMsg](Info{
+var DomainEventNicMacChange = Event[DomainEventNicMacChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 453, Name: "DOMAIN_EVENT_NIC_MAC_CHANGE",
-})
+	msg: fresh[DomainEventNicMacChangeMsg],
+}}

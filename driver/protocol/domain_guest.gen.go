@@ -829,189 +829,215 @@ func (v *DomainAuthorizedSshKeysSetArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // DomainOpenConsole is procedure 201 of the remote program.
-var DomainOpenConsole = call[DomainOpenConsoleArgs, xdr.Void](Info{
+var DomainOpenConsole = Procedure[DomainOpenConsoleArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 201, Name: "DOMAIN_OPEN_CONSOLE",
 	Function: "virDomainOpenConsole",
 	Stream:   ReadStream,
 	ACL:      []string{"domain:open_device"},
 	Access:   Refused,
-})
+	args:     fresh[DomainOpenConsoleArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainInjectNmi is procedure 210 of the remote program.
-var DomainInjectNmi = call[DomainInjectNmiArgs, xdr.Void](Info{
+var DomainInjectNmi = Procedure[DomainInjectNmiArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 210, Name: "DOMAIN_INJECT_NMI",
 	Function: "virDomainInjectNMI",
 	ACL:      []string{"domain:inject_nmi"},
 	Access:   Refused,
-})
+	args:     fresh[DomainInjectNmiArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainScreenshot is procedure 211 of the remote program.
-var DomainScreenshot = call[DomainScreenshotArgs, DomainScreenshotRet](Info{
+var DomainScreenshot = Procedure[DomainScreenshotArgs, DomainScreenshotRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 211, Name: "DOMAIN_SCREENSHOT",
 	Function: "virDomainScreenshot",
 	Stream:   ReadStream,
 	ACL:      []string{"domain:screenshot"},
 	Access:   Refused,
-})
+	args:     fresh[DomainScreenshotArgs], ret: fresh[DomainScreenshotRet],
+}}
 
 // DomainSendKey is procedure 226 of the remote program.
-var DomainSendKey = call[DomainSendKeyArgs, xdr.Void](Info{
+var DomainSendKey = Procedure[DomainSendKeyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 226, Name: "DOMAIN_SEND_KEY",
 	Function: "virDomainSendKey",
 	ACL:      []string{"domain:send_input"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSendKeyArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainOpenGraphics is procedure 249 of the remote program.
-var DomainOpenGraphics = call[DomainOpenGraphicsArgs, xdr.Void](Info{
+var DomainOpenGraphics = Procedure[DomainOpenGraphicsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 249, Name: "DOMAIN_OPEN_GRAPHICS",
 	Function: "virDomainOpenGraphics",
 	ACL:      []string{"domain:open_graphics"},
 	Access:   Refused,
-})
+	args:     fresh[DomainOpenGraphicsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainPmSuspendForDuration is procedure 261 of the remote program.
-var DomainPmSuspendForDuration = call[DomainPmSuspendForDurationArgs, xdr.Void](Info{
+var DomainPmSuspendForDuration = Procedure[DomainPmSuspendForDurationArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 261, Name: "DOMAIN_PM_SUSPEND_FOR_DURATION",
 	Function: "virDomainPMSuspendForDuration",
 	ACL:      []string{"domain:pm_control"},
 	Access:   Refused,
-})
+	args:     fresh[DomainPmSuspendForDurationArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainPmWakeup is procedure 267 of the remote program.
-var DomainPmWakeup = call[DomainPmWakeupArgs, xdr.Void](Info{
+var DomainPmWakeup = Procedure[DomainPmWakeupArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 267, Name: "DOMAIN_PM_WAKEUP",
 	Function: "virDomainPMWakeup",
 	ACL:      []string{"domain:pm_control"},
 	Access:   Refused,
-})
+	args:     fresh[DomainPmWakeupArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetHostname is procedure 277 of the remote program.
-var DomainGetHostname = call[DomainGetHostnameArgs, DomainGetHostnameRet](Info{
+var DomainGetHostname = Procedure[DomainGetHostnameArgs, DomainGetHostnameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 277, Name: "DOMAIN_GET_HOSTNAME",
 	Function: "virDomainGetHostname",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainGetHostnameArgs], ret: fresh[DomainGetHostnameRet],
+}}
 
 // DomainFstrim is procedure 294 of the remote program.
-var DomainFstrim = call[DomainFstrimArgs, xdr.Void](Info{
+var DomainFstrim = Procedure[DomainFstrimArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 294, Name: "DOMAIN_FSTRIM",
 	Function: "virDomainFSTrim",
 	ACL:      []string{"domain:fs_trim"},
 	Access:   Refused,
-})
+	args:     fresh[DomainFstrimArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSendProcessSignal is procedure 295 of the remote program.
-var DomainSendProcessSignal = call[DomainSendProcessSignalArgs, xdr.Void](Info{
+var DomainSendProcessSignal = Procedure[DomainSendProcessSignalArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 295, Name: "DOMAIN_SEND_PROCESS_SIGNAL",
 	Function: "virDomainSendProcessSignal",
 	ACL:      []string{"domain:send_signal"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSendProcessSignalArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainOpenChannel is procedure 296 of the remote program.
-var DomainOpenChannel = call[DomainOpenChannelArgs, xdr.Void](Info{
+var DomainOpenChannel = Procedure[DomainOpenChannelArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 296, Name: "DOMAIN_OPEN_CHANNEL",
 	Function: "virDomainOpenChannel",
 	Stream:   ReadStream,
 	ACL:      []string{"domain:open_device"},
 	Access:   Refused,
-})
+	args:     fresh[DomainOpenChannelArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainFsfreeze is procedure 335 of the remote program.
-var DomainFsfreeze = call[DomainFsfreezeArgs, DomainFsfreezeRet](Info{
+var DomainFsfreeze = Procedure[DomainFsfreezeArgs, DomainFsfreezeRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 335, Name: "DOMAIN_FSFREEZE",
 	Function: "virDomainFSFreeze",
 	ACL:      []string{"domain:fs_freeze"},
 	Access:   Refused,
-})
+	args:     fresh[DomainFsfreezeArgs], ret: fresh[DomainFsfreezeRet],
+}}
 
 // DomainFsthaw is procedure 336 of the remote program.
-var DomainFsthaw = call[DomainFsthawArgs, DomainFsthawRet](Info{
+var DomainFsthaw = Procedure[DomainFsthawArgs, DomainFsthawRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 336, Name: "DOMAIN_FSTHAW",
 	Function: "virDomainFSThaw",
 	ACL:      []string{"domain:fs_freeze"},
 	Access:   Refused,
-})
+	args:     fresh[DomainFsthawArgs], ret: fresh[DomainFsthawRet],
+}}
 
 // DomainGetTime is procedure 337 of the remote program.
-var DomainGetTime = call[DomainGetTimeArgs, DomainGetTimeRet](Info{
+var DomainGetTime = Procedure[DomainGetTimeArgs, DomainGetTimeRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 337, Name: "DOMAIN_GET_TIME",
 	Function: "virDomainGetTime",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainGetTimeArgs], ret: fresh[DomainGetTimeRet],
+}}
 
 // DomainSetTime is procedure 338 of the remote program.
-var DomainSetTime = call[DomainSetTimeArgs, xdr.Void](Info{
+var DomainSetTime = Procedure[DomainSetTimeArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 338, Name: "DOMAIN_SET_TIME",
 	Function: "virDomainSetTime",
 	ACL:      []string{"domain:set_time"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetTimeArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainOpenGraphicsFd is procedure 343 of the remote program.
-var DomainOpenGraphicsFd = call[DomainOpenGraphicsFdArgs, xdr.Void](Info{
+var DomainOpenGraphicsFd = Procedure[DomainOpenGraphicsFdArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 343, Name: "DOMAIN_OPEN_GRAPHICS_FD",
 	Function: "virDomainOpenGraphicsFD",
 	ACL:      []string{"domain:open_graphics"},
 	Access:   Refused,
-})
+	args:     fresh[DomainOpenGraphicsFdArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetFsinfo is procedure 349 of the remote program.
-var DomainGetFsinfo = call[DomainGetFsinfoArgs, DomainGetFsinfoRet](Info{
+var DomainGetFsinfo = Procedure[DomainGetFsinfoArgs, DomainGetFsinfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 349, Name: "DOMAIN_GET_FSINFO",
 	Function: "virDomainGetFSInfo",
 	ACL:      []string{"domain:fs_freeze"},
 	Access:   Refused,
-})
+	args:     fresh[DomainGetFsinfoArgs], ret: fresh[DomainGetFsinfoRet],
+}}
 
 // DomainInterfaceAddresses is procedure 353 of the remote program.
-var DomainInterfaceAddresses = conditional(call[DomainInterfaceAddressesArgs, DomainInterfaceAddressesRet](Info{
+var DomainInterfaceAddresses = Procedure[DomainInterfaceAddressesArgs, DomainInterfaceAddressesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 353, Name: "DOMAIN_INTERFACE_ADDRESSES",
 	Function: "virDomainInterfaceAddresses",
 	ACL:      []string{"domain:read", "domain:write::source:VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT"},
-}), func(a *DomainInterfaceAddressesArgs) bool {
-	return a.Source == DomainInterfaceAddressesSrcAgent
-})
+	Access:   Conditional,
+	args:     fresh[DomainInterfaceAddressesArgs], ret: fresh[DomainInterfaceAddressesRet],
+	refused: func(args any) bool {
+		a := args.(*DomainInterfaceAddressesArgs)
+		return a.Source == DomainInterfaceAddressesSrcAgent
+	},
+}}
 
 // DomainSetUserPassword is procedure 357 of the remote program.
-var DomainSetUserPassword = call[DomainSetUserPasswordArgs, xdr.Void](Info{
+var DomainSetUserPassword = Procedure[DomainSetUserPasswordArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 357, Name: "DOMAIN_SET_USER_PASSWORD",
 	Function: "virDomainSetUserPassword",
 	ACL:      []string{"domain:set_password"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetUserPasswordArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetGuestInfo is procedure 418 of the remote program.
-var DomainGetGuestInfo = call[DomainGetGuestInfoArgs, DomainGetGuestInfoRet](Info{
+var DomainGetGuestInfo = Procedure[DomainGetGuestInfoArgs, DomainGetGuestInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 418, Name: "DOMAIN_GET_GUEST_INFO",
 	Function: "virDomainGetGuestInfo",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainGetGuestInfoArgs], ret: fresh[DomainGetGuestInfoRet],
+}}
 
 // DomainAgentSetResponseTimeout is procedure 420 of the remote program.
-var DomainAgentSetResponseTimeout = call[DomainAgentSetResponseTimeoutArgs, DomainAgentSetResponseTimeoutRet](Info{
+var DomainAgentSetResponseTimeout = Procedure[DomainAgentSetResponseTimeoutArgs, DomainAgentSetResponseTimeoutRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 420, Name: "DOMAIN_AGENT_SET_RESPONSE_TIMEOUT",
 	Function: "virDomainAgentSetResponseTimeout",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainAgentSetResponseTimeoutArgs], ret: fresh[DomainAgentSetResponseTimeoutRet],
+}}
 
 // DomainAuthorizedSshKeysGet is procedure 424 of the remote program.
-var DomainAuthorizedSshKeysGet = call[DomainAuthorizedSshKeysGetArgs, DomainAuthorizedSshKeysGetRet](Info{
+var DomainAuthorizedSshKeysGet = Procedure[DomainAuthorizedSshKeysGetArgs, DomainAuthorizedSshKeysGetRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 424, Name: "DOMAIN_AUTHORIZED_SSH_KEYS_GET",
 	Function: "virDomainAuthorizedSSHKeysGet",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainAuthorizedSshKeysGetArgs], ret: fresh[DomainAuthorizedSshKeysGetRet],
+}}
 
 // DomainAuthorizedSshKeysSet is procedure 425 of the remote program.
-var DomainAuthorizedSshKeysSet = call[DomainAuthorizedSshKeysSetArgs, xdr.Void](Info{
+var DomainAuthorizedSshKeysSet = Procedure[DomainAuthorizedSshKeysSetArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 425, Name: "DOMAIN_AUTHORIZED_SSH_KEYS_SET",
 	Function: "virDomainAuthorizedSSHKeysSet",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainAuthorizedSshKeysSetArgs], ret: fresh[xdr.Void],
+}}

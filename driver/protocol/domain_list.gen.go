@@ -451,102 +451,114 @@ func (v *ConnectGetAllDomainStatsRet) DecodeXDR(d *xdr.Decoder) {
 }
 
 // ConnectListDefinedDomains is procedure 21 of the remote program.
-var ConnectListDefinedDomains = call[ConnectListDefinedDomainsArgs, ConnectListDefinedDomainsRet](Info{
+var ConnectListDefinedDomains = Procedure[ConnectListDefinedDomainsArgs, ConnectListDefinedDomainsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 21, Name: "CONNECT_LIST_DEFINED_DOMAINS",
 	Function:  "virConnectListDefinedDomains",
 	Priority:  true,
 	ACL:       []string{"connect:search_domains"},
 	ACLFilter: []string{"domain:getattr"},
-})
+	args:      fresh[ConnectListDefinedDomainsArgs], ret: fresh[ConnectListDefinedDomainsRet],
+}}
 
 // DomainLookupByID is procedure 22 of the remote program.
-var DomainLookupByID = call[DomainLookupByIDArgs, DomainLookupByIDRet](Info{
+var DomainLookupByID = Procedure[DomainLookupByIDArgs, DomainLookupByIDRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 22, Name: "DOMAIN_LOOKUP_BY_ID",
 	Function: "virDomainLookupByID",
 	Priority: true,
 	ACL:      []string{"domain:getattr"},
-})
+	args:     fresh[DomainLookupByIDArgs], ret: fresh[DomainLookupByIDRet],
+}}
 
 // DomainLookupByName is procedure 23 of the remote program.
-var DomainLookupByName = call[DomainLookupByNameArgs, DomainLookupByNameRet](Info{
+var DomainLookupByName = Procedure[DomainLookupByNameArgs, DomainLookupByNameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 23, Name: "DOMAIN_LOOKUP_BY_NAME",
 	Function: "virDomainLookupByName",
 	Priority: true,
 	ACL:      []string{"domain:getattr"},
-})
+	args:     fresh[DomainLookupByNameArgs], ret: fresh[DomainLookupByNameRet],
+}}
 
 // DomainLookupByUUID is procedure 24 of the remote program.
-var DomainLookupByUUID = call[DomainLookupByUUIDArgs, DomainLookupByUUIDRet](Info{
+var DomainLookupByUUID = Procedure[DomainLookupByUUIDArgs, DomainLookupByUUIDRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 24, Name: "DOMAIN_LOOKUP_BY_UUID",
 	Function: "virDomainLookupByUUID",
 	Priority: true,
 	ACL:      []string{"domain:getattr"},
-})
+	args:     fresh[DomainLookupByUUIDArgs], ret: fresh[DomainLookupByUUIDRet],
+}}
 
 // ConnectNumOfDefinedDomains is procedure 25 of the remote program.
-var ConnectNumOfDefinedDomains = call[xdr.Void, ConnectNumOfDefinedDomainsRet](Info{
+var ConnectNumOfDefinedDomains = Procedure[xdr.Void, ConnectNumOfDefinedDomainsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 25, Name: "CONNECT_NUM_OF_DEFINED_DOMAINS",
 	Function:  "virConnectNumOfDefinedDomains",
 	Priority:  true,
 	ACL:       []string{"connect:search_domains"},
 	ACLFilter: []string{"domain:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectNumOfDefinedDomainsRet],
+}}
 
 // ConnectListDomains is procedure 37 of the remote program.
-var ConnectListDomains = call[ConnectListDomainsArgs, ConnectListDomainsRet](Info{
+var ConnectListDomains = Procedure[ConnectListDomainsArgs, ConnectListDomainsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 37, Name: "CONNECT_LIST_DOMAINS",
 	Function:  "virConnectListDomains",
 	Priority:  true,
 	ACL:       []string{"connect:search_domains"},
 	ACLFilter: []string{"domain:getattr"},
-})
+	args:      fresh[ConnectListDomainsArgs], ret: fresh[ConnectListDomainsRet],
+}}
 
 // ConnectNumOfDomains is procedure 51 of the remote program.
-var ConnectNumOfDomains = call[xdr.Void, ConnectNumOfDomainsRet](Info{
+var ConnectNumOfDomains = Procedure[xdr.Void, ConnectNumOfDomainsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 51, Name: "CONNECT_NUM_OF_DOMAINS",
 	Function:  "virConnectNumOfDomains",
 	Priority:  true,
 	ACL:       []string{"connect:search_domains"},
 	ACLFilter: []string{"domain:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectNumOfDomainsRet],
+}}
 
 // ConnectDomainXMLFromNative is procedure 135 of the remote program.
-var ConnectDomainXMLFromNative = call[ConnectDomainXMLFromNativeArgs, ConnectDomainXMLFromNativeRet](Info{
+var ConnectDomainXMLFromNative = Procedure[ConnectDomainXMLFromNativeArgs, ConnectDomainXMLFromNativeRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 135, Name: "CONNECT_DOMAIN_XML_FROM_NATIVE",
 	Function: "virConnectDomainXMLFromNative",
 	ACL:      []string{"connect:write"},
 	Access:   Refused,
-})
+	args:     fresh[ConnectDomainXMLFromNativeArgs], ret: fresh[ConnectDomainXMLFromNativeRet],
+}}
 
 // ConnectDomainXMLToNative is procedure 136 of the remote program.
-var ConnectDomainXMLToNative = call[ConnectDomainXMLToNativeArgs, ConnectDomainXMLToNativeRet](Info{
+var ConnectDomainXMLToNative = Procedure[ConnectDomainXMLToNativeArgs, ConnectDomainXMLToNativeRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 136, Name: "CONNECT_DOMAIN_XML_TO_NATIVE",
 	Function: "virConnectDomainXMLToNative",
 	ACL:      []string{"connect:write"},
 	Access:   Refused,
-})
+	args:     fresh[ConnectDomainXMLToNativeArgs], ret: fresh[ConnectDomainXMLToNativeRet],
+}}
 
 // ConnectListAllDomains is procedure 273 of the remote program.
-var ConnectListAllDomains = call[ConnectListAllDomainsArgs, ConnectListAllDomainsRet](Info{
+var ConnectListAllDomains = Procedure[ConnectListAllDomainsArgs, ConnectListAllDomainsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 273, Name: "CONNECT_LIST_ALL_DOMAINS",
 	Function:  "virConnectListAllDomains",
 	Priority:  true,
 	ACL:       []string{"connect:search_domains"},
 	ACLFilter: []string{"domain:getattr"},
-})
+	args:      fresh[ConnectListAllDomainsArgs], ret: fresh[ConnectListAllDomainsRet],
+}}
 
 // ConnectGetDomainCapabilities is procedure 342 of the remote program.
-var ConnectGetDomainCapabilities = call[ConnectGetDomainCapabilitiesArgs, ConnectGetDomainCapabilitiesRet](Info{
+var ConnectGetDomainCapabilities = Procedure[ConnectGetDomainCapabilitiesArgs, ConnectGetDomainCapabilitiesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 342, Name: "CONNECT_GET_DOMAIN_CAPABILITIES",
 	Function: "virConnectGetDomainCapabilities",
 	ACL:      []string{"connect:write"},
 	Access:   Refused,
-})
+	args:     fresh[ConnectGetDomainCapabilitiesArgs], ret: fresh[ConnectGetDomainCapabilitiesRet],
+}}
 
 // ConnectGetAllDomainStats is procedure 344 of the remote program.
-var ConnectGetAllDomainStats = call[ConnectGetAllDomainStatsArgs, ConnectGetAllDomainStatsRet](Info{
+var ConnectGetAllDomainStats = Procedure[ConnectGetAllDomainStatsArgs, ConnectGetAllDomainStatsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 344, Name: "CONNECT_GET_ALL_DOMAIN_STATS",
 	Function:  "virConnectGetAllDomainStats",
 	ACL:       []string{"connect:search_domains"},
 	ACLFilter: []string{"domain:read"},
-})
+	args:      fresh[ConnectGetAllDomainStatsArgs], ret: fresh[ConnectGetAllDomainStatsRet],
+}}

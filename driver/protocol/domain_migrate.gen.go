@@ -1122,201 +1122,226 @@ func (v *DomainMigrateStartPostCopyArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // DomainMigratePrepare is procedure 61 of the remote program.
-var DomainMigratePrepare = call[DomainMigratePrepareArgs, DomainMigratePrepareRet](Info{
+var DomainMigratePrepare = Procedure[DomainMigratePrepareArgs, DomainMigratePrepareRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 61, Name: "DOMAIN_MIGRATE_PREPARE",
 	Function: "virDomainMigratePrepare",
 	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigratePrepareArgs], ret: fresh[DomainMigratePrepareRet],
+}}
 
 // DomainMigratePerform is procedure 62 of the remote program.
-var DomainMigratePerform = call[DomainMigratePerformArgs, xdr.Void](Info{
+var DomainMigratePerform = Procedure[DomainMigratePerformArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 62, Name: "DOMAIN_MIGRATE_PERFORM",
 	Function: "virDomainMigratePerform",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigratePerformArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainMigrateFinish is procedure 63 of the remote program.
-var DomainMigrateFinish = call[DomainMigrateFinishArgs, DomainMigrateFinishRet](Info{
+var DomainMigrateFinish = Procedure[DomainMigrateFinishArgs, DomainMigrateFinishRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 63, Name: "DOMAIN_MIGRATE_FINISH",
 	Function: "virDomainMigrateFinish",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateFinishArgs], ret: fresh[DomainMigrateFinishRet],
+}}
 
 // DomainMigratePrepare2 is procedure 108 of the remote program.
-var DomainMigratePrepare2 = call[DomainMigratePrepare2Args, DomainMigratePrepare2Ret](Info{
+var DomainMigratePrepare2 = Procedure[DomainMigratePrepare2Args, DomainMigratePrepare2Ret]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 108, Name: "DOMAIN_MIGRATE_PREPARE2",
 	Function: "virDomainMigratePrepare2",
 	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigratePrepare2Args], ret: fresh[DomainMigratePrepare2Ret],
+}}
 
 // DomainMigrateFinish2 is procedure 109 of the remote program.
-var DomainMigrateFinish2 = call[DomainMigrateFinish2Args, DomainMigrateFinish2Ret](Info{
+var DomainMigrateFinish2 = Procedure[DomainMigrateFinish2Args, DomainMigrateFinish2Ret]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 109, Name: "DOMAIN_MIGRATE_FINISH2",
 	Function: "virDomainMigrateFinish2",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateFinish2Args], ret: fresh[DomainMigrateFinish2Ret],
+}}
 
 // DomainMigratePrepareTunnel is procedure 148 of the remote program.
-var DomainMigratePrepareTunnel = call[DomainMigratePrepareTunnelArgs, xdr.Void](Info{
+var DomainMigratePrepareTunnel = Procedure[DomainMigratePrepareTunnelArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 148, Name: "DOMAIN_MIGRATE_PREPARE_TUNNEL",
 	Function: "virDomainMigratePrepareTunnel",
 	Stream:   WriteStream,
 	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigratePrepareTunnelArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainMigrateSetMaxDowntime is procedure 166 of the remote program.
-var DomainMigrateSetMaxDowntime = call[DomainMigrateSetMaxDowntimeArgs, xdr.Void](Info{
+var DomainMigrateSetMaxDowntime = Procedure[DomainMigrateSetMaxDowntimeArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 166, Name: "DOMAIN_MIGRATE_SET_MAX_DOWNTIME",
 	Function: "virDomainMigrateSetMaxDowntime",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateSetMaxDowntimeArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainMigrateSetMaxSpeed is procedure 207 of the remote program.
-var DomainMigrateSetMaxSpeed = call[DomainMigrateSetMaxSpeedArgs, xdr.Void](Info{
+var DomainMigrateSetMaxSpeed = Procedure[DomainMigrateSetMaxSpeedArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 207, Name: "DOMAIN_MIGRATE_SET_MAX_SPEED",
 	Function: "virDomainMigrateSetMaxSpeed",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateSetMaxSpeedArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainMigrateBegin3 is procedure 213 of the remote program.
-var DomainMigrateBegin3 = call[DomainMigrateBegin3Args, DomainMigrateBegin3Ret](Info{
+var DomainMigrateBegin3 = Procedure[DomainMigrateBegin3Args, DomainMigrateBegin3Ret]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 213, Name: "DOMAIN_MIGRATE_BEGIN3",
 	Function: "virDomainMigrateBegin3",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateBegin3Args], ret: fresh[DomainMigrateBegin3Ret],
+}}
 
 // DomainMigratePrepare3 is procedure 214 of the remote program.
-var DomainMigratePrepare3 = call[DomainMigratePrepare3Args, DomainMigratePrepare3Ret](Info{
+var DomainMigratePrepare3 = Procedure[DomainMigratePrepare3Args, DomainMigratePrepare3Ret]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 214, Name: "DOMAIN_MIGRATE_PREPARE3",
 	Function: "virDomainMigratePrepare3",
 	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigratePrepare3Args], ret: fresh[DomainMigratePrepare3Ret],
+}}
 
 // DomainMigratePrepareTunnel3 is procedure 215 of the remote program.
-var DomainMigratePrepareTunnel3 = call[DomainMigratePrepareTunnel3Args, DomainMigratePrepareTunnel3Ret](Info{
+var DomainMigratePrepareTunnel3 = Procedure[DomainMigratePrepareTunnel3Args, DomainMigratePrepareTunnel3Ret]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 215, Name: "DOMAIN_MIGRATE_PREPARE_TUNNEL3",
 	Function: "virDomainMigratePrepareTunnel3",
 	Stream:   WriteStream,
 	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigratePrepareTunnel3Args], ret: fresh[DomainMigratePrepareTunnel3Ret],
+}}
 
 // DomainMigratePerform3 is procedure 216 of the remote program.
-var DomainMigratePerform3 = call[DomainMigratePerform3Args, DomainMigratePerform3Ret](Info{
+var DomainMigratePerform3 = Procedure[DomainMigratePerform3Args, DomainMigratePerform3Ret]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 216, Name: "DOMAIN_MIGRATE_PERFORM3",
 	Function: "virDomainMigratePerform3",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigratePerform3Args], ret: fresh[DomainMigratePerform3Ret],
+}}
 
 // DomainMigrateFinish3 is procedure 217 of the remote program.
-var DomainMigrateFinish3 = call[DomainMigrateFinish3Args, DomainMigrateFinish3Ret](Info{
+var DomainMigrateFinish3 = Procedure[DomainMigrateFinish3Args, DomainMigrateFinish3Ret]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 217, Name: "DOMAIN_MIGRATE_FINISH3",
 	Function: "virDomainMigrateFinish3",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateFinish3Args], ret: fresh[DomainMigrateFinish3Ret],
+}}
 
 // DomainMigrateConfirm3 is procedure 218 of the remote program.
-var DomainMigrateConfirm3 = call[DomainMigrateConfirm3Args, xdr.Void](Info{
+var DomainMigrateConfirm3 = Procedure[DomainMigrateConfirm3Args, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 218, Name: "DOMAIN_MIGRATE_CONFIRM3",
 	Function: "virDomainMigrateConfirm3",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateConfirm3Args], ret: fresh[xdr.Void],
+}}
 
 // DomainMigrateGetMaxSpeed is procedure 242 of the remote program.
-var DomainMigrateGetMaxSpeed = call[DomainMigrateGetMaxSpeedArgs, DomainMigrateGetMaxSpeedRet](Info{
+var DomainMigrateGetMaxSpeed = Procedure[DomainMigrateGetMaxSpeedArgs, DomainMigrateGetMaxSpeedRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 242, Name: "DOMAIN_MIGRATE_GET_MAX_SPEED",
 	Function: "virDomainMigrateGetMaxSpeed",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateGetMaxSpeedArgs], ret: fresh[DomainMigrateGetMaxSpeedRet],
+}}
 
 // DomainMigrateGetCompressionCache is procedure 299 of the remote program.
-var DomainMigrateGetCompressionCache = call[DomainMigrateGetCompressionCacheArgs, DomainMigrateGetCompressionCacheRet](Info{
+var DomainMigrateGetCompressionCache = Procedure[DomainMigrateGetCompressionCacheArgs, DomainMigrateGetCompressionCacheRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 299, Name: "DOMAIN_MIGRATE_GET_COMPRESSION_CACHE",
 	Function: "virDomainMigrateGetCompressionCache",
 	ACL:      []string{"domain:migrate"},
-})
+	args:     fresh[DomainMigrateGetCompressionCacheArgs], ret: fresh[DomainMigrateGetCompressionCacheRet],
+}}
 
 // DomainMigrateSetCompressionCache is procedure 300 of the remote program.
-var DomainMigrateSetCompressionCache = call[DomainMigrateSetCompressionCacheArgs, xdr.Void](Info{
+var DomainMigrateSetCompressionCache = Procedure[DomainMigrateSetCompressionCacheArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 300, Name: "DOMAIN_MIGRATE_SET_COMPRESSION_CACHE",
 	Function: "virDomainMigrateSetCompressionCache",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateSetCompressionCacheArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainMigrateBegin3Params is procedure 302 of the remote program.
-var DomainMigrateBegin3Params = call[DomainMigrateBegin3ParamsArgs, DomainMigrateBegin3ParamsRet](Info{
+var DomainMigrateBegin3Params = Procedure[DomainMigrateBegin3ParamsArgs, DomainMigrateBegin3ParamsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 302, Name: "DOMAIN_MIGRATE_BEGIN3_PARAMS",
 	Function: "virDomainMigrateBegin3Params",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateBegin3ParamsArgs], ret: fresh[DomainMigrateBegin3ParamsRet],
+}}
 
 // DomainMigratePrepare3Params is procedure 303 of the remote program.
-var DomainMigratePrepare3Params = call[DomainMigratePrepare3ParamsArgs, DomainMigratePrepare3ParamsRet](Info{
+var DomainMigratePrepare3Params = Procedure[DomainMigratePrepare3ParamsArgs, DomainMigratePrepare3ParamsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 303, Name: "DOMAIN_MIGRATE_PREPARE3_PARAMS",
 	Function: "virDomainMigratePrepare3Params",
 	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigratePrepare3ParamsArgs], ret: fresh[DomainMigratePrepare3ParamsRet],
+}}
 
 // DomainMigratePrepareTunnel3Params is procedure 304 of the remote program.
-var DomainMigratePrepareTunnel3Params = call[DomainMigratePrepareTunnel3ParamsArgs, DomainMigratePrepareTunnel3ParamsRet](Info{
+var DomainMigratePrepareTunnel3Params = Procedure[DomainMigratePrepareTunnel3ParamsArgs, DomainMigratePrepareTunnel3ParamsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 304, Name: "DOMAIN_MIGRATE_PREPARE_TUNNEL3_PARAMS",
 	Function: "virDomainMigratePrepareTunnel3Params",
 	ACL:      []string{"domain:migrate", "domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigratePrepareTunnel3ParamsArgs], ret: fresh[DomainMigratePrepareTunnel3ParamsRet],
+}}
 
 // DomainMigratePerform3Params is procedure 305 of the remote program.
-var DomainMigratePerform3Params = call[DomainMigratePerform3ParamsArgs, DomainMigratePerform3ParamsRet](Info{
+var DomainMigratePerform3Params = Procedure[DomainMigratePerform3ParamsArgs, DomainMigratePerform3ParamsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 305, Name: "DOMAIN_MIGRATE_PERFORM3_PARAMS",
 	Function: "virDomainMigratePerform3Params",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigratePerform3ParamsArgs], ret: fresh[DomainMigratePerform3ParamsRet],
+}}
 
 // DomainMigrateFinish3Params is procedure 306 of the remote program.
-var DomainMigrateFinish3Params = call[DomainMigrateFinish3ParamsArgs, DomainMigrateFinish3ParamsRet](Info{
+var DomainMigrateFinish3Params = Procedure[DomainMigrateFinish3ParamsArgs, DomainMigrateFinish3ParamsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 306, Name: "DOMAIN_MIGRATE_FINISH3_PARAMS",
 	Function: "virDomainMigrateFinish3Params",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateFinish3ParamsArgs], ret: fresh[DomainMigrateFinish3ParamsRet],
+}}
 
 // DomainMigrateConfirm3Params is procedure 307 of the remote program.
-var DomainMigrateConfirm3Params = call[DomainMigrateConfirm3ParamsArgs, xdr.Void](Info{
+var DomainMigrateConfirm3Params = Procedure[DomainMigrateConfirm3ParamsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 307, Name: "DOMAIN_MIGRATE_CONFIRM3_PARAMS",
 	Function: "virDomainMigrateConfirm3Params",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateConfirm3ParamsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainMigrateStartPostCopy is procedure 364 of the remote program.
-var DomainMigrateStartPostCopy = call[DomainMigrateStartPostCopyArgs, xdr.Void](Info{
+var DomainMigrateStartPostCopy = Procedure[DomainMigrateStartPostCopyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 364, Name: "DOMAIN_MIGRATE_START_POST_COPY",
 	Function: "virDomainMigrateStartPostCopy",
 	ACL:      []string{"domain:migrate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMigrateStartPostCopyArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainMigrateGetMaxDowntime is procedure 387 of the remote program.
-var DomainMigrateGetMaxDowntime = call[DomainMigrateGetMaxDowntimeArgs, DomainMigrateGetMaxDowntimeRet](Info{
+var DomainMigrateGetMaxDowntime = Procedure[DomainMigrateGetMaxDowntimeArgs, DomainMigrateGetMaxDowntimeRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 387, Name: "DOMAIN_MIGRATE_GET_MAX_DOWNTIME",
 	Function: "virDomainMigrateGetMaxDowntime",
 	ACL:      []string{"domain:migrate"},
-})
+	args:     fresh[DomainMigrateGetMaxDowntimeArgs], ret: fresh[DomainMigrateGetMaxDowntimeRet],
+}}

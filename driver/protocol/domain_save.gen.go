@@ -395,123 +395,141 @@ func (v *DomainManagedSaveDefineXMLArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // DomainCoreDump is procedure 53 of the remote program.
-var DomainCoreDump = call[DomainCoreDumpArgs, xdr.Void](Info{
+var DomainCoreDump = Procedure[DomainCoreDumpArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 53, Name: "DOMAIN_CORE_DUMP",
 	Function: "virDomainCoreDump",
 	ACL:      []string{"domain:core_dump"},
 	Access:   Refused,
-})
+	args:     fresh[DomainCoreDumpArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainRestore is procedure 54 of the remote program.
-var DomainRestore = call[DomainRestoreArgs, xdr.Void](Info{
+var DomainRestore = Procedure[DomainRestoreArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 54, Name: "DOMAIN_RESTORE",
 	Function: "virDomainRestore",
 	ACL:      []string{"domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainRestoreArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSave is procedure 55 of the remote program.
-var DomainSave = call[DomainSaveArgs, xdr.Void](Info{
+var DomainSave = Procedure[DomainSaveArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 55, Name: "DOMAIN_SAVE",
 	Function: "virDomainSave",
 	ACL:      []string{"domain:hibernate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSaveArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainManagedSave is procedure 182 of the remote program.
-var DomainManagedSave = call[DomainManagedSaveArgs, xdr.Void](Info{
+var DomainManagedSave = Procedure[DomainManagedSaveArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 182, Name: "DOMAIN_MANAGED_SAVE",
 	Function: "virDomainManagedSave",
 	ACL:      []string{"domain:hibernate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainManagedSaveArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainHasManagedSaveImage is procedure 183 of the remote program.
-var DomainHasManagedSaveImage = call[DomainHasManagedSaveImageArgs, DomainHasManagedSaveImageRet](Info{
+var DomainHasManagedSaveImage = Procedure[DomainHasManagedSaveImageArgs, DomainHasManagedSaveImageRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 183, Name: "DOMAIN_HAS_MANAGED_SAVE_IMAGE",
 	Function: "virDomainHasManagedSaveImage",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainHasManagedSaveImageArgs], ret: fresh[DomainHasManagedSaveImageRet],
+}}
 
 // DomainManagedSaveRemove is procedure 184 of the remote program.
-var DomainManagedSaveRemove = call[DomainManagedSaveRemoveArgs, xdr.Void](Info{
+var DomainManagedSaveRemove = Procedure[DomainManagedSaveRemoveArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 184, Name: "DOMAIN_MANAGED_SAVE_REMOVE",
 	Function: "virDomainManagedSaveRemove",
 	ACL:      []string{"domain:hibernate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainManagedSaveRemoveArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSaveFlags is procedure 232 of the remote program.
-var DomainSaveFlags = call[DomainSaveFlagsArgs, xdr.Void](Info{
+var DomainSaveFlags = Procedure[DomainSaveFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 232, Name: "DOMAIN_SAVE_FLAGS",
 	Function: "virDomainSaveFlags",
 	ACL:      []string{"domain:hibernate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSaveFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainRestoreFlags is procedure 233 of the remote program.
-var DomainRestoreFlags = call[DomainRestoreFlagsArgs, xdr.Void](Info{
+var DomainRestoreFlags = Procedure[DomainRestoreFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 233, Name: "DOMAIN_RESTORE_FLAGS",
 	Function: "virDomainRestoreFlags",
 	ACL:      []string{"domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainRestoreFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSaveImageGetXMLDesc is procedure 235 of the remote program.
-var DomainSaveImageGetXMLDesc = call[DomainSaveImageGetXMLDescArgs, DomainSaveImageGetXMLDescRet](Info{
+var DomainSaveImageGetXMLDesc = Procedure[DomainSaveImageGetXMLDescArgs, DomainSaveImageGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 235, Name: "DOMAIN_SAVE_IMAGE_GET_XML_DESC",
 	Function: "virDomainSaveImageGetXMLDesc",
 	Priority: true,
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSaveImageGetXMLDescArgs], ret: fresh[DomainSaveImageGetXMLDescRet],
+}}
 
 // DomainSaveImageDefineXML is procedure 236 of the remote program.
-var DomainSaveImageDefineXML = call[DomainSaveImageDefineXMLArgs, xdr.Void](Info{
+var DomainSaveImageDefineXML = Procedure[DomainSaveImageDefineXMLArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 236, Name: "DOMAIN_SAVE_IMAGE_DEFINE_XML",
 	Function: "virDomainSaveImageDefineXML",
 	Priority: true,
 	ACL:      []string{"domain:write", "domain:hibernate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSaveImageDefineXMLArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainCoreDumpWithFormat is procedure 334 of the remote program.
-var DomainCoreDumpWithFormat = call[DomainCoreDumpWithFormatArgs, xdr.Void](Info{
+var DomainCoreDumpWithFormat = Procedure[DomainCoreDumpWithFormatArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 334, Name: "DOMAIN_CORE_DUMP_WITH_FORMAT",
 	Function: "virDomainCoreDumpWithFormat",
 	ACL:      []string{"domain:core_dump"},
 	Access:   Refused,
-})
+	args:     fresh[DomainCoreDumpWithFormatArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainManagedSaveGetXMLDesc is procedure 388 of the remote program.
-var DomainManagedSaveGetXMLDesc = conditional(call[DomainManagedSaveGetXMLDescArgs, DomainManagedSaveGetXMLDescRet](Info{
+var DomainManagedSaveGetXMLDesc = Procedure[DomainManagedSaveGetXMLDescArgs, DomainManagedSaveGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 388, Name: "DOMAIN_MANAGED_SAVE_GET_XML_DESC",
 	Function: "virDomainManagedSaveGetXMLDesc",
 	ACL:      []string{"domain:read", "domain:read_secure:VIR_DOMAIN_SAVE_IMAGE_XML_SECURE"},
-}), func(a *DomainManagedSaveGetXMLDescArgs) bool {
-	return (a.Flags & DomainSaveImageXMLSecure) != 0
-})
+	Access:   Conditional,
+	args:     fresh[DomainManagedSaveGetXMLDescArgs], ret: fresh[DomainManagedSaveGetXMLDescRet],
+	refused: func(args any) bool {
+		a := args.(*DomainManagedSaveGetXMLDescArgs)
+		return (a.Flags & DomainSaveImageXMLSecure) != 0
+	},
+}}
 
 // DomainManagedSaveDefineXML is procedure 389 of the remote program.
-var DomainManagedSaveDefineXML = call[DomainManagedSaveDefineXMLArgs, xdr.Void](Info{
+var DomainManagedSaveDefineXML = Procedure[DomainManagedSaveDefineXMLArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 389, Name: "DOMAIN_MANAGED_SAVE_DEFINE_XML",
 	Function: "virDomainManagedSaveDefineXML",
 	ACL:      []string{"domain:write", "domain:hibernate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainManagedSaveDefineXMLArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSaveParams is procedure 440 of the remote program.
-var DomainSaveParams = call[DomainSaveParamsArgs, xdr.Void](Info{
+var DomainSaveParams = Procedure[DomainSaveParamsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 440, Name: "DOMAIN_SAVE_PARAMS",
 	Function: "virDomainSaveParams",
 	ACL:      []string{"domain:hibernate"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSaveParamsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainRestoreParams is procedure 441 of the remote program.
-var DomainRestoreParams = call[DomainRestoreParamsArgs, xdr.Void](Info{
+var DomainRestoreParams = Procedure[DomainRestoreParamsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 441, Name: "DOMAIN_RESTORE_PARAMS",
 	Function: "virDomainRestoreParams",
 	ACL:      []string{"domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainRestoreParamsArgs], ret: fresh[xdr.Void],
+}}

@@ -581,127 +581,146 @@ func (v *DomainSnapshotDeleteArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // DomainSnapshotCreateXML is procedure 185 of the remote program.
-var DomainSnapshotCreateXML = call[DomainSnapshotCreateXMLArgs, DomainSnapshotCreateXMLRet](Info{
+var DomainSnapshotCreateXML = Procedure[DomainSnapshotCreateXMLArgs, DomainSnapshotCreateXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 185, Name: "DOMAIN_SNAPSHOT_CREATE_XML",
 	Function: "virDomainSnapshotCreateXML",
 	ACL:      []string{"domain:snapshot", "domain:fs_freeze:VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSnapshotCreateXMLArgs], ret: fresh[DomainSnapshotCreateXMLRet],
+}}
 
 // DomainSnapshotGetXMLDesc is procedure 186 of the remote program.
-var DomainSnapshotGetXMLDesc = conditional(call[DomainSnapshotGetXMLDescArgs, DomainSnapshotGetXMLDescRet](Info{
+var DomainSnapshotGetXMLDesc = Procedure[DomainSnapshotGetXMLDescArgs, DomainSnapshotGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 186, Name: "DOMAIN_SNAPSHOT_GET_XML_DESC",
 	Function: "virDomainSnapshotGetXMLDesc",
 	Priority: true,
 	ACL:      []string{"domain:read", "domain:read_secure:VIR_DOMAIN_SNAPSHOT_XML_SECURE"},
-}), func(a *DomainSnapshotGetXMLDescArgs) bool {
-	return (a.Flags & DomainSnapshotXMLSecure) != 0
-})
+	Access:   Conditional,
+	args:     fresh[DomainSnapshotGetXMLDescArgs], ret: fresh[DomainSnapshotGetXMLDescRet],
+	refused: func(args any) bool {
+		a := args.(*DomainSnapshotGetXMLDescArgs)
+		return (a.Flags & DomainSnapshotXMLSecure) != 0
+	},
+}}
 
 // DomainSnapshotNum is procedure 187 of the remote program.
-var DomainSnapshotNum = call[DomainSnapshotNumArgs, DomainSnapshotNumRet](Info{
+var DomainSnapshotNum = Procedure[DomainSnapshotNumArgs, DomainSnapshotNumRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 187, Name: "DOMAIN_SNAPSHOT_NUM",
 	Function: "virDomainSnapshotNum",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainSnapshotNumArgs], ret: fresh[DomainSnapshotNumRet],
+}}
 
 // DomainSnapshotListNames is procedure 188 of the remote program.
-var DomainSnapshotListNames = call[DomainSnapshotListNamesArgs, DomainSnapshotListNamesRet](Info{
+var DomainSnapshotListNames = Procedure[DomainSnapshotListNamesArgs, DomainSnapshotListNamesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 188, Name: "DOMAIN_SNAPSHOT_LIST_NAMES",
 	Function: "virDomainSnapshotListNames",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainSnapshotListNamesArgs], ret: fresh[DomainSnapshotListNamesRet],
+}}
 
 // DomainSnapshotLookupByName is procedure 189 of the remote program.
-var DomainSnapshotLookupByName = call[DomainSnapshotLookupByNameArgs, DomainSnapshotLookupByNameRet](Info{
+var DomainSnapshotLookupByName = Procedure[DomainSnapshotLookupByNameArgs, DomainSnapshotLookupByNameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 189, Name: "DOMAIN_SNAPSHOT_LOOKUP_BY_NAME",
 	Function: "virDomainSnapshotLookupByName",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainSnapshotLookupByNameArgs], ret: fresh[DomainSnapshotLookupByNameRet],
+}}
 
 // DomainHasCurrentSnapshot is procedure 190 of the remote program.
-var DomainHasCurrentSnapshot = call[DomainHasCurrentSnapshotArgs, DomainHasCurrentSnapshotRet](Info{
+var DomainHasCurrentSnapshot = Procedure[DomainHasCurrentSnapshotArgs, DomainHasCurrentSnapshotRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 190, Name: "DOMAIN_HAS_CURRENT_SNAPSHOT",
 	Function: "virDomainHasCurrentSnapshot",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainHasCurrentSnapshotArgs], ret: fresh[DomainHasCurrentSnapshotRet],
+}}
 
 // DomainSnapshotCurrent is procedure 191 of the remote program.
-var DomainSnapshotCurrent = call[DomainSnapshotCurrentArgs, DomainSnapshotCurrentRet](Info{
+var DomainSnapshotCurrent = Procedure[DomainSnapshotCurrentArgs, DomainSnapshotCurrentRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 191, Name: "DOMAIN_SNAPSHOT_CURRENT",
 	Function: "virDomainSnapshotCurrent",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainSnapshotCurrentArgs], ret: fresh[DomainSnapshotCurrentRet],
+}}
 
 // DomainRevertToSnapshot is procedure 192 of the remote program.
-var DomainRevertToSnapshot = call[DomainRevertToSnapshotArgs, xdr.Void](Info{
+var DomainRevertToSnapshot = Procedure[DomainRevertToSnapshotArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 192, Name: "DOMAIN_REVERT_TO_SNAPSHOT",
 	Function: "virDomainRevertToSnapshot",
 	ACL:      []string{"domain:snapshot"},
 	Access:   Refused,
-})
+	args:     fresh[DomainRevertToSnapshotArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSnapshotDelete is procedure 193 of the remote program.
-var DomainSnapshotDelete = call[DomainSnapshotDeleteArgs, xdr.Void](Info{
+var DomainSnapshotDelete = Procedure[DomainSnapshotDeleteArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 193, Name: "DOMAIN_SNAPSHOT_DELETE",
 	Function: "virDomainSnapshotDelete",
 	ACL:      []string{"domain:snapshot"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSnapshotDeleteArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSnapshotGetParent is procedure 244 of the remote program.
-var DomainSnapshotGetParent = call[DomainSnapshotGetParentArgs, DomainSnapshotGetParentRet](Info{
+var DomainSnapshotGetParent = Procedure[DomainSnapshotGetParentArgs, DomainSnapshotGetParentRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 244, Name: "DOMAIN_SNAPSHOT_GET_PARENT",
 	Function: "virDomainSnapshotGetParent",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainSnapshotGetParentArgs], ret: fresh[DomainSnapshotGetParentRet],
+}}
 
 // DomainSnapshotNumChildren is procedure 246 of the remote program.
-var DomainSnapshotNumChildren = call[DomainSnapshotNumChildrenArgs, DomainSnapshotNumChildrenRet](Info{
+var DomainSnapshotNumChildren = Procedure[DomainSnapshotNumChildrenArgs, DomainSnapshotNumChildrenRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 246, Name: "DOMAIN_SNAPSHOT_NUM_CHILDREN",
 	Function: "virDomainSnapshotNumChildren",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainSnapshotNumChildrenArgs], ret: fresh[DomainSnapshotNumChildrenRet],
+}}
 
 // DomainSnapshotListChildrenNames is procedure 247 of the remote program.
-var DomainSnapshotListChildrenNames = call[DomainSnapshotListChildrenNamesArgs, DomainSnapshotListChildrenNamesRet](Info{
+var DomainSnapshotListChildrenNames = Procedure[DomainSnapshotListChildrenNamesArgs, DomainSnapshotListChildrenNamesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 247, Name: "DOMAIN_SNAPSHOT_LIST_CHILDREN_NAMES",
 	Function: "virDomainSnapshotListChildrenNames",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainSnapshotListChildrenNamesArgs], ret: fresh[DomainSnapshotListChildrenNamesRet],
+}}
 
 // DomainSnapshotIsCurrent is procedure 271 of the remote program.
-var DomainSnapshotIsCurrent = call[DomainSnapshotIsCurrentArgs, DomainSnapshotIsCurrentRet](Info{
+var DomainSnapshotIsCurrent = Procedure[DomainSnapshotIsCurrentArgs, DomainSnapshotIsCurrentRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 271, Name: "DOMAIN_SNAPSHOT_IS_CURRENT",
 	Function: "virDomainSnapshotIsCurrent",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainSnapshotIsCurrentArgs], ret: fresh[DomainSnapshotIsCurrentRet],
+}}
 
 // DomainSnapshotHasMetadata is procedure 272 of the remote program.
-var DomainSnapshotHasMetadata = call[DomainSnapshotHasMetadataArgs, DomainSnapshotHasMetadataRet](Info{
+var DomainSnapshotHasMetadata = Procedure[DomainSnapshotHasMetadataArgs, DomainSnapshotHasMetadataRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 272, Name: "DOMAIN_SNAPSHOT_HAS_METADATA",
 	Function: "virDomainSnapshotHasMetadata",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainSnapshotHasMetadataArgs], ret: fresh[DomainSnapshotHasMetadataRet],
+}}
 
 // DomainListAllSnapshots is procedure 274 of the remote program.
-var DomainListAllSnapshots = call[DomainListAllSnapshotsArgs, DomainListAllSnapshotsRet](Info{
+var DomainListAllSnapshots = Procedure[DomainListAllSnapshotsArgs, DomainListAllSnapshotsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 274, Name: "DOMAIN_LIST_ALL_SNAPSHOTS",
 	Function: "virDomainListAllSnapshots",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainListAllSnapshotsArgs], ret: fresh[DomainListAllSnapshotsRet],
+}}
 
 // DomainSnapshotListAllChildren is procedure 275 of the remote program.
-var DomainSnapshotListAllChildren = call[DomainSnapshotListAllChildrenArgs, DomainSnapshotListAllChildrenRet](Info{
+var DomainSnapshotListAllChildren = Procedure[DomainSnapshotListAllChildrenArgs, DomainSnapshotListAllChildrenRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 275, Name: "DOMAIN_SNAPSHOT_LIST_ALL_CHILDREN",
 	Function: "virDomainSnapshotListAllChildren",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainSnapshotListAllChildrenArgs], ret: fresh[DomainSnapshotListAllChildrenRet],
+}}

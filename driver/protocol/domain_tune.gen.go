@@ -1187,273 +1187,311 @@ func (v *DomainSetVcpuArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // DomainGetMaxMemory is procedure 17 of the remote program.
-var DomainGetMaxMemory = call[DomainGetMaxMemoryArgs, DomainGetMaxMemoryRet](Info{
+var DomainGetMaxMemory = Procedure[DomainGetMaxMemoryArgs, DomainGetMaxMemoryRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 17, Name: "DOMAIN_GET_MAX_MEMORY",
 	Function: "virDomainGetMaxMemory",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetMaxMemoryArgs], ret: fresh[DomainGetMaxMemoryRet],
+}}
 
 // DomainGetMaxVcpus is procedure 18 of the remote program.
-var DomainGetMaxVcpus = call[DomainGetMaxVcpusArgs, DomainGetMaxVcpusRet](Info{
+var DomainGetMaxVcpus = Procedure[DomainGetMaxVcpusArgs, DomainGetMaxVcpusRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 18, Name: "DOMAIN_GET_MAX_VCPUS",
 	Function: "virDomainGetMaxVcpus",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetMaxVcpusArgs], ret: fresh[DomainGetMaxVcpusRet],
+}}
 
 // DomainGetVcpus is procedure 20 of the remote program.
-var DomainGetVcpus = call[DomainGetVcpusArgs, DomainGetVcpusRet](Info{
+var DomainGetVcpus = Procedure[DomainGetVcpusArgs, DomainGetVcpusRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 20, Name: "DOMAIN_GET_VCPUS",
 	Function: "virDomainGetVcpus",
 	Priority: true,
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetVcpusArgs], ret: fresh[DomainGetVcpusRet],
+}}
 
 // DomainPinVcpu is procedure 26 of the remote program.
-var DomainPinVcpu = call[DomainPinVcpuArgs, xdr.Void](Info{
+var DomainPinVcpu = Procedure[DomainPinVcpuArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 26, Name: "DOMAIN_PIN_VCPU",
 	Function: "virDomainPinVcpu",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainPinVcpuArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetMaxMemory is procedure 30 of the remote program.
-var DomainSetMaxMemory = call[DomainSetMaxMemoryArgs, xdr.Void](Info{
+var DomainSetMaxMemory = Procedure[DomainSetMaxMemoryArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 30, Name: "DOMAIN_SET_MAX_MEMORY",
 	Function: "virDomainSetMaxMemory",
 	Priority: true,
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetMaxMemoryArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetMemory is procedure 31 of the remote program.
-var DomainSetMemory = call[DomainSetMemoryArgs, xdr.Void](Info{
+var DomainSetMemory = Procedure[DomainSetMemoryArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 31, Name: "DOMAIN_SET_MEMORY",
 	Function: "virDomainSetMemory",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetMemoryArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetVcpus is procedure 32 of the remote program.
-var DomainSetVcpus = call[DomainSetVcpusArgs, xdr.Void](Info{
+var DomainSetVcpus = Procedure[DomainSetVcpusArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 32, Name: "DOMAIN_SET_VCPUS",
 	Function: "virDomainSetVcpus",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetVcpusArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetSchedulerType is procedure 56 of the remote program.
-var DomainGetSchedulerType = call[DomainGetSchedulerTypeArgs, DomainGetSchedulerTypeRet](Info{
+var DomainGetSchedulerType = Procedure[DomainGetSchedulerTypeArgs, DomainGetSchedulerTypeRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 56, Name: "DOMAIN_GET_SCHEDULER_TYPE",
 	Function: "virDomainGetSchedulerType",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetSchedulerTypeArgs], ret: fresh[DomainGetSchedulerTypeRet],
+}}
 
 // DomainGetSchedulerParameters is procedure 57 of the remote program.
-var DomainGetSchedulerParameters = call[DomainGetSchedulerParametersArgs, DomainGetSchedulerParametersRet](Info{
+var DomainGetSchedulerParameters = Procedure[DomainGetSchedulerParametersArgs, DomainGetSchedulerParametersRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 57, Name: "DOMAIN_GET_SCHEDULER_PARAMETERS",
 	Function: "virDomainGetSchedulerParameters",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetSchedulerParametersArgs], ret: fresh[DomainGetSchedulerParametersRet],
+}}
 
 // DomainSetSchedulerParameters is procedure 58 of the remote program.
-var DomainSetSchedulerParameters = call[DomainSetSchedulerParametersArgs, xdr.Void](Info{
+var DomainSetSchedulerParameters = Procedure[DomainSetSchedulerParametersArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 58, Name: "DOMAIN_SET_SCHEDULER_PARAMETERS",
 	Function: "virDomainSetSchedulerParameters",
 	ACL:      []string{"domain:read"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetSchedulerParametersArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainMemoryPeek is procedure 104 of the remote program.
-var DomainMemoryPeek = call[DomainMemoryPeekArgs, DomainMemoryPeekRet](Info{
+var DomainMemoryPeek = Procedure[DomainMemoryPeekArgs, DomainMemoryPeekRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 104, Name: "DOMAIN_MEMORY_PEEK",
 	Function: "virDomainMemoryPeek",
 	ACL:      []string{"domain:mem_read"},
 	Access:   Refused,
-})
+	args:     fresh[DomainMemoryPeekArgs], ret: fresh[DomainMemoryPeekRet],
+}}
 
 // DomainMemoryStats is procedure 159 of the remote program.
-var DomainMemoryStats = call[DomainMemoryStatsArgs, DomainMemoryStatsRet](Info{
+var DomainMemoryStats = Procedure[DomainMemoryStatsArgs, DomainMemoryStatsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 159, Name: "DOMAIN_MEMORY_STATS",
 	Function: "virDomainMemoryStats",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainMemoryStatsArgs], ret: fresh[DomainMemoryStatsRet],
+}}
 
 // DomainSetMemoryParameters is procedure 197 of the remote program.
-var DomainSetMemoryParameters = call[DomainSetMemoryParametersArgs, xdr.Void](Info{
+var DomainSetMemoryParameters = Procedure[DomainSetMemoryParametersArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 197, Name: "DOMAIN_SET_MEMORY_PARAMETERS",
 	Function: "virDomainSetMemoryParameters",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetMemoryParametersArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetMemoryParameters is procedure 198 of the remote program.
-var DomainGetMemoryParameters = call[DomainGetMemoryParametersArgs, DomainGetMemoryParametersRet](Info{
+var DomainGetMemoryParameters = Procedure[DomainGetMemoryParametersArgs, DomainGetMemoryParametersRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 198, Name: "DOMAIN_GET_MEMORY_PARAMETERS",
 	Function: "virDomainGetMemoryParameters",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetMemoryParametersArgs], ret: fresh[DomainGetMemoryParametersRet],
+}}
 
 // DomainSetVcpusFlags is procedure 199 of the remote program.
-var DomainSetVcpusFlags = call[DomainSetVcpusFlagsArgs, xdr.Void](Info{
+var DomainSetVcpusFlags = Procedure[DomainSetVcpusFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 199, Name: "DOMAIN_SET_VCPUS_FLAGS",
 	Function: "virDomainSetVcpusFlags",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG", "domain:write:VIR_DOMAIN_VCPU_GUEST"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetVcpusFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetVcpusFlags is procedure 200 of the remote program.
-var DomainGetVcpusFlags = conditional(call[DomainGetVcpusFlagsArgs, DomainGetVcpusFlagsRet](Info{
+var DomainGetVcpusFlags = Procedure[DomainGetVcpusFlagsArgs, DomainGetVcpusFlagsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 200, Name: "DOMAIN_GET_VCPUS_FLAGS",
 	Function: "virDomainGetVcpusFlags",
 	ACL:      []string{"domain:read", "domain:write:VIR_DOMAIN_VCPU_GUEST"},
-}), func(a *DomainGetVcpusFlagsArgs) bool {
-	return (a.Flags & DomainVcpuGuest) != 0
-})
+	Access:   Conditional,
+	args:     fresh[DomainGetVcpusFlagsArgs], ret: fresh[DomainGetVcpusFlagsRet],
+	refused: func(args any) bool {
+		a := args.(*DomainGetVcpusFlagsArgs)
+		return (a.Flags & DomainVcpuGuest) != 0
+	},
+}}
 
 // DomainSetMemoryFlags is procedure 204 of the remote program.
-var DomainSetMemoryFlags = call[DomainSetMemoryFlagsArgs, xdr.Void](Info{
+var DomainSetMemoryFlags = Procedure[DomainSetMemoryFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 204, Name: "DOMAIN_SET_MEMORY_FLAGS",
 	Function: "virDomainSetMemoryFlags",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetMemoryFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetSchedulerParametersFlags is procedure 219 of the remote program.
-var DomainSetSchedulerParametersFlags = call[DomainSetSchedulerParametersFlagsArgs, xdr.Void](Info{
+var DomainSetSchedulerParametersFlags = Procedure[DomainSetSchedulerParametersFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 219, Name: "DOMAIN_SET_SCHEDULER_PARAMETERS_FLAGS",
 	Function: "virDomainSetSchedulerParametersFlags",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetSchedulerParametersFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetSchedulerParametersFlags is procedure 223 of the remote program.
-var DomainGetSchedulerParametersFlags = call[DomainGetSchedulerParametersFlagsArgs, DomainGetSchedulerParametersFlagsRet](Info{
+var DomainGetSchedulerParametersFlags = Procedure[DomainGetSchedulerParametersFlagsArgs, DomainGetSchedulerParametersFlagsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 223, Name: "DOMAIN_GET_SCHEDULER_PARAMETERS_FLAGS",
 	Function: "virDomainGetSchedulerParametersFlags",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetSchedulerParametersFlagsArgs], ret: fresh[DomainGetSchedulerParametersFlagsRet],
+}}
 
 // DomainPinVcpuFlags is procedure 225 of the remote program.
-var DomainPinVcpuFlags = call[DomainPinVcpuFlagsArgs, xdr.Void](Info{
+var DomainPinVcpuFlags = Procedure[DomainPinVcpuFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 225, Name: "DOMAIN_PIN_VCPU_FLAGS",
 	Function: "virDomainPinVcpuFlags",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainPinVcpuFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetVcpuPinInfo is procedure 230 of the remote program.
-var DomainGetVcpuPinInfo = call[DomainGetVcpuPinInfoArgs, DomainGetVcpuPinInfoRet](Info{
+var DomainGetVcpuPinInfo = Procedure[DomainGetVcpuPinInfoArgs, DomainGetVcpuPinInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 230, Name: "DOMAIN_GET_VCPU_PIN_INFO",
 	Function: "virDomainGetVcpuPinInfo",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetVcpuPinInfoArgs], ret: fresh[DomainGetVcpuPinInfoRet],
+}}
 
 // DomainSetNumaParameters is procedure 254 of the remote program.
-var DomainSetNumaParameters = call[DomainSetNumaParametersArgs, xdr.Void](Info{
+var DomainSetNumaParameters = Procedure[DomainSetNumaParametersArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 254, Name: "DOMAIN_SET_NUMA_PARAMETERS",
 	Function: "virDomainSetNumaParameters",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetNumaParametersArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetNumaParameters is procedure 255 of the remote program.
-var DomainGetNumaParameters = call[DomainGetNumaParametersArgs, DomainGetNumaParametersRet](Info{
+var DomainGetNumaParameters = Procedure[DomainGetNumaParametersArgs, DomainGetNumaParametersRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 255, Name: "DOMAIN_GET_NUMA_PARAMETERS",
 	Function: "virDomainGetNumaParameters",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetNumaParametersArgs], ret: fresh[DomainGetNumaParametersRet],
+}}
 
 // DomainGetCPUStats is procedure 262 of the remote program.
-var DomainGetCPUStats = call[DomainGetCPUStatsArgs, DomainGetCPUStatsRet](Info{
+var DomainGetCPUStats = Procedure[DomainGetCPUStatsArgs, DomainGetCPUStatsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 262, Name: "DOMAIN_GET_CPU_STATS",
 	Function: "virDomainGetCPUStats",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetCPUStatsArgs], ret: fresh[DomainGetCPUStatsRet],
+}}
 
 // DomainPinEmulator is procedure 279 of the remote program.
-var DomainPinEmulator = call[DomainPinEmulatorArgs, xdr.Void](Info{
+var DomainPinEmulator = Procedure[DomainPinEmulatorArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 279, Name: "DOMAIN_PIN_EMULATOR",
 	Function: "virDomainPinEmulator",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainPinEmulatorArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetEmulatorPinInfo is procedure 280 of the remote program.
-var DomainGetEmulatorPinInfo = call[DomainGetEmulatorPinInfoArgs, DomainGetEmulatorPinInfoRet](Info{
+var DomainGetEmulatorPinInfo = Procedure[DomainGetEmulatorPinInfoArgs, DomainGetEmulatorPinInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 280, Name: "DOMAIN_GET_EMULATOR_PIN_INFO",
 	Function: "virDomainGetEmulatorPinInfo",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetEmulatorPinInfoArgs], ret: fresh[DomainGetEmulatorPinInfoRet],
+}}
 
 // DomainSetMemoryStatsPeriod is procedure 308 of the remote program.
-var DomainSetMemoryStatsPeriod = call[DomainSetMemoryStatsPeriodArgs, xdr.Void](Info{
+var DomainSetMemoryStatsPeriod = Procedure[DomainSetMemoryStatsPeriodArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 308, Name: "DOMAIN_SET_MEMORY_STATS_PERIOD",
 	Function: "virDomainSetMemoryStatsPeriod",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetMemoryStatsPeriodArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetIothreadInfo is procedure 351 of the remote program.
-var DomainGetIothreadInfo = call[DomainGetIothreadInfoArgs, DomainGetIothreadInfoRet](Info{
+var DomainGetIothreadInfo = Procedure[DomainGetIothreadInfoArgs, DomainGetIothreadInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 351, Name: "DOMAIN_GET_IOTHREAD_INFO",
 	Function: "virDomainGetIOThreadInfo",
 	ACL:      []string{"domain:read"},
-})
+	args:     fresh[DomainGetIothreadInfoArgs], ret: fresh[DomainGetIothreadInfoRet],
+}}
 
 // DomainPinIothread is procedure 352 of the remote program.
-var DomainPinIothread = call[DomainPinIothreadArgs, xdr.Void](Info{
+var DomainPinIothread = Procedure[DomainPinIothreadArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 352, Name: "DOMAIN_PIN_IOTHREAD",
 	Function: "virDomainPinIOThread",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainPinIothreadArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainAddIothread is procedure 355 of the remote program.
-var DomainAddIothread = call[DomainAddIothreadArgs, xdr.Void](Info{
+var DomainAddIothread = Procedure[DomainAddIothreadArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 355, Name: "DOMAIN_ADD_IOTHREAD",
 	Function: "virDomainAddIOThread",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainAddIothreadArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainDelIothread is procedure 356 of the remote program.
-var DomainDelIothread = call[DomainDelIothreadArgs, xdr.Void](Info{
+var DomainDelIothread = Procedure[DomainDelIothreadArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 356, Name: "DOMAIN_DEL_IOTHREAD",
 	Function: "virDomainDelIOThread",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainDelIothreadArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainGetGuestVcpus is procedure 371 of the remote program.
-var DomainGetGuestVcpus = call[DomainGetGuestVcpusArgs, DomainGetGuestVcpusRet](Info{
+var DomainGetGuestVcpus = Procedure[DomainGetGuestVcpusArgs, DomainGetGuestVcpusRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 371, Name: "DOMAIN_GET_GUEST_VCPUS",
 	Function: "virDomainGetGuestVcpus",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainGetGuestVcpusArgs], ret: fresh[DomainGetGuestVcpusRet],
+}}
 
 // DomainSetGuestVcpus is procedure 372 of the remote program.
-var DomainSetGuestVcpus = call[DomainSetGuestVcpusArgs, xdr.Void](Info{
+var DomainSetGuestVcpus = Procedure[DomainSetGuestVcpusArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 372, Name: "DOMAIN_SET_GUEST_VCPUS",
 	Function: "virDomainSetGuestVcpus",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetGuestVcpusArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetVcpu is procedure 384 of the remote program.
-var DomainSetVcpu = call[DomainSetVcpuArgs, xdr.Void](Info{
+var DomainSetVcpu = Procedure[DomainSetVcpuArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 384, Name: "DOMAIN_SET_VCPU",
 	Function: "virDomainSetVcpu",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetVcpuArgs], ret: fresh[xdr.Void],
+}}
 
 // DomainSetIothreadParams is procedure 402 of the remote program.
-var DomainSetIothreadParams = call[DomainSetIothreadParamsArgs, xdr.Void](Info{
+var DomainSetIothreadParams = Procedure[DomainSetIothreadParamsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 402, Name: "DOMAIN_SET_IOTHREAD_PARAMS",
 	Function: "virDomainSetIOThreadParams",
 	ACL:      []string{"domain:write", "domain:save:!VIR_DOMAIN_AFFECT_CONFIG|VIR_DOMAIN_AFFECT_LIVE", "domain:save:VIR_DOMAIN_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[DomainSetIothreadParamsArgs], ret: fresh[xdr.Void],
+}}

@@ -85,27 +85,16 @@ func made(f func() Payload) Payload {
 	return f()
 }
 
-// maker asserts once, when the package is initialised, that *T is a Payload.
-func maker[T any]() func() Payload {
-	_ = any(new(T)).(Payload)
-	return func() Payload { return any(new(T)).(Payload) }
+// payload is T's pointer, when that is a Payload.
+type payload[T any] interface {
+	*T
+	Payload
 }
 
-func call[Args, Ret any](i Info) Procedure[Args, Ret] {
-	i.args, i.ret = maker[Args](), maker[Ret]()
-	return Procedure[Args, Ret]{&i}
-}
-
-func event[Msg any](i Info) Event[Msg] {
-	i.msg = maker[Msg]()
-	return Event[Msg]{&i}
-}
-
-func conditional[Args, Ret any](p Procedure[Args, Ret], refused func(*Args) bool) Procedure[Args, Ret] {
-	p.Access = Conditional
-	p.refused = func(args any) bool { return refused(args.(*Args)) }
-	return p
-}
+// fresh makes an empty T. The tables name it for every type, so the compiler
+// has seen that each is a Payload, and lays them out ready: every start of an
+// environment runs this binary's initialisation once more, for the stub.
+func fresh[T any, P payload[T]]() Payload { return P(new(T)) }
 
 // errUnion is the error of a union whose case the protocol does not know.
 func errUnion(label any) error {

@@ -425,136 +425,152 @@ func (v *ConnectListAllInterfacesRet) DecodeXDR(d *xdr.Decoder) {
 }
 
 // ConnectNumOfInterfaces is procedure 126 of the remote program.
-var ConnectNumOfInterfaces = call[xdr.Void, ConnectNumOfInterfacesRet](Info{
+var ConnectNumOfInterfaces = Procedure[xdr.Void, ConnectNumOfInterfacesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 126, Name: "CONNECT_NUM_OF_INTERFACES",
 	Function:  "virConnectNumOfInterfaces",
 	Priority:  true,
 	ACL:       []string{"connect:search_interfaces"},
 	ACLFilter: []string{"interface:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectNumOfInterfacesRet],
+}}
 
 // ConnectListInterfaces is procedure 127 of the remote program.
-var ConnectListInterfaces = call[ConnectListInterfacesArgs, ConnectListInterfacesRet](Info{
+var ConnectListInterfaces = Procedure[ConnectListInterfacesArgs, ConnectListInterfacesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 127, Name: "CONNECT_LIST_INTERFACES",
 	Function:  "virConnectListInterfaces",
 	Priority:  true,
 	ACL:       []string{"connect:search_interfaces"},
 	ACLFilter: []string{"interface:getattr"},
-})
+	args:      fresh[ConnectListInterfacesArgs], ret: fresh[ConnectListInterfacesRet],
+}}
 
 // InterfaceLookupByName is procedure 128 of the remote program.
-var InterfaceLookupByName = call[InterfaceLookupByNameArgs, InterfaceLookupByNameRet](Info{
+var InterfaceLookupByName = Procedure[InterfaceLookupByNameArgs, InterfaceLookupByNameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 128, Name: "INTERFACE_LOOKUP_BY_NAME",
 	Function: "virInterfaceLookupByName",
 	Priority: true,
 	ACL:      []string{"interface:getattr"},
-})
+	args:     fresh[InterfaceLookupByNameArgs], ret: fresh[InterfaceLookupByNameRet],
+}}
 
 // InterfaceLookupByMacString is procedure 129 of the remote program.
-var InterfaceLookupByMacString = call[InterfaceLookupByMacStringArgs, InterfaceLookupByMacStringRet](Info{
+var InterfaceLookupByMacString = Procedure[InterfaceLookupByMacStringArgs, InterfaceLookupByMacStringRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 129, Name: "INTERFACE_LOOKUP_BY_MAC_STRING",
 	Function: "virInterfaceLookupByMACString",
 	Priority: true,
 	ACL:      []string{"interface:getattr"},
-})
+	args:     fresh[InterfaceLookupByMacStringArgs], ret: fresh[InterfaceLookupByMacStringRet],
+}}
 
 // InterfaceGetXMLDesc is procedure 130 of the remote program.
-var InterfaceGetXMLDesc = call[InterfaceGetXMLDescArgs, InterfaceGetXMLDescRet](Info{
+var InterfaceGetXMLDesc = Procedure[InterfaceGetXMLDescArgs, InterfaceGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 130, Name: "INTERFACE_GET_XML_DESC",
 	Function: "virInterfaceGetXMLDesc",
 	ACL:      []string{"interface:read"},
-})
+	args:     fresh[InterfaceGetXMLDescArgs], ret: fresh[InterfaceGetXMLDescRet],
+}}
 
 // InterfaceDefineXML is procedure 131 of the remote program.
-var InterfaceDefineXML = call[InterfaceDefineXMLArgs, InterfaceDefineXMLRet](Info{
+var InterfaceDefineXML = Procedure[InterfaceDefineXMLArgs, InterfaceDefineXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 131, Name: "INTERFACE_DEFINE_XML",
 	Function: "virInterfaceDefineXML",
 	Priority: true,
 	ACL:      []string{"interface:write", "interface:save"},
 	Access:   Refused,
-})
+	args:     fresh[InterfaceDefineXMLArgs], ret: fresh[InterfaceDefineXMLRet],
+}}
 
 // InterfaceUndefine is procedure 132 of the remote program.
-var InterfaceUndefine = call[InterfaceUndefineArgs, xdr.Void](Info{
+var InterfaceUndefine = Procedure[InterfaceUndefineArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 132, Name: "INTERFACE_UNDEFINE",
 	Function: "virInterfaceUndefine",
 	Priority: true,
 	ACL:      []string{"interface:delete"},
 	Access:   Refused,
-})
+	args:     fresh[InterfaceUndefineArgs], ret: fresh[xdr.Void],
+}}
 
 // InterfaceCreate is procedure 133 of the remote program.
-var InterfaceCreate = call[InterfaceCreateArgs, xdr.Void](Info{
+var InterfaceCreate = Procedure[InterfaceCreateArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 133, Name: "INTERFACE_CREATE",
 	Function: "virInterfaceCreate",
 	ACL:      []string{"interface:start"},
 	Access:   Refused,
-})
+	args:     fresh[InterfaceCreateArgs], ret: fresh[xdr.Void],
+}}
 
 // InterfaceDestroy is procedure 134 of the remote program.
-var InterfaceDestroy = call[InterfaceDestroyArgs, xdr.Void](Info{
+var InterfaceDestroy = Procedure[InterfaceDestroyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 134, Name: "INTERFACE_DESTROY",
 	Function: "virInterfaceDestroy",
 	Priority: true,
 	ACL:      []string{"interface:stop"},
 	Access:   Refused,
-})
+	args:     fresh[InterfaceDestroyArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectNumOfDefinedInterfaces is procedure 137 of the remote program.
-var ConnectNumOfDefinedInterfaces = call[xdr.Void, ConnectNumOfDefinedInterfacesRet](Info{
+var ConnectNumOfDefinedInterfaces = Procedure[xdr.Void, ConnectNumOfDefinedInterfacesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 137, Name: "CONNECT_NUM_OF_DEFINED_INTERFACES",
 	Function:  "virConnectNumOfDefinedInterfaces",
 	Priority:  true,
 	ACL:       []string{"connect:search_interfaces"},
 	ACLFilter: []string{"interface:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectNumOfDefinedInterfacesRet],
+}}
 
 // ConnectListDefinedInterfaces is procedure 138 of the remote program.
-var ConnectListDefinedInterfaces = call[ConnectListDefinedInterfacesArgs, ConnectListDefinedInterfacesRet](Info{
+var ConnectListDefinedInterfaces = Procedure[ConnectListDefinedInterfacesArgs, ConnectListDefinedInterfacesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 138, Name: "CONNECT_LIST_DEFINED_INTERFACES",
 	Function:  "virConnectListDefinedInterfaces",
 	Priority:  true,
 	ACL:       []string{"connect:search_interfaces"},
 	ACLFilter: []string{"interface:getattr"},
-})
+	args:      fresh[ConnectListDefinedInterfacesArgs], ret: fresh[ConnectListDefinedInterfacesRet],
+}}
 
 // InterfaceIsActive is procedure 156 of the remote program.
-var InterfaceIsActive = call[InterfaceIsActiveArgs, InterfaceIsActiveRet](Info{
+var InterfaceIsActive = Procedure[InterfaceIsActiveArgs, InterfaceIsActiveRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 156, Name: "INTERFACE_IS_ACTIVE",
 	Function: "virInterfaceIsActive",
 	Priority: true,
 	ACL:      []string{"interface:read"},
-})
+	args:     fresh[InterfaceIsActiveArgs], ret: fresh[InterfaceIsActiveRet],
+}}
 
 // InterfaceChangeBegin is procedure 220 of the remote program.
-var InterfaceChangeBegin = call[InterfaceChangeBeginArgs, xdr.Void](Info{
+var InterfaceChangeBegin = Procedure[InterfaceChangeBeginArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 220, Name: "INTERFACE_CHANGE_BEGIN",
 	Function: "virInterfaceChangeBegin",
 	ACL:      []string{"connect:interface_transaction"},
 	Access:   Refused,
-})
+	args:     fresh[InterfaceChangeBeginArgs], ret: fresh[xdr.Void],
+}}
 
 // InterfaceChangeCommit is procedure 221 of the remote program.
-var InterfaceChangeCommit = call[InterfaceChangeCommitArgs, xdr.Void](Info{
+var InterfaceChangeCommit = Procedure[InterfaceChangeCommitArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 221, Name: "INTERFACE_CHANGE_COMMIT",
 	Function: "virInterfaceChangeCommit",
 	ACL:      []string{"connect:interface_transaction"},
 	Access:   Refused,
-})
+	args:     fresh[InterfaceChangeCommitArgs], ret: fresh[xdr.Void],
+}}
 
 // InterfaceChangeRollback is procedure 222 of the remote program.
-var InterfaceChangeRollback = call[InterfaceChangeRollbackArgs, xdr.Void](Info{
+var InterfaceChangeRollback = Procedure[InterfaceChangeRollbackArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 222, Name: "INTERFACE_CHANGE_ROLLBACK",
 	Function: "virInterfaceChangeRollback",
 	ACL:      []string{"connect:interface_transaction"},
 	Access:   Refused,
-})
+	args:     fresh[InterfaceChangeRollbackArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectListAllInterfaces is procedure 284 of the remote program.
-var ConnectListAllInterfaces = call[ConnectListAllInterfacesArgs, ConnectListAllInterfacesRet](Info{
+var ConnectListAllInterfaces = Procedure[ConnectListAllInterfacesArgs, ConnectListAllInterfacesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 284, Name: "CONNECT_LIST_ALL_INTERFACES",
 	Function:  "virConnectListAllInterfaces",
 	Priority:  true,
 	ACL:       []string{"connect:search_interfaces"},
 	ACLFilter: []string{"interface:getattr"},
-})
+	args:      fresh[ConnectListAllInterfacesArgs], ret: fresh[ConnectListAllInterfacesRet],
+}}

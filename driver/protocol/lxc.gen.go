@@ -30,9 +30,10 @@ const LxcProgram = 0x00068000
 const LxcVersion = 1
 
 // LxcDomainOpenNamespace is procedure 1 of the lxc program.
-var LxcDomainOpenNamespace = call[LxcDomainOpenNamespaceArgs, xdr.Void](Info{
+var LxcDomainOpenNamespace = Procedure[LxcDomainOpenNamespaceArgs, xdr.Void]{&Info{
 	Program: LxcProgram, Version: LxcVersion, Number: 1, Name: "DOMAIN_OPEN_NAMESPACE",
 	Function: "virDomainLxcOpenNamespace",
 	ACL:      []string{"domain:open_namespace"},
 	Access:   Refused,
-})
+	args:     fresh[LxcDomainOpenNamespaceArgs], ret: fresh[xdr.Void],
+}}

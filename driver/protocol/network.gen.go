@@ -1205,285 +1205,320 @@ func (v *NetworkPortDeleteArgs) DecodeXDR(d *xdr.Decoder) {
 }
 
 // ConnectListDefinedNetworks is procedure 36 of the remote program.
-var ConnectListDefinedNetworks = call[ConnectListDefinedNetworksArgs, ConnectListDefinedNetworksRet](Info{
+var ConnectListDefinedNetworks = Procedure[ConnectListDefinedNetworksArgs, ConnectListDefinedNetworksRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 36, Name: "CONNECT_LIST_DEFINED_NETWORKS",
 	Function:  "virConnectListDefinedNetworks",
 	Priority:  true,
 	ACL:       []string{"connect:search_networks"},
 	ACLFilter: []string{"network:getattr"},
-})
+	args:      fresh[ConnectListDefinedNetworksArgs], ret: fresh[ConnectListDefinedNetworksRet],
+}}
 
 // ConnectListNetworks is procedure 38 of the remote program.
-var ConnectListNetworks = call[ConnectListNetworksArgs, ConnectListNetworksRet](Info{
+var ConnectListNetworks = Procedure[ConnectListNetworksArgs, ConnectListNetworksRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 38, Name: "CONNECT_LIST_NETWORKS",
 	Function:  "virConnectListNetworks",
 	Priority:  true,
 	ACL:       []string{"connect:search_networks"},
 	ACLFilter: []string{"network:getattr"},
-})
+	args:      fresh[ConnectListNetworksArgs], ret: fresh[ConnectListNetworksRet],
+}}
 
 // NetworkCreate is procedure 39 of the remote program.
-var NetworkCreate = call[NetworkCreateArgs, xdr.Void](Info{
+var NetworkCreate = Procedure[NetworkCreateArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 39, Name: "NETWORK_CREATE",
 	Function: "virNetworkCreate",
 	ACL:      []string{"network:start"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkCreateArgs], ret: fresh[xdr.Void],
+}}
 
 // NetworkCreateXML is procedure 40 of the remote program.
-var NetworkCreateXML = call[NetworkCreateXMLArgs, NetworkCreateXMLRet](Info{
+var NetworkCreateXML = Procedure[NetworkCreateXMLArgs, NetworkCreateXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 40, Name: "NETWORK_CREATE_XML",
 	Function: "virNetworkCreateXML",
 	ACL:      []string{"network:write", "network:start"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkCreateXMLArgs], ret: fresh[NetworkCreateXMLRet],
+}}
 
 // NetworkDefineXML is procedure 41 of the remote program.
-var NetworkDefineXML = call[NetworkDefineXMLArgs, NetworkDefineXMLRet](Info{
+var NetworkDefineXML = Procedure[NetworkDefineXMLArgs, NetworkDefineXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 41, Name: "NETWORK_DEFINE_XML",
 	Function: "virNetworkDefineXML",
 	Priority: true,
 	ACL:      []string{"network:write", "network:save"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkDefineXMLArgs], ret: fresh[NetworkDefineXMLRet],
+}}
 
 // NetworkDestroy is procedure 42 of the remote program.
-var NetworkDestroy = call[NetworkDestroyArgs, xdr.Void](Info{
+var NetworkDestroy = Procedure[NetworkDestroyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 42, Name: "NETWORK_DESTROY",
 	Function: "virNetworkDestroy",
 	Priority: true,
 	ACL:      []string{"network:stop"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkDestroyArgs], ret: fresh[xdr.Void],
+}}
 
 // NetworkGetXMLDesc is procedure 43 of the remote program.
-var NetworkGetXMLDesc = call[NetworkGetXMLDescArgs, NetworkGetXMLDescRet](Info{
+var NetworkGetXMLDesc = Procedure[NetworkGetXMLDescArgs, NetworkGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 43, Name: "NETWORK_GET_XML_DESC",
 	Function: "virNetworkGetXMLDesc",
 	Priority: true,
 	ACL:      []string{"network:read"},
-})
+	args:     fresh[NetworkGetXMLDescArgs], ret: fresh[NetworkGetXMLDescRet],
+}}
 
 // NetworkGetAutostart is procedure 44 of the remote program.
-var NetworkGetAutostart = call[NetworkGetAutostartArgs, NetworkGetAutostartRet](Info{
+var NetworkGetAutostart = Procedure[NetworkGetAutostartArgs, NetworkGetAutostartRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 44, Name: "NETWORK_GET_AUTOSTART",
 	Function: "virNetworkGetAutostart",
 	Priority: true,
 	ACL:      []string{"network:read"},
-})
+	args:     fresh[NetworkGetAutostartArgs], ret: fresh[NetworkGetAutostartRet],
+}}
 
 // NetworkGetBridgeName is procedure 45 of the remote program.
-var NetworkGetBridgeName = call[NetworkGetBridgeNameArgs, NetworkGetBridgeNameRet](Info{
+var NetworkGetBridgeName = Procedure[NetworkGetBridgeNameArgs, NetworkGetBridgeNameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 45, Name: "NETWORK_GET_BRIDGE_NAME",
 	Function: "virNetworkGetBridgeName",
 	Priority: true,
 	ACL:      []string{"network:read"},
-})
+	args:     fresh[NetworkGetBridgeNameArgs], ret: fresh[NetworkGetBridgeNameRet],
+}}
 
 // NetworkLookupByName is procedure 46 of the remote program.
-var NetworkLookupByName = call[NetworkLookupByNameArgs, NetworkLookupByNameRet](Info{
+var NetworkLookupByName = Procedure[NetworkLookupByNameArgs, NetworkLookupByNameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 46, Name: "NETWORK_LOOKUP_BY_NAME",
 	Function: "virNetworkLookupByName",
 	Priority: true,
 	ACL:      []string{"network:getattr"},
-})
+	args:     fresh[NetworkLookupByNameArgs], ret: fresh[NetworkLookupByNameRet],
+}}
 
 // NetworkLookupByUUID is procedure 47 of the remote program.
-var NetworkLookupByUUID = call[NetworkLookupByUUIDArgs, NetworkLookupByUUIDRet](Info{
+var NetworkLookupByUUID = Procedure[NetworkLookupByUUIDArgs, NetworkLookupByUUIDRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 47, Name: "NETWORK_LOOKUP_BY_UUID",
 	Function: "virNetworkLookupByUUID",
 	Priority: true,
 	ACL:      []string{"network:getattr"},
-})
+	args:     fresh[NetworkLookupByUUIDArgs], ret: fresh[NetworkLookupByUUIDRet],
+}}
 
 // NetworkSetAutostart is procedure 48 of the remote program.
-var NetworkSetAutostart = call[NetworkSetAutostartArgs, xdr.Void](Info{
+var NetworkSetAutostart = Procedure[NetworkSetAutostartArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 48, Name: "NETWORK_SET_AUTOSTART",
 	Function: "virNetworkSetAutostart",
 	Priority: true,
 	ACL:      []string{"network:write"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkSetAutostartArgs], ret: fresh[xdr.Void],
+}}
 
 // NetworkUndefine is procedure 49 of the remote program.
-var NetworkUndefine = call[NetworkUndefineArgs, xdr.Void](Info{
+var NetworkUndefine = Procedure[NetworkUndefineArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 49, Name: "NETWORK_UNDEFINE",
 	Function: "virNetworkUndefine",
 	Priority: true,
 	ACL:      []string{"network:delete"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkUndefineArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectNumOfDefinedNetworks is procedure 50 of the remote program.
-var ConnectNumOfDefinedNetworks = call[xdr.Void, ConnectNumOfDefinedNetworksRet](Info{
+var ConnectNumOfDefinedNetworks = Procedure[xdr.Void, ConnectNumOfDefinedNetworksRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 50, Name: "CONNECT_NUM_OF_DEFINED_NETWORKS",
 	Function:  "virConnectNumOfDefinedNetworks",
 	Priority:  true,
 	ACL:       []string{"connect:search_networks"},
 	ACLFilter: []string{"network:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectNumOfDefinedNetworksRet],
+}}
 
 // ConnectNumOfNetworks is procedure 52 of the remote program.
-var ConnectNumOfNetworks = call[xdr.Void, ConnectNumOfNetworksRet](Info{
+var ConnectNumOfNetworks = Procedure[xdr.Void, ConnectNumOfNetworksRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 52, Name: "CONNECT_NUM_OF_NETWORKS",
 	Function:  "virConnectNumOfNetworks",
 	Priority:  true,
 	ACL:       []string{"connect:search_networks"},
 	ACLFilter: []string{"network:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectNumOfNetworksRet],
+}}
 
 // NetworkIsActive is procedure 152 of the remote program.
-var NetworkIsActive = call[NetworkIsActiveArgs, NetworkIsActiveRet](Info{
+var NetworkIsActive = Procedure[NetworkIsActiveArgs, NetworkIsActiveRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 152, Name: "NETWORK_IS_ACTIVE",
 	Function: "virNetworkIsActive",
 	Priority: true,
 	ACL:      []string{"network:read"},
-})
+	args:     fresh[NetworkIsActiveArgs], ret: fresh[NetworkIsActiveRet],
+}}
 
 // NetworkIsPersistent is procedure 153 of the remote program.
-var NetworkIsPersistent = call[NetworkIsPersistentArgs, NetworkIsPersistentRet](Info{
+var NetworkIsPersistent = Procedure[NetworkIsPersistentArgs, NetworkIsPersistentRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 153, Name: "NETWORK_IS_PERSISTENT",
 	Function: "virNetworkIsPersistent",
 	Priority: true,
 	ACL:      []string{"network:read"},
-})
+	args:     fresh[NetworkIsPersistentArgs], ret: fresh[NetworkIsPersistentRet],
+}}
 
 // ConnectListAllNetworks is procedure 283 of the remote program.
-var ConnectListAllNetworks = call[ConnectListAllNetworksArgs, ConnectListAllNetworksRet](Info{
+var ConnectListAllNetworks = Procedure[ConnectListAllNetworksArgs, ConnectListAllNetworksRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 283, Name: "CONNECT_LIST_ALL_NETWORKS",
 	Function:  "virConnectListAllNetworks",
 	Priority:  true,
 	ACL:       []string{"connect:search_networks"},
 	ACLFilter: []string{"network:getattr"},
-})
+	args:      fresh[ConnectListAllNetworksArgs], ret: fresh[ConnectListAllNetworksRet],
+}}
 
 // NetworkUpdate is procedure 291 of the remote program.
-var NetworkUpdate = call[NetworkUpdateArgs, xdr.Void](Info{
+var NetworkUpdate = Procedure[NetworkUpdateArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 291, Name: "NETWORK_UPDATE",
 	Function: "virNetworkUpdate",
 	Priority: true,
 	ACL:      []string{"network:write", "network:save:!VIR_NETWORK_UPDATE_AFFECT_CONFIG|VIR_NETWORK_UPDATE_AFFECT_LIVE", "network:save:VIR_NETWORK_UPDATE_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkUpdateArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectNetworkEventRegisterAny is procedure 313 of the remote program.
-var ConnectNetworkEventRegisterAny = call[ConnectNetworkEventRegisterAnyArgs, ConnectNetworkEventRegisterAnyRet](Info{
+var ConnectNetworkEventRegisterAny = Procedure[ConnectNetworkEventRegisterAnyArgs, ConnectNetworkEventRegisterAnyRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 313, Name: "CONNECT_NETWORK_EVENT_REGISTER_ANY",
 	Function:  "virConnectNetworkEventRegisterAny",
 	Priority:  true,
 	ACL:       []string{"connect:search_networks"},
 	ACLFilter: []string{"network:getattr"},
-})
+	args:      fresh[ConnectNetworkEventRegisterAnyArgs], ret: fresh[ConnectNetworkEventRegisterAnyRet],
+}}
 
 // ConnectNetworkEventDeregisterAny is procedure 314 of the remote program.
-var ConnectNetworkEventDeregisterAny = call[ConnectNetworkEventDeregisterAnyArgs, xdr.Void](Info{
+var ConnectNetworkEventDeregisterAny = Procedure[ConnectNetworkEventDeregisterAnyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 314, Name: "CONNECT_NETWORK_EVENT_DEREGISTER_ANY",
 	Function: "virConnectNetworkEventDeregisterAny",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectNetworkEventDeregisterAnyArgs], ret: fresh[xdr.Void],
+}}
 
 // NetworkEventLifecycle is event 315 of the remote program.
-var NetworkEventLifecycle = event[NetworkEventLifecycleMsg](Info{
+var NetworkEventLifecycle = Event[NetworkEventLifecycleMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 315, Name: "NETWORK_EVENT_LIFECYCLE",
-})
+	msg: fresh[NetworkEventLifecycleMsg],
+}}
 
 // NetworkGetDhcpLeases is procedure 341 of the remote program.
-var NetworkGetDhcpLeases = call[NetworkGetDhcpLeasesArgs, NetworkGetDhcpLeasesRet](Info{
+var NetworkGetDhcpLeases = Procedure[NetworkGetDhcpLeasesArgs, NetworkGetDhcpLeasesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 341, Name: "NETWORK_GET_DHCP_LEASES",
 	Function: "virNetworkGetDHCPLeases",
 	ACL:      []string{"network:read"},
-})
+	args:     fresh[NetworkGetDhcpLeasesArgs], ret: fresh[NetworkGetDhcpLeasesRet],
+}}
 
 // NetworkListAllPorts is procedure 404 of the remote program.
-var NetworkListAllPorts = call[NetworkListAllPortsArgs, NetworkListAllPortsRet](Info{
+var NetworkListAllPorts = Procedure[NetworkListAllPortsArgs, NetworkListAllPortsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 404, Name: "NETWORK_LIST_ALL_PORTS",
 	Function:  "virNetworkListAllPorts",
 	Priority:  true,
 	ACL:       []string{"network:search_ports"},
 	ACLFilter: []string{"network_port:getattr"},
-})
+	args:      fresh[NetworkListAllPortsArgs], ret: fresh[NetworkListAllPortsRet],
+}}
 
 // NetworkPortLookupByUUID is procedure 405 of the remote program.
-var NetworkPortLookupByUUID = call[NetworkPortLookupByUUIDArgs, NetworkPortLookupByUUIDRet](Info{
+var NetworkPortLookupByUUID = Procedure[NetworkPortLookupByUUIDArgs, NetworkPortLookupByUUIDRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 405, Name: "NETWORK_PORT_LOOKUP_BY_UUID",
 	Function: "virNetworkPortLookupByUUID",
 	Priority: true,
 	ACL:      []string{"network_port:getattr"},
-})
+	args:     fresh[NetworkPortLookupByUUIDArgs], ret: fresh[NetworkPortLookupByUUIDRet],
+}}
 
 // NetworkPortCreateXML is procedure 406 of the remote program.
-var NetworkPortCreateXML = call[NetworkPortCreateXMLArgs, NetworkPortCreateXMLRet](Info{
+var NetworkPortCreateXML = Procedure[NetworkPortCreateXMLArgs, NetworkPortCreateXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 406, Name: "NETWORK_PORT_CREATE_XML",
 	Function: "virNetworkPortCreateXML",
 	ACL:      []string{"network_port:create"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkPortCreateXMLArgs], ret: fresh[NetworkPortCreateXMLRet],
+}}
 
 // NetworkPortGetParameters is procedure 407 of the remote program.
-var NetworkPortGetParameters = call[NetworkPortGetParametersArgs, NetworkPortGetParametersRet](Info{
+var NetworkPortGetParameters = Procedure[NetworkPortGetParametersArgs, NetworkPortGetParametersRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 407, Name: "NETWORK_PORT_GET_PARAMETERS",
 	Function: "virNetworkPortGetParameters",
 	ACL:      []string{"network_port:read"},
-})
+	args:     fresh[NetworkPortGetParametersArgs], ret: fresh[NetworkPortGetParametersRet],
+}}
 
 // NetworkPortSetParameters is procedure 408 of the remote program.
-var NetworkPortSetParameters = call[NetworkPortSetParametersArgs, xdr.Void](Info{
+var NetworkPortSetParameters = Procedure[NetworkPortSetParametersArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 408, Name: "NETWORK_PORT_SET_PARAMETERS",
 	Function: "virNetworkPortSetParameters",
 	ACL:      []string{"network_port:write"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkPortSetParametersArgs], ret: fresh[xdr.Void],
+}}
 
 // NetworkPortGetXMLDesc is procedure 409 of the remote program.
-var NetworkPortGetXMLDesc = call[NetworkPortGetXMLDescArgs, NetworkPortGetXMLDescRet](Info{
+var NetworkPortGetXMLDesc = Procedure[NetworkPortGetXMLDescArgs, NetworkPortGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 409, Name: "NETWORK_PORT_GET_XML_DESC",
 	Function: "virNetworkPortGetXMLDesc",
 	ACL:      []string{"network_port:read"},
-})
+	args:     fresh[NetworkPortGetXMLDescArgs], ret: fresh[NetworkPortGetXMLDescRet],
+}}
 
 // NetworkPortDelete is procedure 410 of the remote program.
-var NetworkPortDelete = call[NetworkPortDeleteArgs, xdr.Void](Info{
+var NetworkPortDelete = Procedure[NetworkPortDeleteArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 410, Name: "NETWORK_PORT_DELETE",
 	Function: "virNetworkPortDelete",
 	ACL:      []string{"network_port:delete"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkPortDeleteArgs], ret: fresh[xdr.Void],
+}}
 
 // NetworkDefineXMLFlags is procedure 432 of the remote program.
-var NetworkDefineXMLFlags = call[NetworkDefineXMLFlagsArgs, NetworkDefineXMLFlagsRet](Info{
+var NetworkDefineXMLFlags = Procedure[NetworkDefineXMLFlagsArgs, NetworkDefineXMLFlagsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 432, Name: "NETWORK_DEFINE_XML_FLAGS",
 	Function: "virNetworkDefineXMLFlags",
 	Priority: true,
 	ACL:      []string{"network:write", "network:save"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkDefineXMLFlagsArgs], ret: fresh[NetworkDefineXMLFlagsRet],
+}}
 
 // NetworkCreateXMLFlags is procedure 437 of the remote program.
-var NetworkCreateXMLFlags = call[NetworkCreateXMLFlagsArgs, NetworkCreateXMLFlagsRet](Info{
+var NetworkCreateXMLFlags = Procedure[NetworkCreateXMLFlagsArgs, NetworkCreateXMLFlagsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 437, Name: "NETWORK_CREATE_XML_FLAGS",
 	Function: "virNetworkCreateXMLFlags",
 	Priority: true,
 	ACL:      []string{"network:write", "network:start"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkCreateXMLFlagsArgs], ret: fresh[NetworkCreateXMLFlagsRet],
+}}
 
 // NetworkSetMetadata is procedure 444 of the remote program.
-var NetworkSetMetadata = call[NetworkSetMetadataArgs, xdr.Void](Info{
+var NetworkSetMetadata = Procedure[NetworkSetMetadataArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 444, Name: "NETWORK_SET_METADATA",
 	Function: "virNetworkSetMetadata",
 	ACL:      []string{"network:write", "network:save:!VIR_NETWORK_UPDATE_AFFECT_CONFIG|VIR_NETWORK_UPDATE_AFFECT_LIVE", "network:save:VIR_NETWORK_UPDATE_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[NetworkSetMetadataArgs], ret: fresh[xdr.Void],
+}}
 
 // NetworkGetMetadata is procedure 445 of the remote program.
-var NetworkGetMetadata = call[NetworkGetMetadataArgs, NetworkGetMetadataRet](Info{
+var NetworkGetMetadata = Procedure[NetworkGetMetadataArgs, NetworkGetMetadataRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 445, Name: "NETWORK_GET_METADATA",
 	Function: "virNetworkGetMetadata",
 	ACL:      []string{"network:read"},
-})
+	args:     fresh[NetworkGetMetadataArgs], ret: fresh[NetworkGetMetadataRet],
+}}
 
 // NetworkEventCallbackMetadataChange is event 446 of the remote program.
-var NetworkEventCallbackMetadataChange = event[NetworkEventCallbackMetadataChangeMsg](Info{
+var NetworkEventCallbackMetadataChange = Event[NetworkEventCallbackMetadataChangeMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 446, Name: "NETWORK_EVENT_CALLBACK_METADATA_CHANGE",
-})
+	msg: fresh[NetworkEventCallbackMetadataChangeMsg],
+}}

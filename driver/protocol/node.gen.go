@@ -538,103 +538,116 @@ func (v *NodeGetSevInfoRet) DecodeXDR(d *xdr.Decoder) {
 }
 
 // NodeGetInfo is procedure 6 of the remote program.
-var NodeGetInfo = call[xdr.Void, NodeGetInfoRet](Info{
+var NodeGetInfo = Procedure[xdr.Void, NodeGetInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 6, Name: "NODE_GET_INFO",
 	Function: "virNodeGetInfo",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[xdr.Void], ret: fresh[NodeGetInfoRet],
+}}
 
 // NodeGetCellsFreeMemory is procedure 101 of the remote program.
-var NodeGetCellsFreeMemory = call[NodeGetCellsFreeMemoryArgs, NodeGetCellsFreeMemoryRet](Info{
+var NodeGetCellsFreeMemory = Procedure[NodeGetCellsFreeMemoryArgs, NodeGetCellsFreeMemoryRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 101, Name: "NODE_GET_CELLS_FREE_MEMORY",
 	Function: "virNodeGetCellsFreeMemory",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[NodeGetCellsFreeMemoryArgs], ret: fresh[NodeGetCellsFreeMemoryRet],
+}}
 
 // NodeGetFreeMemory is procedure 102 of the remote program.
-var NodeGetFreeMemory = call[xdr.Void, NodeGetFreeMemoryRet](Info{
+var NodeGetFreeMemory = Procedure[xdr.Void, NodeGetFreeMemoryRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 102, Name: "NODE_GET_FREE_MEMORY",
 	Function: "virNodeGetFreeMemory",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[xdr.Void], ret: fresh[NodeGetFreeMemoryRet],
+}}
 
 // NodeGetSecurityModel is procedure 122 of the remote program.
-var NodeGetSecurityModel = call[xdr.Void, NodeGetSecurityModelRet](Info{
+var NodeGetSecurityModel = Procedure[xdr.Void, NodeGetSecurityModelRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 122, Name: "NODE_GET_SECURITY_MODEL",
 	Function: "virNodeGetSecurityModel",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[xdr.Void], ret: fresh[NodeGetSecurityModelRet],
+}}
 
 // NodeGetCPUStats is procedure 227 of the remote program.
-var NodeGetCPUStats = call[NodeGetCPUStatsArgs, NodeGetCPUStatsRet](Info{
+var NodeGetCPUStats = Procedure[NodeGetCPUStatsArgs, NodeGetCPUStatsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 227, Name: "NODE_GET_CPU_STATS",
 	Function: "virNodeGetCPUStats",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[NodeGetCPUStatsArgs], ret: fresh[NodeGetCPUStatsRet],
+}}
 
 // NodeGetMemoryStats is procedure 228 of the remote program.
-var NodeGetMemoryStats = call[NodeGetMemoryStatsArgs, NodeGetMemoryStatsRet](Info{
+var NodeGetMemoryStats = Procedure[NodeGetMemoryStatsArgs, NodeGetMemoryStatsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 228, Name: "NODE_GET_MEMORY_STATS",
 	Function: "virNodeGetMemoryStats",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[NodeGetMemoryStatsArgs], ret: fresh[NodeGetMemoryStatsRet],
+}}
 
 // NodeSuspendForDuration is procedure 250 of the remote program.
-var NodeSuspendForDuration = call[NodeSuspendForDurationArgs, xdr.Void](Info{
+var NodeSuspendForDuration = Procedure[NodeSuspendForDurationArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 250, Name: "NODE_SUSPEND_FOR_DURATION",
 	Function: "virNodeSuspendForDuration",
 	ACL:      []string{"connect:pm_control"},
 	Access:   Refused,
-})
+	args:     fresh[NodeSuspendForDurationArgs], ret: fresh[xdr.Void],
+}}
 
 // NodeSetMemoryParameters is procedure 288 of the remote program.
-var NodeSetMemoryParameters = call[NodeSetMemoryParametersArgs, xdr.Void](Info{
+var NodeSetMemoryParameters = Procedure[NodeSetMemoryParametersArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 288, Name: "NODE_SET_MEMORY_PARAMETERS",
 	Function: "virNodeSetMemoryParameters",
 	ACL:      []string{"connect:write"},
 	Access:   Refused,
-})
+	args:     fresh[NodeSetMemoryParametersArgs], ret: fresh[xdr.Void],
+}}
 
 // NodeGetMemoryParameters is procedure 289 of the remote program.
-var NodeGetMemoryParameters = call[NodeGetMemoryParametersArgs, NodeGetMemoryParametersRet](Info{
+var NodeGetMemoryParameters = Procedure[NodeGetMemoryParametersArgs, NodeGetMemoryParametersRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 289, Name: "NODE_GET_MEMORY_PARAMETERS",
 	Function: "virNodeGetMemoryParameters",
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[NodeGetMemoryParametersArgs], ret: fresh[NodeGetMemoryParametersRet],
+}}
 
 // NodeGetCPUMap is procedure 293 of the remote program.
-var NodeGetCPUMap = call[NodeGetCPUMapArgs, NodeGetCPUMapRet](Info{
+var NodeGetCPUMap = Procedure[NodeGetCPUMapArgs, NodeGetCPUMapRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 293, Name: "NODE_GET_CPU_MAP",
 	Function: "virNodeGetCPUMap",
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[NodeGetCPUMapArgs], ret: fresh[NodeGetCPUMapRet],
+}}
 
 // NodeGetFreePages is procedure 340 of the remote program.
-var NodeGetFreePages = call[NodeGetFreePagesArgs, NodeGetFreePagesRet](Info{
+var NodeGetFreePages = Procedure[NodeGetFreePagesArgs, NodeGetFreePagesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 340, Name: "NODE_GET_FREE_PAGES",
 	Function: "virNodeGetFreePages",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[NodeGetFreePagesArgs], ret: fresh[NodeGetFreePagesRet],
+}}
 
 // NodeAllocPages is procedure 347 of the remote program.
-var NodeAllocPages = call[NodeAllocPagesArgs, NodeAllocPagesRet](Info{
+var NodeAllocPages = Procedure[NodeAllocPagesArgs, NodeAllocPagesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 347, Name: "NODE_ALLOC_PAGES",
 	Function: "virNodeAllocPages",
 	ACL:      []string{"connect:write"},
 	Access:   Refused,
-})
+	args:     fresh[NodeAllocPagesArgs], ret: fresh[NodeAllocPagesRet],
+}}
 
 // NodeGetSevInfo is procedure 395 of the remote program.
-var NodeGetSevInfo = call[NodeGetSevInfoArgs, NodeGetSevInfoRet](Info{
+var NodeGetSevInfo = Procedure[NodeGetSevInfoArgs, NodeGetSevInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 395, Name: "NODE_GET_SEV_INFO",
 	Function: "virNodeGetSEVInfo",
 	ACL:      []string{"connect:read"},
 	Access:   Refused,
-})
+	args:     fresh[NodeGetSevInfoArgs], ret: fresh[NodeGetSevInfoRet],
+}}

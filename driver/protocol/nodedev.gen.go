@@ -799,219 +799,246 @@ func (v *NodeDeviceEventUpdateMsg) DecodeXDR(d *xdr.Decoder) {
 }
 
 // NodeNumOfDevices is procedure 111 of the remote program.
-var NodeNumOfDevices = call[NodeNumOfDevicesArgs, NodeNumOfDevicesRet](Info{
+var NodeNumOfDevices = Procedure[NodeNumOfDevicesArgs, NodeNumOfDevicesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 111, Name: "NODE_NUM_OF_DEVICES",
 	Function:  "virNodeNumOfDevices",
 	Priority:  true,
 	ACL:       []string{"connect:search_node_devices"},
 	ACLFilter: []string{"node_device:getattr"},
-})
+	args:      fresh[NodeNumOfDevicesArgs], ret: fresh[NodeNumOfDevicesRet],
+}}
 
 // NodeListDevices is procedure 112 of the remote program.
-var NodeListDevices = call[NodeListDevicesArgs, NodeListDevicesRet](Info{
+var NodeListDevices = Procedure[NodeListDevicesArgs, NodeListDevicesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 112, Name: "NODE_LIST_DEVICES",
 	Function:  "virNodeListDevices",
 	Priority:  true,
 	ACL:       []string{"connect:search_node_devices"},
 	ACLFilter: []string{"node_device:getattr"},
-})
+	args:      fresh[NodeListDevicesArgs], ret: fresh[NodeListDevicesRet],
+}}
 
 // NodeDeviceLookupByName is procedure 113 of the remote program.
-var NodeDeviceLookupByName = call[NodeDeviceLookupByNameArgs, NodeDeviceLookupByNameRet](Info{
+var NodeDeviceLookupByName = Procedure[NodeDeviceLookupByNameArgs, NodeDeviceLookupByNameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 113, Name: "NODE_DEVICE_LOOKUP_BY_NAME",
 	Function: "virNodeDeviceLookupByName",
 	Priority: true,
 	ACL:      []string{"node_device:getattr"},
-})
+	args:     fresh[NodeDeviceLookupByNameArgs], ret: fresh[NodeDeviceLookupByNameRet],
+}}
 
 // NodeDeviceGetXMLDesc is procedure 114 of the remote program.
-var NodeDeviceGetXMLDesc = call[NodeDeviceGetXMLDescArgs, NodeDeviceGetXMLDescRet](Info{
+var NodeDeviceGetXMLDesc = Procedure[NodeDeviceGetXMLDescArgs, NodeDeviceGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 114, Name: "NODE_DEVICE_GET_XML_DESC",
 	Function: "virNodeDeviceGetXMLDesc",
 	ACL:      []string{"node_device:read"},
-})
+	args:     fresh[NodeDeviceGetXMLDescArgs], ret: fresh[NodeDeviceGetXMLDescRet],
+}}
 
 // NodeDeviceGetParent is procedure 115 of the remote program.
-var NodeDeviceGetParent = call[NodeDeviceGetParentArgs, NodeDeviceGetParentRet](Info{
+var NodeDeviceGetParent = Procedure[NodeDeviceGetParentArgs, NodeDeviceGetParentRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 115, Name: "NODE_DEVICE_GET_PARENT",
 	Function: "virNodeDeviceGetParent",
 	Priority: true,
 	ACL:      []string{"node_device:read"},
-})
+	args:     fresh[NodeDeviceGetParentArgs], ret: fresh[NodeDeviceGetParentRet],
+}}
 
 // NodeDeviceNumOfCaps is procedure 116 of the remote program.
-var NodeDeviceNumOfCaps = call[NodeDeviceNumOfCapsArgs, NodeDeviceNumOfCapsRet](Info{
+var NodeDeviceNumOfCaps = Procedure[NodeDeviceNumOfCapsArgs, NodeDeviceNumOfCapsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 116, Name: "NODE_DEVICE_NUM_OF_CAPS",
 	Function: "virNodeDeviceNumOfCaps",
 	Priority: true,
 	ACL:      []string{"node_device:read"},
-})
+	args:     fresh[NodeDeviceNumOfCapsArgs], ret: fresh[NodeDeviceNumOfCapsRet],
+}}
 
 // NodeDeviceListCaps is procedure 117 of the remote program.
-var NodeDeviceListCaps = call[NodeDeviceListCapsArgs, NodeDeviceListCapsRet](Info{
+var NodeDeviceListCaps = Procedure[NodeDeviceListCapsArgs, NodeDeviceListCapsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 117, Name: "NODE_DEVICE_LIST_CAPS",
 	Function: "virNodeDeviceListCaps",
 	Priority: true,
 	ACL:      []string{"node_device:read"},
-})
+	args:     fresh[NodeDeviceListCapsArgs], ret: fresh[NodeDeviceListCapsRet],
+}}
 
 // NodeDeviceDettach is procedure 118 of the remote program.
-var NodeDeviceDettach = call[NodeDeviceDettachArgs, xdr.Void](Info{
+var NodeDeviceDettach = Procedure[NodeDeviceDettachArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 118, Name: "NODE_DEVICE_DETTACH",
 	Function: "virNodeDeviceDettach",
 	ACL:      []string{"node_device:detach"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceDettachArgs], ret: fresh[xdr.Void],
+}}
 
 // NodeDeviceReAttach is procedure 119 of the remote program.
-var NodeDeviceReAttach = call[NodeDeviceReAttachArgs, xdr.Void](Info{
+var NodeDeviceReAttach = Procedure[NodeDeviceReAttachArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 119, Name: "NODE_DEVICE_RE_ATTACH",
 	Function: "virNodeDeviceReAttach",
 	ACL:      []string{"node_device:detach"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceReAttachArgs], ret: fresh[xdr.Void],
+}}
 
 // NodeDeviceReset is procedure 120 of the remote program.
-var NodeDeviceReset = call[NodeDeviceResetArgs, xdr.Void](Info{
+var NodeDeviceReset = Procedure[NodeDeviceResetArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 120, Name: "NODE_DEVICE_RESET",
 	Function: "virNodeDeviceReset",
 	ACL:      []string{"node_device:detach"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceResetArgs], ret: fresh[xdr.Void],
+}}
 
 // NodeDeviceCreateXML is procedure 123 of the remote program.
-var NodeDeviceCreateXML = call[NodeDeviceCreateXMLArgs, NodeDeviceCreateXMLRet](Info{
+var NodeDeviceCreateXML = Procedure[NodeDeviceCreateXMLArgs, NodeDeviceCreateXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 123, Name: "NODE_DEVICE_CREATE_XML",
 	Function: "virNodeDeviceCreateXML",
 	ACL:      []string{"node_device:write", "node_device:start"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceCreateXMLArgs], ret: fresh[NodeDeviceCreateXMLRet],
+}}
 
 // NodeDeviceDestroy is procedure 124 of the remote program.
-var NodeDeviceDestroy = call[NodeDeviceDestroyArgs, xdr.Void](Info{
+var NodeDeviceDestroy = Procedure[NodeDeviceDestroyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 124, Name: "NODE_DEVICE_DESTROY",
 	Function: "virNodeDeviceDestroy",
 	Priority: true,
 	ACL:      []string{"node_device:stop"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceDestroyArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectListAllNodeDevices is procedure 285 of the remote program.
-var ConnectListAllNodeDevices = call[ConnectListAllNodeDevicesArgs, ConnectListAllNodeDevicesRet](Info{
+var ConnectListAllNodeDevices = Procedure[ConnectListAllNodeDevicesArgs, ConnectListAllNodeDevicesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 285, Name: "CONNECT_LIST_ALL_NODE_DEVICES",
 	Function:  "virConnectListAllNodeDevices",
 	Priority:  true,
 	ACL:       []string{"connect:search_node_devices"},
 	ACLFilter: []string{"node_device:getattr"},
-})
+	args:      fresh[ConnectListAllNodeDevicesArgs], ret: fresh[ConnectListAllNodeDevicesRet],
+}}
 
 // NodeDeviceLookupScsiHostByWwn is procedure 297 of the remote program.
-var NodeDeviceLookupScsiHostByWwn = call[NodeDeviceLookupScsiHostByWwnArgs, NodeDeviceLookupScsiHostByWwnRet](Info{
+var NodeDeviceLookupScsiHostByWwn = Procedure[NodeDeviceLookupScsiHostByWwnArgs, NodeDeviceLookupScsiHostByWwnRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 297, Name: "NODE_DEVICE_LOOKUP_SCSI_HOST_BY_WWN",
 	Function: "virNodeDeviceLookupSCSIHostByWWN",
 	Priority: true,
 	ACL:      []string{"node_device:getattr"},
-})
+	args:     fresh[NodeDeviceLookupScsiHostByWwnArgs], ret: fresh[NodeDeviceLookupScsiHostByWwnRet],
+}}
 
 // NodeDeviceDetachFlags is procedure 301 of the remote program.
-var NodeDeviceDetachFlags = call[NodeDeviceDetachFlagsArgs, xdr.Void](Info{
+var NodeDeviceDetachFlags = Procedure[NodeDeviceDetachFlagsArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 301, Name: "NODE_DEVICE_DETACH_FLAGS",
 	Function: "virNodeDeviceDetachFlags",
 	ACL:      []string{"node_device:detach"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceDetachFlagsArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectNodeDeviceEventRegisterAny is procedure 374 of the remote program.
-var ConnectNodeDeviceEventRegisterAny = call[ConnectNodeDeviceEventRegisterAnyArgs, ConnectNodeDeviceEventRegisterAnyRet](Info{
+var ConnectNodeDeviceEventRegisterAny = Procedure[ConnectNodeDeviceEventRegisterAnyArgs, ConnectNodeDeviceEventRegisterAnyRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 374, Name: "CONNECT_NODE_DEVICE_EVENT_REGISTER_ANY",
 	Function:  "virConnectNodeDeviceEventRegisterAny",
 	Priority:  true,
 	ACL:       []string{"connect:search_node_devices"},
 	ACLFilter: []string{"node_device:getattr"},
-})
+	args:      fresh[ConnectNodeDeviceEventRegisterAnyArgs], ret: fresh[ConnectNodeDeviceEventRegisterAnyRet],
+}}
 
 // ConnectNodeDeviceEventDeregisterAny is procedure 375 of the remote program.
-var ConnectNodeDeviceEventDeregisterAny = call[ConnectNodeDeviceEventDeregisterAnyArgs, xdr.Void](Info{
+var ConnectNodeDeviceEventDeregisterAny = Procedure[ConnectNodeDeviceEventDeregisterAnyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 375, Name: "CONNECT_NODE_DEVICE_EVENT_DEREGISTER_ANY",
 	Function: "virConnectNodeDeviceEventDeregisterAny",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectNodeDeviceEventDeregisterAnyArgs], ret: fresh[xdr.Void],
+}}
 
 // NodeDeviceEventLifecycle is event 376 of the remote program.
-var NodeDeviceEventLifecycle = event[NodeDeviceEventLifecycleMsg](Info{
+var NodeDeviceEventLifecycle = Event[NodeDeviceEventLifecycleMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 376, Name: "NODE_DEVICE_EVENT_LIFECYCLE",
-})
+	msg: fresh[NodeDeviceEventLifecycleMsg],
+}}
 
 // NodeDeviceEventUpdate is event 377 of the remote program.
-var NodeDeviceEventUpdate = event[NodeDeviceEventUpdateMsg](Info{
+var NodeDeviceEventUpdate = Event[NodeDeviceEventUpdateMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 377, Name: "NODE_DEVICE_EVENT_UPDATE",
-})
+	msg: fresh[NodeDeviceEventUpdateMsg],
+}}
 
 // NodeDeviceDefineXML is procedure 428 of the remote program.
-var NodeDeviceDefineXML = call[NodeDeviceDefineXMLArgs, NodeDeviceDefineXMLRet](Info{
+var NodeDeviceDefineXML = Procedure[NodeDeviceDefineXMLArgs, NodeDeviceDefineXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 428, Name: "NODE_DEVICE_DEFINE_XML",
 	Function: "virNodeDeviceDefineXML",
 	ACL:      []string{"node_device:write", "node_device:save"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceDefineXMLArgs], ret: fresh[NodeDeviceDefineXMLRet],
+}}
 
 // NodeDeviceUndefine is procedure 429 of the remote program.
-var NodeDeviceUndefine = call[NodeDeviceUndefineArgs, xdr.Void](Info{
+var NodeDeviceUndefine = Procedure[NodeDeviceUndefineArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 429, Name: "NODE_DEVICE_UNDEFINE",
 	Function: "virNodeDeviceUndefine",
 	Priority: true,
 	ACL:      []string{"node_device:delete"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceUndefineArgs], ret: fresh[xdr.Void],
+}}
 
 // NodeDeviceCreate is procedure 430 of the remote program.
-var NodeDeviceCreate = call[NodeDeviceCreateArgs, xdr.Void](Info{
+var NodeDeviceCreate = Procedure[NodeDeviceCreateArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 430, Name: "NODE_DEVICE_CREATE",
 	Function: "virNodeDeviceCreate",
 	Priority: true,
 	ACL:      []string{"node_device:start"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceCreateArgs], ret: fresh[xdr.Void],
+}}
 
 // NodeDeviceGetAutostart is procedure 433 of the remote program.
-var NodeDeviceGetAutostart = call[NodeDeviceGetAutostartArgs, NodeDeviceGetAutostartRet](Info{
+var NodeDeviceGetAutostart = Procedure[NodeDeviceGetAutostartArgs, NodeDeviceGetAutostartRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 433, Name: "NODE_DEVICE_GET_AUTOSTART",
 	Function: "virNodeDeviceGetAutostart",
 	Priority: true,
 	ACL:      []string{"node_device:read"},
-})
+	args:     fresh[NodeDeviceGetAutostartArgs], ret: fresh[NodeDeviceGetAutostartRet],
+}}
 
 // NodeDeviceSetAutostart is procedure 434 of the remote program.
-var NodeDeviceSetAutostart = call[NodeDeviceSetAutostartArgs, xdr.Void](Info{
+var NodeDeviceSetAutostart = Procedure[NodeDeviceSetAutostartArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 434, Name: "NODE_DEVICE_SET_AUTOSTART",
 	Function: "virNodeDeviceSetAutostart",
 	Priority: true,
 	ACL:      []string{"node_device:write"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceSetAutostartArgs], ret: fresh[xdr.Void],
+}}
 
 // NodeDeviceIsPersistent is procedure 435 of the remote program.
-var NodeDeviceIsPersistent = call[NodeDeviceIsPersistentArgs, NodeDeviceIsPersistentRet](Info{
+var NodeDeviceIsPersistent = Procedure[NodeDeviceIsPersistentArgs, NodeDeviceIsPersistentRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 435, Name: "NODE_DEVICE_IS_PERSISTENT",
 	Function: "virNodeDeviceIsPersistent",
 	Priority: true,
 	ACL:      []string{"node_device:read"},
-})
+	args:     fresh[NodeDeviceIsPersistentArgs], ret: fresh[NodeDeviceIsPersistentRet],
+}}
 
 // NodeDeviceIsActive is procedure 436 of the remote program.
-var NodeDeviceIsActive = call[NodeDeviceIsActiveArgs, NodeDeviceIsActiveRet](Info{
+var NodeDeviceIsActive = Procedure[NodeDeviceIsActiveArgs, NodeDeviceIsActiveRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 436, Name: "NODE_DEVICE_IS_ACTIVE",
 	Function: "virNodeDeviceIsActive",
 	Priority: true,
 	ACL:      []string{"node_device:read"},
-})
+	args:     fresh[NodeDeviceIsActiveArgs], ret: fresh[NodeDeviceIsActiveRet],
+}}
 
 // NodeDeviceUpdate is procedure 447 of the remote program.
-var NodeDeviceUpdate = call[NodeDeviceUpdateArgs, xdr.Void](Info{
+var NodeDeviceUpdate = Procedure[NodeDeviceUpdateArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 447, Name: "NODE_DEVICE_UPDATE",
 	Function: "virNodeDeviceUpdate",
 	Priority: true,
 	ACL:      []string{"node_device:write", "node_device:save:!VIR_NODE_DEVICE_UPDATE_AFFECT_CONFIG|VIR_NODE_DEVICE_UPDATE_AFFECT_LIVE", "node_device:save:VIR_NODE_DEVICE_UPDATE_AFFECT_CONFIG"},
 	Access:   Refused,
-})
+	args:     fresh[NodeDeviceUpdateArgs], ret: fresh[xdr.Void],
+}}

@@ -447,122 +447,136 @@ func (v *ConnectListAllNwfilterBindingsRet) DecodeXDR(d *xdr.Decoder) {
 }
 
 // NwfilterLookupByName is procedure 175 of the remote program.
-var NwfilterLookupByName = call[NwfilterLookupByNameArgs, NwfilterLookupByNameRet](Info{
+var NwfilterLookupByName = Procedure[NwfilterLookupByNameArgs, NwfilterLookupByNameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 175, Name: "NWFILTER_LOOKUP_BY_NAME",
 	Function: "virNWFilterLookupByName",
 	Priority: true,
 	ACL:      []string{"nwfilter:getattr"},
-})
+	args:     fresh[NwfilterLookupByNameArgs], ret: fresh[NwfilterLookupByNameRet],
+}}
 
 // NwfilterLookupByUUID is procedure 176 of the remote program.
-var NwfilterLookupByUUID = call[NwfilterLookupByUUIDArgs, NwfilterLookupByUUIDRet](Info{
+var NwfilterLookupByUUID = Procedure[NwfilterLookupByUUIDArgs, NwfilterLookupByUUIDRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 176, Name: "NWFILTER_LOOKUP_BY_UUID",
 	Function: "virNWFilterLookupByUUID",
 	Priority: true,
 	ACL:      []string{"nwfilter:getattr"},
-})
+	args:     fresh[NwfilterLookupByUUIDArgs], ret: fresh[NwfilterLookupByUUIDRet],
+}}
 
 // NwfilterGetXMLDesc is procedure 177 of the remote program.
-var NwfilterGetXMLDesc = call[NwfilterGetXMLDescArgs, NwfilterGetXMLDescRet](Info{
+var NwfilterGetXMLDesc = Procedure[NwfilterGetXMLDescArgs, NwfilterGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 177, Name: "NWFILTER_GET_XML_DESC",
 	Function: "virNWFilterGetXMLDesc",
 	Priority: true,
 	ACL:      []string{"nwfilter:read"},
-})
+	args:     fresh[NwfilterGetXMLDescArgs], ret: fresh[NwfilterGetXMLDescRet],
+}}
 
 // ConnectNumOfNwfilters is procedure 178 of the remote program.
-var ConnectNumOfNwfilters = call[xdr.Void, ConnectNumOfNwfiltersRet](Info{
+var ConnectNumOfNwfilters = Procedure[xdr.Void, ConnectNumOfNwfiltersRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 178, Name: "CONNECT_NUM_OF_NWFILTERS",
 	Function:  "virConnectNumOfNWFilters",
 	Priority:  true,
 	ACL:       []string{"connect:search_nwfilters"},
 	ACLFilter: []string{"nwfilter:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectNumOfNwfiltersRet],
+}}
 
 // ConnectListNwfilters is procedure 179 of the remote program.
-var ConnectListNwfilters = call[ConnectListNwfiltersArgs, ConnectListNwfiltersRet](Info{
+var ConnectListNwfilters = Procedure[ConnectListNwfiltersArgs, ConnectListNwfiltersRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 179, Name: "CONNECT_LIST_NWFILTERS",
 	Function:  "virConnectListNWFilters",
 	Priority:  true,
 	ACL:       []string{"connect:search_nwfilters"},
 	ACLFilter: []string{"nwfilter:getattr"},
-})
+	args:      fresh[ConnectListNwfiltersArgs], ret: fresh[ConnectListNwfiltersRet],
+}}
 
 // NwfilterDefineXML is procedure 180 of the remote program.
-var NwfilterDefineXML = call[NwfilterDefineXMLArgs, NwfilterDefineXMLRet](Info{
+var NwfilterDefineXML = Procedure[NwfilterDefineXMLArgs, NwfilterDefineXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 180, Name: "NWFILTER_DEFINE_XML",
 	Function: "virNWFilterDefineXML",
 	Priority: true,
 	ACL:      []string{"nwfilter:write", "nwfilter:save"},
 	Access:   Refused,
-})
+	args:     fresh[NwfilterDefineXMLArgs], ret: fresh[NwfilterDefineXMLRet],
+}}
 
 // NwfilterUndefine is procedure 181 of the remote program.
-var NwfilterUndefine = call[NwfilterUndefineArgs, xdr.Void](Info{
+var NwfilterUndefine = Procedure[NwfilterUndefineArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 181, Name: "NWFILTER_UNDEFINE",
 	Function: "virNWFilterUndefine",
 	Priority: true,
 	ACL:      []string{"nwfilter:delete"},
 	Access:   Refused,
-})
+	args:     fresh[NwfilterUndefineArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectListAllNwfilters is procedure 286 of the remote program.
-var ConnectListAllNwfilters = call[ConnectListAllNwfiltersArgs, ConnectListAllNwfiltersRet](Info{
+var ConnectListAllNwfilters = Procedure[ConnectListAllNwfiltersArgs, ConnectListAllNwfiltersRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 286, Name: "CONNECT_LIST_ALL_NWFILTERS",
 	Function:  "virConnectListAllNWFilters",
 	Priority:  true,
 	ACL:       []string{"connect:search_nwfilters"},
 	ACLFilter: []string{"nwfilter:getattr"},
-})
+	args:      fresh[ConnectListAllNwfiltersArgs], ret: fresh[ConnectListAllNwfiltersRet],
+}}
 
 // NwfilterBindingLookupByPortDev is procedure 397 of the remote program.
-var NwfilterBindingLookupByPortDev = call[NwfilterBindingLookupByPortDevArgs, NwfilterBindingLookupByPortDevRet](Info{
+var NwfilterBindingLookupByPortDev = Procedure[NwfilterBindingLookupByPortDevArgs, NwfilterBindingLookupByPortDevRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 397, Name: "NWFILTER_BINDING_LOOKUP_BY_PORT_DEV",
 	Function: "virNWFilterBindingLookupByPortDev",
 	Priority: true,
 	ACL:      []string{"nwfilter_binding:getattr"},
-})
+	args:     fresh[NwfilterBindingLookupByPortDevArgs], ret: fresh[NwfilterBindingLookupByPortDevRet],
+}}
 
 // NwfilterBindingGetXMLDesc is procedure 398 of the remote program.
-var NwfilterBindingGetXMLDesc = call[NwfilterBindingGetXMLDescArgs, NwfilterBindingGetXMLDescRet](Info{
+var NwfilterBindingGetXMLDesc = Procedure[NwfilterBindingGetXMLDescArgs, NwfilterBindingGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 398, Name: "NWFILTER_BINDING_GET_XML_DESC",
 	Function: "virNWFilterBindingGetXMLDesc",
 	Priority: true,
 	ACL:      []string{"nwfilter_binding:read"},
-})
+	args:     fresh[NwfilterBindingGetXMLDescArgs], ret: fresh[NwfilterBindingGetXMLDescRet],
+}}
 
 // NwfilterBindingCreateXML is procedure 399 of the remote program.
-var NwfilterBindingCreateXML = call[NwfilterBindingCreateXMLArgs, NwfilterBindingCreateXMLRet](Info{
+var NwfilterBindingCreateXML = Procedure[NwfilterBindingCreateXMLArgs, NwfilterBindingCreateXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 399, Name: "NWFILTER_BINDING_CREATE_XML",
 	Function: "virNWFilterBindingCreateXML",
 	Priority: true,
 	ACL:      []string{"nwfilter_binding:create"},
 	Access:   Refused,
-})
+	args:     fresh[NwfilterBindingCreateXMLArgs], ret: fresh[NwfilterBindingCreateXMLRet],
+}}
 
 // NwfilterBindingDelete is procedure 400 of the remote program.
-var NwfilterBindingDelete = call[NwfilterBindingDeleteArgs, xdr.Void](Info{
+var NwfilterBindingDelete = Procedure[NwfilterBindingDeleteArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 400, Name: "NWFILTER_BINDING_DELETE",
 	Function: "virNWFilterBindingDelete",
 	Priority: true,
 	ACL:      []string{"nwfilter_binding:delete"},
 	Access:   Refused,
-})
+	args:     fresh[NwfilterBindingDeleteArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectListAllNwfilterBindings is procedure 401 of the remote program.
-var ConnectListAllNwfilterBindings = call[ConnectListAllNwfilterBindingsArgs, ConnectListAllNwfilterBindingsRet](Info{
+var ConnectListAllNwfilterBindings = Procedure[ConnectListAllNwfilterBindingsArgs, ConnectListAllNwfilterBindingsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 401, Name: "CONNECT_LIST_ALL_NWFILTER_BINDINGS",
 	Function:  "virConnectListAllNWFilterBindings",
 	Priority:  true,
 	ACL:       []string{"connect:search_nwfilter_bindings"},
 	ACLFilter: []string{"nwfilter_binding:getattr"},
-})
+	args:      fresh[ConnectListAllNwfilterBindingsArgs], ret: fresh[ConnectListAllNwfilterBindingsRet],
+}}
 
 // NwfilterDefineXMLFlags is procedure 431 of the remote program.
-var NwfilterDefineXMLFlags = call[NwfilterDefineXMLFlagsArgs, NwfilterDefineXMLFlagsRet](Info{
+var NwfilterDefineXMLFlags = Procedure[NwfilterDefineXMLFlagsArgs, NwfilterDefineXMLFlagsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 431, Name: "NWFILTER_DEFINE_XML_FLAGS",
 	Function: "virNWFilterDefineXMLFlags",
 	Priority: true,
 	ACL:      []string{"nwfilter:write", "nwfilter:save"},
 	Access:   Refused,
-})
+	args:     fresh[NwfilterDefineXMLFlagsArgs], ret: fresh[NwfilterDefineXMLFlagsRet],
+}}

@@ -276,57 +276,64 @@ const QemuProgram = 0x20008087
 const QemuVersion = 1
 
 // QemuDomainMonitorCommand is procedure 1 of the qemu program.
-var QemuDomainMonitorCommand = call[QemuDomainMonitorCommandArgs, QemuDomainMonitorCommandRet](Info{
+var QemuDomainMonitorCommand = Procedure[QemuDomainMonitorCommandArgs, QemuDomainMonitorCommandRet]{&Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 1, Name: "DOMAIN_MONITOR_COMMAND",
 	Function: "virDomainQemuMonitorCommand",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[QemuDomainMonitorCommandArgs], ret: fresh[QemuDomainMonitorCommandRet],
+}}
 
 // QemuDomainAttach is procedure 2 of the qemu program.
-var QemuDomainAttach = call[QemuDomainAttachArgs, QemuDomainAttachRet](Info{
+var QemuDomainAttach = Procedure[QemuDomainAttachArgs, QemuDomainAttachRet]{&Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 2, Name: "DOMAIN_ATTACH",
 	Function: "virDomainQemuAttach",
 	ACL:      []string{"domain:start", "domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[QemuDomainAttachArgs], ret: fresh[QemuDomainAttachRet],
+}}
 
 // QemuDomainAgentCommand is procedure 3 of the qemu program.
-var QemuDomainAgentCommand = call[QemuDomainAgentCommandArgs, QemuDomainAgentCommandRet](Info{
+var QemuDomainAgentCommand = Procedure[QemuDomainAgentCommandArgs, QemuDomainAgentCommandRet]{&Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 3, Name: "DOMAIN_AGENT_COMMAND",
 	Function: "virDomainQemuAgentCommand",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[QemuDomainAgentCommandArgs], ret: fresh[QemuDomainAgentCommandRet],
+}}
 
 // QemuConnectDomainMonitorEventRegister is procedure 4 of the qemu program.
-var QemuConnectDomainMonitorEventRegister = call[QemuConnectDomainMonitorEventRegisterArgs, QemuConnectDomainMonitorEventRegisterRet](Info{
+var QemuConnectDomainMonitorEventRegister = Procedure[QemuConnectDomainMonitorEventRegisterArgs, QemuConnectDomainMonitorEventRegisterRet]{&Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 4, Name: "CONNECT_DOMAIN_MONITOR_EVENT_REGISTER",
 	Function:  "virConnectDomainQemuMonitorEventRegister",
 	Priority:  true,
 	ACL:       []string{"connect:search_domains", "connect:write"},
 	ACLFilter: []string{"domain:getattr"},
 	Access:    Refused,
-})
+	args:      fresh[QemuConnectDomainMonitorEventRegisterArgs], ret: fresh[QemuConnectDomainMonitorEventRegisterRet],
+}}
 
 // QemuConnectDomainMonitorEventDeregister is procedure 5 of the qemu program.
-var QemuConnectDomainMonitorEventDeregister = call[QemuConnectDomainMonitorEventDeregisterArgs, xdr.Void](Info{
+var QemuConnectDomainMonitorEventDeregister = Procedure[QemuConnectDomainMonitorEventDeregisterArgs, xdr.Void]{&Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 5, Name: "CONNECT_DOMAIN_MONITOR_EVENT_DEREGISTER",
 	Function: "virConnectDomainQemuMonitorEventDeregister",
 	Priority: true,
 	ACL:      []string{"connect:write"},
 	Access:   Refused,
-})
+	args:     fresh[QemuConnectDomainMonitorEventDeregisterArgs], ret: fresh[xdr.Void],
+}}
 
 // QemuDomainMonitorEvent is event 6 of the qemu program.
-var QemuDomainMonitorEvent = event[QemuDomainMonitorEventMsg](Info{
+var QemuDomainMonitorEvent = Event[QemuDomainMonitorEventMsg]{&Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 6, Name: "DOMAIN_MONITOR_EVENT",
-})
+	msg: fresh[QemuDomainMonitorEventMsg],
+}}
 
 // QemuDomainMonitorCommandWithFiles is procedure 7 of the qemu program.
-var QemuDomainMonitorCommandWithFiles = call[QemuDomainMonitorCommandWithFilesArgs, QemuDomainMonitorCommandWithFilesRet](Info{
+var QemuDomainMonitorCommandWithFiles = Procedure[QemuDomainMonitorCommandWithFilesArgs, QemuDomainMonitorCommandWithFilesRet]{&Info{
 	Program: QemuProgram, Version: QemuVersion, Number: 7, Name: "DOMAIN_MONITOR_COMMAND_WITH_FILES",
 	Function: "virDomainQemuMonitorCommandWithFiles",
 	ACL:      []string{"domain:write"},
 	Access:   Refused,
-})
+	args:     fresh[QemuDomainMonitorCommandWithFilesArgs], ret: fresh[QemuDomainMonitorCommandWithFilesRet],
+}}

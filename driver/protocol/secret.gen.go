@@ -415,115 +415,129 @@ func (v *SecretEventValueChangedMsg) DecodeXDR(d *xdr.Decoder) {
 }
 
 // ConnectNumOfSecrets is procedure 139 of the remote program.
-var ConnectNumOfSecrets = call[xdr.Void, ConnectNumOfSecretsRet](Info{
+var ConnectNumOfSecrets = Procedure[xdr.Void, ConnectNumOfSecretsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 139, Name: "CONNECT_NUM_OF_SECRETS",
 	Function:  "virConnectNumOfSecrets",
 	Priority:  true,
 	ACL:       []string{"connect:search_secrets"},
 	ACLFilter: []string{"secret:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectNumOfSecretsRet],
+}}
 
 // ConnectListSecrets is procedure 140 of the remote program.
-var ConnectListSecrets = call[ConnectListSecretsArgs, ConnectListSecretsRet](Info{
+var ConnectListSecrets = Procedure[ConnectListSecretsArgs, ConnectListSecretsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 140, Name: "CONNECT_LIST_SECRETS",
 	Function:  "virConnectListSecrets",
 	Priority:  true,
 	ACL:       []string{"connect:search_secrets"},
 	ACLFilter: []string{"secret:getattr"},
-})
+	args:      fresh[ConnectListSecretsArgs], ret: fresh[ConnectListSecretsRet],
+}}
 
 // SecretLookupByUUID is procedure 141 of the remote program.
-var SecretLookupByUUID = call[SecretLookupByUUIDArgs, SecretLookupByUUIDRet](Info{
+var SecretLookupByUUID = Procedure[SecretLookupByUUIDArgs, SecretLookupByUUIDRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 141, Name: "SECRET_LOOKUP_BY_UUID",
 	Function: "virSecretLookupByUUID",
 	Priority: true,
 	ACL:      []string{"secret:getattr"},
-})
+	args:     fresh[SecretLookupByUUIDArgs], ret: fresh[SecretLookupByUUIDRet],
+}}
 
 // SecretDefineXML is procedure 142 of the remote program.
-var SecretDefineXML = call[SecretDefineXMLArgs, SecretDefineXMLRet](Info{
+var SecretDefineXML = Procedure[SecretDefineXMLArgs, SecretDefineXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 142, Name: "SECRET_DEFINE_XML",
 	Function: "virSecretDefineXML",
 	Priority: true,
 	ACL:      []string{"secret:write", "secret:save"},
 	Access:   Refused,
-})
+	args:     fresh[SecretDefineXMLArgs], ret: fresh[SecretDefineXMLRet],
+}}
 
 // SecretGetXMLDesc is procedure 143 of the remote program.
-var SecretGetXMLDesc = call[SecretGetXMLDescArgs, SecretGetXMLDescRet](Info{
+var SecretGetXMLDesc = Procedure[SecretGetXMLDescArgs, SecretGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 143, Name: "SECRET_GET_XML_DESC",
 	Function: "virSecretGetXMLDesc",
 	Priority: true,
 	ACL:      []string{"secret:read"},
-})
+	args:     fresh[SecretGetXMLDescArgs], ret: fresh[SecretGetXMLDescRet],
+}}
 
 // SecretSetValue is procedure 144 of the remote program.
-var SecretSetValue = call[SecretSetValueArgs, xdr.Void](Info{
+var SecretSetValue = Procedure[SecretSetValueArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 144, Name: "SECRET_SET_VALUE",
 	Function: "virSecretSetValue",
 	Priority: true,
 	ACL:      []string{"secret:write"},
 	Access:   Refused,
-})
+	args:     fresh[SecretSetValueArgs], ret: fresh[xdr.Void],
+}}
 
 // SecretGetValue is procedure 145 of the remote program.
-var SecretGetValue = call[SecretGetValueArgs, SecretGetValueRet](Info{
+var SecretGetValue = Procedure[SecretGetValueArgs, SecretGetValueRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 145, Name: "SECRET_GET_VALUE",
 	Function: "virSecretGetValue",
 	Priority: true,
 	ACL:      []string{"secret:read_secure"},
 	Access:   Refused,
-})
+	args:     fresh[SecretGetValueArgs], ret: fresh[SecretGetValueRet],
+}}
 
 // SecretUndefine is procedure 146 of the remote program.
-var SecretUndefine = call[SecretUndefineArgs, xdr.Void](Info{
+var SecretUndefine = Procedure[SecretUndefineArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 146, Name: "SECRET_UNDEFINE",
 	Function: "virSecretUndefine",
 	Priority: true,
 	ACL:      []string{"secret:delete"},
 	Access:   Refused,
-})
+	args:     fresh[SecretUndefineArgs], ret: fresh[xdr.Void],
+}}
 
 // SecretLookupByUsage is procedure 147 of the remote program.
-var SecretLookupByUsage = call[SecretLookupByUsageArgs, SecretLookupByUsageRet](Info{
+var SecretLookupByUsage = Procedure[SecretLookupByUsageArgs, SecretLookupByUsageRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 147, Name: "SECRET_LOOKUP_BY_USAGE",
 	Function: "virSecretLookupByUsage",
 	Priority: true,
 	ACL:      []string{"secret:getattr"},
-})
+	args:     fresh[SecretLookupByUsageArgs], ret: fresh[SecretLookupByUsageRet],
+}}
 
 // ConnectListAllSecrets is procedure 287 of the remote program.
-var ConnectListAllSecrets = call[ConnectListAllSecretsArgs, ConnectListAllSecretsRet](Info{
+var ConnectListAllSecrets = Procedure[ConnectListAllSecretsArgs, ConnectListAllSecretsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 287, Name: "CONNECT_LIST_ALL_SECRETS",
 	Function:  "virConnectListAllSecrets",
 	Priority:  true,
 	ACL:       []string{"connect:search_secrets"},
 	ACLFilter: []string{"secret:getattr"},
-})
+	args:      fresh[ConnectListAllSecretsArgs], ret: fresh[ConnectListAllSecretsRet],
+}}
 
 // ConnectSecretEventRegisterAny is procedure 380 of the remote program.
-var ConnectSecretEventRegisterAny = call[ConnectSecretEventRegisterAnyArgs, ConnectSecretEventRegisterAnyRet](Info{
+var ConnectSecretEventRegisterAny = Procedure[ConnectSecretEventRegisterAnyArgs, ConnectSecretEventRegisterAnyRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 380, Name: "CONNECT_SECRET_EVENT_REGISTER_ANY",
 	Function:  "virConnectSecretEventRegisterAny",
 	Priority:  true,
 	ACL:       []string{"connect:search_secrets"},
 	ACLFilter: []string{"secret:getattr"},
-})
+	args:      fresh[ConnectSecretEventRegisterAnyArgs], ret: fresh[ConnectSecretEventRegisterAnyRet],
+}}
 
 // ConnectSecretEventDeregisterAny is procedure 381 of the remote program.
-var ConnectSecretEventDeregisterAny = call[ConnectSecretEventDeregisterAnyArgs, xdr.Void](Info{
+var ConnectSecretEventDeregisterAny = Procedure[ConnectSecretEventDeregisterAnyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 381, Name: "CONNECT_SECRET_EVENT_DEREGISTER_ANY",
 	Function: "virConnectSecretEventDeregisterAny",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectSecretEventDeregisterAnyArgs], ret: fresh[xdr.Void],
+}}
 
 // SecretEventLifecycle is event 382 of the remote program.
-var SecretEventLifecycle = event[SecretEventLifecycleMsg](Info{
+var SecretEventLifecycle = Event[SecretEventLifecycleMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 382, Name: "SECRET_EVENT_LIFECYCLE",
-})
+	msg: fresh[SecretEventLifecycleMsg],
+}}
 
 // SecretEventValueChanged is event 383 of the remote program.
-var SecretEventValueChanged = event[SecretEventValueChangedMsg](Info{
+var SecretEventValueChanged = Event[SecretEventValueChangedMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 383, Name: "SECRET_EVENT_VALUE_CHANGED",
-})
+	msg: fresh[SecretEventValueChangedMsg],
+}}

@@ -1409,385 +1409,432 @@ func (v *ConnectGetStoragePoolCapabilitiesRet) DecodeXDR(d *xdr.Decoder) {
 }
 
 // ConnectNumOfStoragePools is procedure 71 of the remote program.
-var ConnectNumOfStoragePools = call[xdr.Void, ConnectNumOfStoragePoolsRet](Info{
+var ConnectNumOfStoragePools = Procedure[xdr.Void, ConnectNumOfStoragePoolsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 71, Name: "CONNECT_NUM_OF_STORAGE_POOLS",
 	Function:  "virConnectNumOfStoragePools",
 	Priority:  true,
 	ACL:       []string{"connect:search_storage_pools"},
 	ACLFilter: []string{"storage_pool:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectNumOfStoragePoolsRet],
+}}
 
 // ConnectListStoragePools is procedure 72 of the remote program.
-var ConnectListStoragePools = call[ConnectListStoragePoolsArgs, ConnectListStoragePoolsRet](Info{
+var ConnectListStoragePools = Procedure[ConnectListStoragePoolsArgs, ConnectListStoragePoolsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 72, Name: "CONNECT_LIST_STORAGE_POOLS",
 	Function:  "virConnectListStoragePools",
 	Priority:  true,
 	ACL:       []string{"connect:search_storage_pools"},
 	ACLFilter: []string{"storage_pool:getattr"},
-})
+	args:      fresh[ConnectListStoragePoolsArgs], ret: fresh[ConnectListStoragePoolsRet],
+}}
 
 // ConnectNumOfDefinedStoragePools is procedure 73 of the remote program.
-var ConnectNumOfDefinedStoragePools = call[xdr.Void, ConnectNumOfDefinedStoragePoolsRet](Info{
+var ConnectNumOfDefinedStoragePools = Procedure[xdr.Void, ConnectNumOfDefinedStoragePoolsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 73, Name: "CONNECT_NUM_OF_DEFINED_STORAGE_POOLS",
 	Function:  "virConnectNumOfDefinedStoragePools",
 	Priority:  true,
 	ACL:       []string{"connect:search_storage_pools"},
 	ACLFilter: []string{"storage_pool:getattr"},
-})
+	args:      fresh[xdr.Void], ret: fresh[ConnectNumOfDefinedStoragePoolsRet],
+}}
 
 // ConnectListDefinedStoragePools is procedure 74 of the remote program.
-var ConnectListDefinedStoragePools = call[ConnectListDefinedStoragePoolsArgs, ConnectListDefinedStoragePoolsRet](Info{
+var ConnectListDefinedStoragePools = Procedure[ConnectListDefinedStoragePoolsArgs, ConnectListDefinedStoragePoolsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 74, Name: "CONNECT_LIST_DEFINED_STORAGE_POOLS",
 	Function:  "virConnectListDefinedStoragePools",
 	Priority:  true,
 	ACL:       []string{"connect:search_storage_pools"},
 	ACLFilter: []string{"storage_pool:getattr"},
-})
+	args:      fresh[ConnectListDefinedStoragePoolsArgs], ret: fresh[ConnectListDefinedStoragePoolsRet],
+}}
 
 // ConnectFindStoragePoolSources is procedure 75 of the remote program.
-var ConnectFindStoragePoolSources = call[ConnectFindStoragePoolSourcesArgs, ConnectFindStoragePoolSourcesRet](Info{
+var ConnectFindStoragePoolSources = Procedure[ConnectFindStoragePoolSourcesArgs, ConnectFindStoragePoolSourcesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 75, Name: "CONNECT_FIND_STORAGE_POOL_SOURCES",
 	Function: "virConnectFindStoragePoolSources",
 	ACL:      []string{"connect:detect_storage_pools"},
 	Access:   Refused,
-})
+	args:     fresh[ConnectFindStoragePoolSourcesArgs], ret: fresh[ConnectFindStoragePoolSourcesRet],
+}}
 
 // StoragePoolCreateXML is procedure 76 of the remote program.
-var StoragePoolCreateXML = call[StoragePoolCreateXMLArgs, StoragePoolCreateXMLRet](Info{
+var StoragePoolCreateXML = Procedure[StoragePoolCreateXMLArgs, StoragePoolCreateXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 76, Name: "STORAGE_POOL_CREATE_XML",
 	Function: "virStoragePoolCreateXML",
 	ACL:      []string{"storage_pool:start", "storage_pool:write"},
 	Access:   Refused,
-})
+	args:     fresh[StoragePoolCreateXMLArgs], ret: fresh[StoragePoolCreateXMLRet],
+}}
 
 // StoragePoolDefineXML is procedure 77 of the remote program.
-var StoragePoolDefineXML = call[StoragePoolDefineXMLArgs, StoragePoolDefineXMLRet](Info{
+var StoragePoolDefineXML = Procedure[StoragePoolDefineXMLArgs, StoragePoolDefineXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 77, Name: "STORAGE_POOL_DEFINE_XML",
 	Function: "virStoragePoolDefineXML",
 	Priority: true,
 	ACL:      []string{"storage_pool:write", "storage_pool:save"},
 	Access:   Refused,
-})
+	args:     fresh[StoragePoolDefineXMLArgs], ret: fresh[StoragePoolDefineXMLRet],
+}}
 
 // StoragePoolCreate is procedure 78 of the remote program.
-var StoragePoolCreate = call[StoragePoolCreateArgs, xdr.Void](Info{
+var StoragePoolCreate = Procedure[StoragePoolCreateArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 78, Name: "STORAGE_POOL_CREATE",
 	Function: "virStoragePoolCreate",
 	ACL:      []string{"storage_pool:start"},
 	Access:   Refused,
-})
+	args:     fresh[StoragePoolCreateArgs], ret: fresh[xdr.Void],
+}}
 
 // StoragePoolBuild is procedure 79 of the remote program.
-var StoragePoolBuild = call[StoragePoolBuildArgs, xdr.Void](Info{
+var StoragePoolBuild = Procedure[StoragePoolBuildArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 79, Name: "STORAGE_POOL_BUILD",
 	Function: "virStoragePoolBuild",
 	ACL:      []string{"storage_pool:format"},
 	Access:   Refused,
-})
+	args:     fresh[StoragePoolBuildArgs], ret: fresh[xdr.Void],
+}}
 
 // StoragePoolDestroy is procedure 80 of the remote program.
-var StoragePoolDestroy = call[StoragePoolDestroyArgs, xdr.Void](Info{
+var StoragePoolDestroy = Procedure[StoragePoolDestroyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 80, Name: "STORAGE_POOL_DESTROY",
 	Function: "virStoragePoolDestroy",
 	Priority: true,
 	ACL:      []string{"storage_pool:stop"},
 	Access:   Refused,
-})
+	args:     fresh[StoragePoolDestroyArgs], ret: fresh[xdr.Void],
+}}
 
 // StoragePoolDelete is procedure 81 of the remote program.
-var StoragePoolDelete = call[StoragePoolDeleteArgs, xdr.Void](Info{
+var StoragePoolDelete = Procedure[StoragePoolDeleteArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 81, Name: "STORAGE_POOL_DELETE",
 	Function: "virStoragePoolDelete",
 	ACL:      []string{"storage_pool:format"},
 	Access:   Refused,
-})
+	args:     fresh[StoragePoolDeleteArgs], ret: fresh[xdr.Void],
+}}
 
 // StoragePoolUndefine is procedure 82 of the remote program.
-var StoragePoolUndefine = call[StoragePoolUndefineArgs, xdr.Void](Info{
+var StoragePoolUndefine = Procedure[StoragePoolUndefineArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 82, Name: "STORAGE_POOL_UNDEFINE",
 	Function: "virStoragePoolUndefine",
 	Priority: true,
 	ACL:      []string{"storage_pool:delete"},
 	Access:   Refused,
-})
+	args:     fresh[StoragePoolUndefineArgs], ret: fresh[xdr.Void],
+}}
 
 // StoragePoolRefresh is procedure 83 of the remote program.
-var StoragePoolRefresh = call[StoragePoolRefreshArgs, xdr.Void](Info{
+var StoragePoolRefresh = Procedure[StoragePoolRefreshArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 83, Name: "STORAGE_POOL_REFRESH",
 	Function: "virStoragePoolRefresh",
 	ACL:      []string{"storage_pool:refresh"},
 	Access:   Refused,
-})
+	args:     fresh[StoragePoolRefreshArgs], ret: fresh[xdr.Void],
+}}
 
 // StoragePoolLookupByName is procedure 84 of the remote program.
-var StoragePoolLookupByName = call[StoragePoolLookupByNameArgs, StoragePoolLookupByNameRet](Info{
+var StoragePoolLookupByName = Procedure[StoragePoolLookupByNameArgs, StoragePoolLookupByNameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 84, Name: "STORAGE_POOL_LOOKUP_BY_NAME",
 	Function: "virStoragePoolLookupByName",
 	Priority: true,
 	ACL:      []string{"storage_pool:getattr"},
-})
+	args:     fresh[StoragePoolLookupByNameArgs], ret: fresh[StoragePoolLookupByNameRet],
+}}
 
 // StoragePoolLookupByUUID is procedure 85 of the remote program.
-var StoragePoolLookupByUUID = call[StoragePoolLookupByUUIDArgs, StoragePoolLookupByUUIDRet](Info{
+var StoragePoolLookupByUUID = Procedure[StoragePoolLookupByUUIDArgs, StoragePoolLookupByUUIDRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 85, Name: "STORAGE_POOL_LOOKUP_BY_UUID",
 	Function: "virStoragePoolLookupByUUID",
 	Priority: true,
 	ACL:      []string{"storage_pool:getattr"},
-})
+	args:     fresh[StoragePoolLookupByUUIDArgs], ret: fresh[StoragePoolLookupByUUIDRet],
+}}
 
 // StoragePoolLookupByVolume is procedure 86 of the remote program.
-var StoragePoolLookupByVolume = call[StoragePoolLookupByVolumeArgs, StoragePoolLookupByVolumeRet](Info{
+var StoragePoolLookupByVolume = Procedure[StoragePoolLookupByVolumeArgs, StoragePoolLookupByVolumeRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 86, Name: "STORAGE_POOL_LOOKUP_BY_VOLUME",
 	Function: "virStoragePoolLookupByVolume",
 	Priority: true,
 	ACL:      []string{"storage_pool:getattr"},
-})
+	args:     fresh[StoragePoolLookupByVolumeArgs], ret: fresh[StoragePoolLookupByVolumeRet],
+}}
 
 // StoragePoolGetInfo is procedure 87 of the remote program.
-var StoragePoolGetInfo = call[StoragePoolGetInfoArgs, StoragePoolGetInfoRet](Info{
+var StoragePoolGetInfo = Procedure[StoragePoolGetInfoArgs, StoragePoolGetInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 87, Name: "STORAGE_POOL_GET_INFO",
 	Function: "virStoragePoolGetInfo",
 	Priority: true,
 	ACL:      []string{"storage_pool:read"},
-})
+	args:     fresh[StoragePoolGetInfoArgs], ret: fresh[StoragePoolGetInfoRet],
+}}
 
 // StoragePoolGetXMLDesc is procedure 88 of the remote program.
-var StoragePoolGetXMLDesc = call[StoragePoolGetXMLDescArgs, StoragePoolGetXMLDescRet](Info{
+var StoragePoolGetXMLDesc = Procedure[StoragePoolGetXMLDescArgs, StoragePoolGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 88, Name: "STORAGE_POOL_GET_XML_DESC",
 	Function: "virStoragePoolGetXMLDesc",
 	Priority: true,
 	ACL:      []string{"storage_pool:read"},
-})
+	args:     fresh[StoragePoolGetXMLDescArgs], ret: fresh[StoragePoolGetXMLDescRet],
+}}
 
 // StoragePoolGetAutostart is procedure 89 of the remote program.
-var StoragePoolGetAutostart = call[StoragePoolGetAutostartArgs, StoragePoolGetAutostartRet](Info{
+var StoragePoolGetAutostart = Procedure[StoragePoolGetAutostartArgs, StoragePoolGetAutostartRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 89, Name: "STORAGE_POOL_GET_AUTOSTART",
 	Function: "virStoragePoolGetAutostart",
 	Priority: true,
 	ACL:      []string{"storage_pool:read"},
-})
+	args:     fresh[StoragePoolGetAutostartArgs], ret: fresh[StoragePoolGetAutostartRet],
+}}
 
 // StoragePoolSetAutostart is procedure 90 of the remote program.
-var StoragePoolSetAutostart = call[StoragePoolSetAutostartArgs, xdr.Void](Info{
+var StoragePoolSetAutostart = Procedure[StoragePoolSetAutostartArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 90, Name: "STORAGE_POOL_SET_AUTOSTART",
 	Function: "virStoragePoolSetAutostart",
 	Priority: true,
 	ACL:      []string{"storage_pool:write"},
 	Access:   Refused,
-})
+	args:     fresh[StoragePoolSetAutostartArgs], ret: fresh[xdr.Void],
+}}
 
 // StoragePoolNumOfVolumes is procedure 91 of the remote program.
-var StoragePoolNumOfVolumes = call[StoragePoolNumOfVolumesArgs, StoragePoolNumOfVolumesRet](Info{
+var StoragePoolNumOfVolumes = Procedure[StoragePoolNumOfVolumesArgs, StoragePoolNumOfVolumesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 91, Name: "STORAGE_POOL_NUM_OF_VOLUMES",
 	Function:  "virStoragePoolNumOfVolumes",
 	Priority:  true,
 	ACL:       []string{"storage_pool:search_storage_vols"},
 	ACLFilter: []string{"storage_vol:getattr"},
-})
+	args:      fresh[StoragePoolNumOfVolumesArgs], ret: fresh[StoragePoolNumOfVolumesRet],
+}}
 
 // StoragePoolListVolumes is procedure 92 of the remote program.
-var StoragePoolListVolumes = call[StoragePoolListVolumesArgs, StoragePoolListVolumesRet](Info{
+var StoragePoolListVolumes = Procedure[StoragePoolListVolumesArgs, StoragePoolListVolumesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 92, Name: "STORAGE_POOL_LIST_VOLUMES",
 	Function:  "virStoragePoolListVolumes",
 	Priority:  true,
 	ACL:       []string{"storage_pool:search_storage_vols"},
 	ACLFilter: []string{"storage_vol:getattr"},
-})
+	args:      fresh[StoragePoolListVolumesArgs], ret: fresh[StoragePoolListVolumesRet],
+}}
 
 // StorageVolCreateXML is procedure 93 of the remote program.
-var StorageVolCreateXML = call[StorageVolCreateXMLArgs, StorageVolCreateXMLRet](Info{
+var StorageVolCreateXML = Procedure[StorageVolCreateXMLArgs, StorageVolCreateXMLRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 93, Name: "STORAGE_VOL_CREATE_XML",
 	Function: "virStorageVolCreateXML",
 	ACL:      []string{"storage_vol:create"},
 	Access:   Refused,
-})
+	args:     fresh[StorageVolCreateXMLArgs], ret: fresh[StorageVolCreateXMLRet],
+}}
 
 // StorageVolDelete is procedure 94 of the remote program.
-var StorageVolDelete = call[StorageVolDeleteArgs, xdr.Void](Info{
+var StorageVolDelete = Procedure[StorageVolDeleteArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 94, Name: "STORAGE_VOL_DELETE",
 	Function: "virStorageVolDelete",
 	ACL:      []string{"storage_vol:delete"},
 	Access:   Refused,
-})
+	args:     fresh[StorageVolDeleteArgs], ret: fresh[xdr.Void],
+}}
 
 // StorageVolLookupByName is procedure 95 of the remote program.
-var StorageVolLookupByName = call[StorageVolLookupByNameArgs, StorageVolLookupByNameRet](Info{
+var StorageVolLookupByName = Procedure[StorageVolLookupByNameArgs, StorageVolLookupByNameRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 95, Name: "STORAGE_VOL_LOOKUP_BY_NAME",
 	Function: "virStorageVolLookupByName",
 	Priority: true,
 	ACL:      []string{"storage_vol:getattr"},
-})
+	args:     fresh[StorageVolLookupByNameArgs], ret: fresh[StorageVolLookupByNameRet],
+}}
 
 // StorageVolLookupByKey is procedure 96 of the remote program.
-var StorageVolLookupByKey = call[StorageVolLookupByKeyArgs, StorageVolLookupByKeyRet](Info{
+var StorageVolLookupByKey = Procedure[StorageVolLookupByKeyArgs, StorageVolLookupByKeyRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 96, Name: "STORAGE_VOL_LOOKUP_BY_KEY",
 	Function: "virStorageVolLookupByKey",
 	Priority: true,
 	ACL:      []string{"storage_vol:getattr"},
-})
+	args:     fresh[StorageVolLookupByKeyArgs], ret: fresh[StorageVolLookupByKeyRet],
+}}
 
 // StorageVolLookupByPath is procedure 97 of the remote program.
-var StorageVolLookupByPath = call[StorageVolLookupByPathArgs, StorageVolLookupByPathRet](Info{
+var StorageVolLookupByPath = Procedure[StorageVolLookupByPathArgs, StorageVolLookupByPathRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 97, Name: "STORAGE_VOL_LOOKUP_BY_PATH",
 	Function: "virStorageVolLookupByPath",
 	Priority: true,
 	ACL:      []string{"storage_vol:getattr"},
-})
+	args:     fresh[StorageVolLookupByPathArgs], ret: fresh[StorageVolLookupByPathRet],
+}}
 
 // StorageVolGetInfo is procedure 98 of the remote program.
-var StorageVolGetInfo = call[StorageVolGetInfoArgs, StorageVolGetInfoRet](Info{
+var StorageVolGetInfo = Procedure[StorageVolGetInfoArgs, StorageVolGetInfoRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 98, Name: "STORAGE_VOL_GET_INFO",
 	Function: "virStorageVolGetInfo",
 	Priority: true,
 	ACL:      []string{"storage_vol:read"},
-})
+	args:     fresh[StorageVolGetInfoArgs], ret: fresh[StorageVolGetInfoRet],
+}}
 
 // StorageVolGetXMLDesc is procedure 99 of the remote program.
-var StorageVolGetXMLDesc = call[StorageVolGetXMLDescArgs, StorageVolGetXMLDescRet](Info{
+var StorageVolGetXMLDesc = Procedure[StorageVolGetXMLDescArgs, StorageVolGetXMLDescRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 99, Name: "STORAGE_VOL_GET_XML_DESC",
 	Function: "virStorageVolGetXMLDesc",
 	Priority: true,
 	ACL:      []string{"storage_vol:read"},
-})
+	args:     fresh[StorageVolGetXMLDescArgs], ret: fresh[StorageVolGetXMLDescRet],
+}}
 
 // StorageVolGetPath is procedure 100 of the remote program.
-var StorageVolGetPath = call[StorageVolGetPathArgs, StorageVolGetPathRet](Info{
+var StorageVolGetPath = Procedure[StorageVolGetPathArgs, StorageVolGetPathRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 100, Name: "STORAGE_VOL_GET_PATH",
 	Function: "virStorageVolGetPath",
 	Priority: true,
 	ACL:      []string{"storage_vol:read"},
-})
+	args:     fresh[StorageVolGetPathArgs], ret: fresh[StorageVolGetPathRet],
+}}
 
 // StorageVolCreateXMLFrom is procedure 125 of the remote program.
-var StorageVolCreateXMLFrom = call[StorageVolCreateXMLFromArgs, StorageVolCreateXMLFromRet](Info{
+var StorageVolCreateXMLFrom = Procedure[StorageVolCreateXMLFromArgs, StorageVolCreateXMLFromRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 125, Name: "STORAGE_VOL_CREATE_XML_FROM",
 	Function: "virStorageVolCreateXMLFrom",
 	ACL:      []string{"storage_vol:create"},
 	Access:   Refused,
-})
+	args:     fresh[StorageVolCreateXMLFromArgs], ret: fresh[StorageVolCreateXMLFromRet],
+}}
 
 // StoragePoolIsActive is procedure 154 of the remote program.
-var StoragePoolIsActive = call[StoragePoolIsActiveArgs, StoragePoolIsActiveRet](Info{
+var StoragePoolIsActive = Procedure[StoragePoolIsActiveArgs, StoragePoolIsActiveRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 154, Name: "STORAGE_POOL_IS_ACTIVE",
 	Function: "virStoragePoolIsActive",
 	Priority: true,
 	ACL:      []string{"storage_pool:read"},
-})
+	args:     fresh[StoragePoolIsActiveArgs], ret: fresh[StoragePoolIsActiveRet],
+}}
 
 // StoragePoolIsPersistent is procedure 155 of the remote program.
-var StoragePoolIsPersistent = call[StoragePoolIsPersistentArgs, StoragePoolIsPersistentRet](Info{
+var StoragePoolIsPersistent = Procedure[StoragePoolIsPersistentArgs, StoragePoolIsPersistentRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 155, Name: "STORAGE_POOL_IS_PERSISTENT",
 	Function: "virStoragePoolIsPersistent",
 	Priority: true,
 	ACL:      []string{"storage_pool:read"},
-})
+	args:     fresh[StoragePoolIsPersistentArgs], ret: fresh[StoragePoolIsPersistentRet],
+}}
 
 // StorageVolWipe is procedure 165 of the remote program.
-var StorageVolWipe = call[StorageVolWipeArgs, xdr.Void](Info{
+var StorageVolWipe = Procedure[StorageVolWipeArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 165, Name: "STORAGE_VOL_WIPE",
 	Function: "virStorageVolWipe",
 	ACL:      []string{"storage_vol:format"},
 	Access:   Refused,
-})
+	args:     fresh[StorageVolWipeArgs], ret: fresh[xdr.Void],
+}}
 
 // StorageVolUpload is procedure 208 of the remote program.
-var StorageVolUpload = call[StorageVolUploadArgs, xdr.Void](Info{
+var StorageVolUpload = Procedure[StorageVolUploadArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 208, Name: "STORAGE_VOL_UPLOAD",
 	Function: "virStorageVolUpload",
 	Stream:   WriteStream,
 	ACL:      []string{"storage_vol:data_write"},
 	Access:   Refused,
-})
+	args:     fresh[StorageVolUploadArgs], ret: fresh[xdr.Void],
+}}
 
 // StorageVolDownload is procedure 209 of the remote program.
-var StorageVolDownload = call[StorageVolDownloadArgs, xdr.Void](Info{
+var StorageVolDownload = Procedure[StorageVolDownloadArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 209, Name: "STORAGE_VOL_DOWNLOAD",
 	Function: "virStorageVolDownload",
 	Stream:   ReadStream,
 	ACL:      []string{"storage_vol:data_read"},
 	Access:   Refused,
-})
+	args:     fresh[StorageVolDownloadArgs], ret: fresh[xdr.Void],
+}}
 
 // StorageVolWipePattern is procedure 259 of the remote program.
-var StorageVolWipePattern = call[StorageVolWipePatternArgs, xdr.Void](Info{
+var StorageVolWipePattern = Procedure[StorageVolWipePatternArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 259, Name: "STORAGE_VOL_WIPE_PATTERN",
 	Function: "virStorageVolWipePattern",
 	ACL:      []string{"storage_vol:format"},
 	Access:   Refused,
-})
+	args:     fresh[StorageVolWipePatternArgs], ret: fresh[xdr.Void],
+}}
 
 // StorageVolResize is procedure 260 of the remote program.
-var StorageVolResize = call[StorageVolResizeArgs, xdr.Void](Info{
+var StorageVolResize = Procedure[StorageVolResizeArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 260, Name: "STORAGE_VOL_RESIZE",
 	Function: "virStorageVolResize",
 	ACL:      []string{"storage_vol:resize"},
 	Access:   Refused,
-})
+	args:     fresh[StorageVolResizeArgs], ret: fresh[xdr.Void],
+}}
 
 // ConnectListAllStoragePools is procedure 281 of the remote program.
-var ConnectListAllStoragePools = call[ConnectListAllStoragePoolsArgs, ConnectListAllStoragePoolsRet](Info{
+var ConnectListAllStoragePools = Procedure[ConnectListAllStoragePoolsArgs, ConnectListAllStoragePoolsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 281, Name: "CONNECT_LIST_ALL_STORAGE_POOLS",
 	Function:  "virConnectListAllStoragePools",
 	Priority:  true,
 	ACL:       []string{"connect:search_storage_pools"},
 	ACLFilter: []string{"storage_pool:getattr"},
-})
+	args:      fresh[ConnectListAllStoragePoolsArgs], ret: fresh[ConnectListAllStoragePoolsRet],
+}}
 
 // StoragePoolListAllVolumes is procedure 282 of the remote program.
-var StoragePoolListAllVolumes = call[StoragePoolListAllVolumesArgs, StoragePoolListAllVolumesRet](Info{
+var StoragePoolListAllVolumes = Procedure[StoragePoolListAllVolumesArgs, StoragePoolListAllVolumesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 282, Name: "STORAGE_POOL_LIST_ALL_VOLUMES",
 	Function:  "virStoragePoolListAllVolumes",
 	Priority:  true,
 	ACL:       []string{"storage_pool:search_storage_vols"},
 	ACLFilter: []string{"storage_vol:getattr"},
-})
+	args:      fresh[StoragePoolListAllVolumesArgs], ret: fresh[StoragePoolListAllVolumesRet],
+}}
 
 // ConnectStoragePoolEventRegisterAny is procedure 368 of the remote program.
-var ConnectStoragePoolEventRegisterAny = call[ConnectStoragePoolEventRegisterAnyArgs, ConnectStoragePoolEventRegisterAnyRet](Info{
+var ConnectStoragePoolEventRegisterAny = Procedure[ConnectStoragePoolEventRegisterAnyArgs, ConnectStoragePoolEventRegisterAnyRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 368, Name: "CONNECT_STORAGE_POOL_EVENT_REGISTER_ANY",
 	Function:  "virConnectStoragePoolEventRegisterAny",
 	Priority:  true,
 	ACL:       []string{"connect:search_storage_pools"},
 	ACLFilter: []string{"storage_pool:getattr"},
-})
+	args:      fresh[ConnectStoragePoolEventRegisterAnyArgs], ret: fresh[ConnectStoragePoolEventRegisterAnyRet],
+}}
 
 // ConnectStoragePoolEventDeregisterAny is procedure 369 of the remote program.
-var ConnectStoragePoolEventDeregisterAny = call[ConnectStoragePoolEventDeregisterAnyArgs, xdr.Void](Info{
+var ConnectStoragePoolEventDeregisterAny = Procedure[ConnectStoragePoolEventDeregisterAnyArgs, xdr.Void]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 369, Name: "CONNECT_STORAGE_POOL_EVENT_DEREGISTER_ANY",
 	Function: "virConnectStoragePoolEventDeregisterAny",
 	Priority: true,
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectStoragePoolEventDeregisterAnyArgs], ret: fresh[xdr.Void],
+}}
 
 // StoragePoolEventLifecycle is event 370 of the remote program.
-var StoragePoolEventLifecycle = event[StoragePoolEventLifecycleMsg](Info{
+var StoragePoolEventLifecycle = Event[StoragePoolEventLifecycleMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 370, Name: "STORAGE_POOL_EVENT_LIFECYCLE",
-})
+	msg: fresh[StoragePoolEventLifecycleMsg],
+}}
 
 // StoragePoolEventRefresh is event 373 of the remote program.
-var StoragePoolEventRefresh = event[StoragePoolEventRefreshMsg](Info{
+var StoragePoolEventRefresh = Event[StoragePoolEventRefreshMsg]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 373, Name: "STORAGE_POOL_EVENT_REFRESH",
-})
+	msg: fresh[StoragePoolEventRefreshMsg],
+}}
 
 // StorageVolGetInfoFlags is procedure 378 of the remote program.
-var StorageVolGetInfoFlags = call[StorageVolGetInfoFlagsArgs, StorageVolGetInfoFlagsRet](Info{
+var StorageVolGetInfoFlags = Procedure[StorageVolGetInfoFlagsArgs, StorageVolGetInfoFlagsRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 378, Name: "STORAGE_VOL_GET_INFO_FLAGS",
 	Function: "virStorageVolGetInfoFlags",
 	Priority: true,
 	ACL:      []string{"storage_vol:read"},
-})
+	args:     fresh[StorageVolGetInfoFlagsArgs], ret: fresh[StorageVolGetInfoFlagsRet],
+}}
 
 // StoragePoolLookupByTargetPath is procedure 391 of the remote program.
-var StoragePoolLookupByTargetPath = call[StoragePoolLookupByTargetPathArgs, StoragePoolLookupByTargetPathRet](Info{
+var StoragePoolLookupByTargetPath = Procedure[StoragePoolLookupByTargetPathArgs, StoragePoolLookupByTargetPathRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 391, Name: "STORAGE_POOL_LOOKUP_BY_TARGET_PATH",
 	Function: "virStoragePoolLookupByTargetPath",
 	Priority: true,
 	ACL:      []string{"storage_pool:getattr"},
-})
+	args:     fresh[StoragePoolLookupByTargetPathArgs], ret: fresh[StoragePoolLookupByTargetPathRet],
+}}
 
 // ConnectGetStoragePoolCapabilities is procedure 403 of the remote program.
-var ConnectGetStoragePoolCapabilities = call[ConnectGetStoragePoolCapabilitiesArgs, ConnectGetStoragePoolCapabilitiesRet](Info{
+var ConnectGetStoragePoolCapabilities = Procedure[ConnectGetStoragePoolCapabilitiesArgs, ConnectGetStoragePoolCapabilitiesRet]{&Info{
 	Program: RemoteProgram, Version: RemoteVersion, Number: 403, Name: "CONNECT_GET_STORAGE_POOL_CAPABILITIES",
 	Function: "virConnectGetStoragePoolCapabilities",
 	ACL:      []string{"connect:read"},
-})
+	args:     fresh[ConnectGetStoragePoolCapabilitiesArgs], ret: fresh[ConnectGetStoragePoolCapabilitiesRet],
+}}

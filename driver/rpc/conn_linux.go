@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,6 +25,7 @@ type link struct {
 	recvOnce func(fd uintptr) bool
 	in       *input
 	recvErr  error
+	waited   bool // for data to come
 
 	sendOnce func(fd uintptr) bool
 	frames   [][]byte
@@ -40,10 +42,16 @@ func (l *link) init(sock *net.UnixConn, in *input) (err error) {
 	return err
 }
 
-// recv waits for data and reads what is there into the input.
+// recv waits for data and reads what is there into the input. A client whose
+// next request is there already comes after those who wait: without that two
+// clients could keep two CPUs for as long as the scheduler lets them.
 func (l *link) recv() error {
+	l.waited = false
 	if err := l.raw.Read(l.recvOnce); err != nil {
 		return err
+	}
+	if !l.waited {
+		runtime.Gosched()
 	}
 	return l.recvErr
 }
@@ -65,6 +73,7 @@ func (l *link) tryRecv(fd uintptr) bool {
 			continue
 		case unix.EAGAIN:
 			in.rest()
+			l.waited = true
 			return false
 		default:
 			l.recvErr = os.NewSyscallError("recvmsg", err)

@@ -35,7 +35,7 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 		return err
 	}
 	defer bus.Close()
-	rt, err := runtime.New(ctx, runtime.Config{
+	rt, err := runtime.New(runtime.Config{
 		StateDir: conf.StateDir, DataDir: conf.DataDir, OCI: conf.OCIRuntime, Scopes: bus, FDs: service,
 	})
 	if err != nil {

@@ -40,9 +40,12 @@ func (g *generator) emitProcedure(p *program, it item) (string, error) {
 		return "xdr.Void"
 	}
 	var f function
-	what, maker := "procedure", fmt.Sprintf("call[%s, %s]", message("_args"), message("_ret"))
+	args, ret := message("_args"), message("_ret")
+	what, kind := "procedure", fmt.Sprintf("Procedure[%s, %s]", args, ret)
+	makers := fmt.Sprintf("args: fresh[%s], ret: fresh[%s],", args, ret)
 	if msg := message("_msg"); msg != "xdr.Void" {
-		what, maker = "event", fmt.Sprintf("event[%s]", msg)
+		what, kind = "event", fmt.Sprintf("Event[%s]", msg)
+		makers = fmt.Sprintf("msg: fresh[%s],", msg)
 	} else {
 		var err error
 		if f, err = g.function(p, it.name); err != nil {
@@ -56,15 +59,15 @@ func (g *generator) emitProcedure(p *program, it item) (string, error) {
 		info = append(info, fmt.Sprintf("Function: %q,", f.name))
 	}
 	info = append(info, annotations(it.comment)...)
-	if f.access == "Refused" {
+	if f.access == "Refused" || f.access == "Conditional" {
 		info = append(info, "Access: "+f.access+",")
 	}
-	text := fmt.Sprintf("var %s = %s(Info{\n%s\n})\n", goName, maker, lines(info...))
+	info = append(info, makers)
 	if f.access == "Conditional" {
-		text = fmt.Sprintf("var %s = conditional(%s(Info{\n%s\n}), func(a *%s) bool {\nreturn %s\n})\n",
-			goName, maker, lines(info...), message("_args"), goCondition(f.condition))
+		info = append(info, fmt.Sprintf("refused: func(args any) bool {\na := args.(*%s)\nreturn %s\n},", args, goCondition(f.condition)))
 	}
-	fmt.Fprintf(g.file(family(p, short)), "\n// %s is %s %s of the %s program.\n%s", goName, what, it.value, strings.ToLower(p.list), text)
+	fmt.Fprintf(g.file(family(p, short)), "\n// %s is %s %s of the %s program.\nvar %s = %s{&Info{\n%s\n}}\n",
+		goName, what, it.value, strings.ToLower(p.list), goName, kind, lines(info...))
 	return goName, g.taken.add(goName, it.name)
 }
 
