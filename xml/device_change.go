@@ -106,9 +106,9 @@ func (c *DeviceChange) Attach(def *libvirtxml.Domain, live bool) (alias string, 
 	if n := c.find(devices); n >= 0 && identity(c.one) != "" {
 		return "", invalid("<"+c.Kind+">", "%s is there already", identity(c.one))
 	}
-	one := deepCopy(c.one)
-	devices.Set(reflect.Append(devices, one))
+	devices.Set(reflect.Append(devices, c.one))
 	last := devices.Index(devices.Len() - 1)
+	separate(last)
 	if a := aliasOf(last); a != nil {
 		if *a == nil && live {
 			*a = &libvirtxml.DomainAlias{Name: c.freeAlias(devices)}
@@ -163,7 +163,8 @@ func (c *DeviceChange) Update(def *libvirtxml.Domain) (alias string, err error) 
 	}
 	old := aliasOf(devices.Index(n))
 	next := reflect.New(devices.Type().Elem()).Elem()
-	next.Set(deepCopy(c.one))
+	next.Set(c.one)
+	separate(next)
 	if a := aliasOf(next); a != nil && *a == nil && old != nil {
 		*a = *old
 	}
