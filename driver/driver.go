@@ -122,7 +122,7 @@ func (drv *Driver) load() error {
 func (drv *Driver) Recover(ctx context.Context, stored map[string]*os.File) error {
 	running, ended, err := drv.rt.Recover(ctx, stored)
 	if err != nil {
-		return err
+		drv.log.Error("cannot take over or clean up after every environment", "error", err)
 	}
 	byUUID := map[protocol.UUID]*runtime.Instance{}
 	for _, inst := range running {
