@@ -163,7 +163,7 @@ func (drv *Driver) add(def *libvirtxml.Domain, links map[string]bool) error {
 func (drv *Driver) Recover(ctx context.Context, stored map[string]*os.File) error {
 	running, ended, err := drv.rt.Recover(ctx, stored)
 	if err != nil {
-		return err
+		drv.log.Error("cannot take over or clean up after every environment", "error", err)
 	}
 	byUUID := map[protocol.UUID]*runtime.Instance{}
 	for _, inst := range running {

@@ -72,8 +72,11 @@ func (r *Runtime) endScope(ctx context.Context, rec *record) error {
 	}
 	if rec.Cgroup == "" {
 		// The start was cut off around the creation of the scope. It may be there
-		// without a cgroup yet, so systemd has to say that it is not.
-		if err := r.config.Scopes.Stop(ctx, rec.Scope); err != nil && !errors.Is(err, systemd.ErrNoSuchUnit) {
+		// without a cgroup yet, so systemd has to say that it is not. While D-Bus is
+		// away nobody says so; then it ends by itself, as the stub it was for has.
+		err := r.config.Scopes.Stop(ctx, rec.Scope)
+		var away *systemd.UnavailableError
+		if err != nil && !errors.Is(err, systemd.ErrNoSuchUnit) && !errors.As(err, &away) {
 			return err
 		}
 	}

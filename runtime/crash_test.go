@@ -237,6 +237,66 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
+// Where no service manager keeps descriptors the console is lost, and nothing
+// else: neither the end of the environment nor that of the manager stumbles.
+func TestAdoptWithoutStore(t *testing.T) {
+	runChild(t, "running")
+	for _, f := range vmStore.take() {
+		f.Close()
+	}
+	first, err := newVMRuntime()
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopted, _, err := first.Recover(context.Background(), nil)
+	if err != nil || len(adopted) != 1 {
+		t.Fatalf("adopted %v, %v", adopted, err)
+	}
+	if _, err := adopted[0].Console(0); !errors.Is(err, ErrNoConsole) {
+		t.Errorf("the lost console: %v", err)
+	}
+	first.Close()
+	adopted, _, err = vmRuntime(t).Recover(context.Background(), nil)
+	if err != nil || len(adopted) != 1 {
+		t.Fatalf("adopted %v, %v", adopted, err)
+	}
+	vmEnd(t, adopted[0].r, adopted[0])
+}
+
+// A record that cannot be read is left alone with all that belongs to it, for
+// whoever mends it.
+func TestUnreadableRecord(t *testing.T) {
+	runChild(t, "running")
+	file := filepath.Join(vmState, formatUUID(testUUID), recordName)
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, good[:len(good)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first, err := newVMRuntime()
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopted, ended, err := first.Recover(context.Background(), vmStore.take())
+	first.Close()
+	if err == nil || len(adopted) != 0 || len(ended) != 0 {
+		t.Errorf("adopted %v, ended %v, %v", adopted, ended, err)
+	}
+	if err := os.WriteFile(file, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	adopted, _, err = vmRuntime(t).Recover(context.Background(), vmStore.take())
+	if err != nil || len(adopted) != 1 {
+		t.Fatalf("adopted %v, %v", adopted, err)
+	}
+	if _, err := adopted[0].Console(0); err != nil {
+		t.Error(err)
+	}
+	vmEnd(t, adopted[0].r, adopted[0])
+}
+
 // What ended while no manager looked is reported, and removed.
 func TestEndedMeanwhile(t *testing.T) {
 	runChild(t, "running")

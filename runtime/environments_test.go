@@ -306,8 +306,8 @@ func (brokenBus) Stop(context.Context, string) error {
 	return &systemd.UnavailableError{Service: "systemd", Err: io.EOF}
 }
 
-// A start without D-Bus fails, and what could not be undone does not stand in the
-// way once D-Bus is back.
+// A start without D-Bus fails and leaves nothing, so none stands in the way once
+// D-Bus is back.
 func TestBusGone(t *testing.T) {
 	r := vmRuntime(t)
 	good := r.config.Scopes
@@ -316,6 +316,9 @@ func TestBusGone(t *testing.T) {
 	var gone *systemd.UnavailableError
 	if !errors.As(err, &gone) {
 		t.Errorf("without D-Bus: %v", err)
+	}
+	if exists(r.dir(testUUID)) {
+		t.Error("the failed start left its state directory")
 	}
 	r.config.Scopes = good
 	vmStart(t, r, vmEnvironment(t, "busybox"), StartOptions{})

@@ -24,7 +24,7 @@ type Instance struct {
 	dir   string
 	pidfd *os.File
 
-	consoles []*Console
+	consoles []*Console // nil for one that was lost, see takeConsole
 	exited   chan struct{}
 
 	mu       sync.Mutex
@@ -54,7 +54,9 @@ func (i *Instance) watch() {
 		i.exit = exit
 		i.mu.Unlock()
 		for _, c := range i.consoles {
-			c.finish()
+			if c != nil {
+				c.finish()
+			}
 		}
 		close(i.exited)
 	}()
@@ -65,7 +67,9 @@ func (i *Instance) forget() {
 	children.remove(i.rec.Init)
 	i.pidfd.Close()
 	for _, c := range i.consoles {
-		c.master.Close()
+		if c != nil {
+			c.master.Close()
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"virtvzd/systemd"
 )
@@ -36,6 +37,7 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 		rec, err := r.recordOf(uuid)
 		if err != nil {
 			failures = append(failures, err)
+			leave(stored, formatUUID(uuid))
 			continue
 		}
 		if i := r.adopt(rec, stored); i != nil {
@@ -70,6 +72,17 @@ func (r *Runtime) recordOf(uuid [16]byte) (*record, error) {
 		return nil, fmt.Errorf("%s: the record is another environment's (%s)", r.dir(uuid), rec.UUID)
 	}
 	return rec, nil
+}
+
+// leave keeps the service manager's descriptors of an environment for a later
+// daemon; our duplicates are closed.
+func leave(stored map[string]*os.File, uuid string) {
+	for name, f := range stored {
+		if name == initFDName(uuid) || strings.HasPrefix(name, "vz-console-"+uuid+"-") {
+			f.Close()
+			delete(stored, name)
+		}
+	}
 }
 
 // adopt returns the instance of a record whose init lives, or nil.

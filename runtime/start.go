@@ -178,6 +178,8 @@ func (s *starter) beginScope(ctx context.Context) error {
 	scope.PIDs = []uint32{uint32(s.stub.pid())}
 	s.scope = make(chan error, 1)
 	go func() {
+		// What machined cannot forget now is for the registration to tell.
+		s.r.config.Scopes.ForgetMachine(ctx, systemd.MachineName(s.env.Name, s.env.UUID))
 		s.scope <- s.r.config.Scopes.StartScope(ctx, scope)
 		close(s.scope)
 	}()

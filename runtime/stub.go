@@ -139,7 +139,11 @@ func runStub(in io.Reader, out io.Writer) error {
 		return errOrphaned
 	}
 	ordinaryProcess()
-	return fmt.Errorf("run %s: %w", work.Argv[0], syscall.Exec(work.Argv[0], work.Argv, work.Env))
+	err = syscall.Exec(work.Argv[0], work.Argv, work.Env)
+	if errors.Is(err, syscall.ENOENT) {
+		return fmt.Errorf("the OCI runtime %s is gone: install its package again", work.Argv[0])
+	}
+	return fmt.Errorf("run %s: %w", work.Argv[0], err)
 }
 
 // ordinaryProcess undoes what an environment would inherit from the way the

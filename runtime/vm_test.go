@@ -123,6 +123,7 @@ func vmEnvironment(t testing.TB, template string) *xml.Environment {
 	env := &xml.Environment{
 		Name: "test-" + template, UUID: testUUID, Type: "vz", PrivateNetwork: true,
 		Memory: xml.MemoryLimits{Max: 400 << 20, High: unlimited, Swap: unlimited},
+		Counts: xml.NoCounts(),
 	}
 	if template != "" {
 		env.Filesystems = []xml.Filesystem{{Type: "template", Source: vmTemplate(t, template), Target: "/"}}

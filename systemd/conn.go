@@ -16,14 +16,26 @@ type Conn struct {
 	version atomic.Int32
 }
 
-// Connect opens the system bus, see SystemBus. If D-Bus is not there the error is an *UnavailableError and no
-// connection is returned; once there is one, it is renewed whenever it breaks.
+// Open gives the system bus, see SystemBus. The first call connects, and so does the next one whenever the connection
+// broke: D-Bus may come later, or go and come back.
+func Open() *Conn { return open(systemBus()) }
+
+// Connect is Open for those who cannot go on without D-Bus: if it is not there the error is an *UnavailableError and no
+// connection is returned.
 func Connect(ctx context.Context) (*Conn, error) {
 	return Dial(ctx, systemBus())
 }
 
 // Dial is Connect for the bus at a D-Bus server address such as "unix:path=/run/dbus/system_bus_socket".
 func Dial(ctx context.Context, address string) (*Conn, error) {
+	c := open(address)
+	if err := c.Ping(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func open(address string) *Conn {
 	c := &Conn{bus: NewBus(address)}
 	c.bus.signals = &c.jobs
 	// The one subscription. Manager.Subscribe is not called: systemd sends JobRemoved to whoever queued the job
@@ -35,10 +47,13 @@ func Dial(ctx context.Context, address string) (*Conn, error) {
 		dbus.WithMatchInterface(managerInterface),
 		dbus.WithMatchMember("JobRemoved"),
 	}
-	if _, err := c.bus.live(ctx); err != nil {
-		return nil, translate(systemdName, err)
-	}
-	return c, nil
+	return c
+}
+
+// Ping connects unless there is a connection. If D-Bus is not there the error is an *UnavailableError.
+func (c *Conn) Ping(ctx context.Context) error {
+	_, err := c.bus.live(ctx)
+	return translate(systemdName, err)
 }
 
 // Close ends the connection. Calls in flight fail with an *UnavailableError, and so does every later call.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -56,6 +58,18 @@ func (c *Conn) owned(ctx context.Context, name string) bool {
 // UnregisterMachine removes the entry and touches no process; an unknown name is nil.
 func (c *Conn) UnregisterMachine(ctx context.Context, name string) error {
 	return unlessUnknown(machineError(name, c.call(ctx, machined("UnregisterMachine"), []any{name})))
+}
+
+// ForgetMachine removes the entry that machined may still have of a machine that is gone. Call it before the machine's
+// scope is made anew: an entry whose leader is dead makes a machined that starts stop the unit of that name, whoever
+// is in it by then (manager_enumerate_machines and machine_stop_scope in src/machine). Without such an entry it asks
+// nobody.
+func (c *Conn) ForgetMachine(ctx context.Context, name string) error {
+	// Where sd_machine_get_class(3) looks as well.
+	if _, err := os.Lstat(filepath.Join("/run/systemd/machines", name)); err != nil {
+		return nil
+	}
+	return c.UnregisterMachine(ctx, name)
 }
 
 // TerminateMachine stops the machine's scope as Stop does, without waiting; an unknown name is nil.

@@ -30,11 +30,11 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 	if err != nil {
 		return err
 	}
-	bus, err := systemd.Connect(ctx)
-	if err != nil {
-		return err
-	}
+	bus := systemd.Open()
 	defer bus.Close()
+	if err := ping(ctx, bus); err != nil {
+		log.Warn("environments that run go on, but none can be started now", "error", err)
+	}
 	rt, err := runtime.New(runtime.Config{
 		StateDir: conf.StateDir, DataDir: conf.DataDir, OCI: conf.OCIRuntime, Scopes: bus, FDs: service,
 	})
@@ -57,6 +57,14 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 		return err
 	}
 	return listen(ctx, conf, service, drv, log, control)
+}
+
+// ping tells what is wrong with D-Bus. The daemon does without as long as it
+// must: clients can look and define, and environments are not left alone.
+func ping(ctx context.Context, bus *systemd.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return bus.Ping(ctx)
 }
 
 // storedFiles are what an earlier daemon left with systemd: consoles and
