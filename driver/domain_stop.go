@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/driver/rpc/xdr"
 	"virtvzd/runtime"
 )
 
@@ -178,7 +179,15 @@ func (c *change) restart(inst *runtime.Instance) error {
 // watch waits for an environment to end by itself and does what the
 // definition says for the way it ended.
 func (d *domain) watch(inst *runtime.Instance) {
-	<-inst.Exited()
+	for ended := false; !ended; {
+		select {
+		case <-inst.Exited():
+			ended = true
+		case <-inst.OutOfMemory():
+			d.drv.log.Warn("the environment reached its memory limit and a process inside was killed", "domain", d.view().name)
+			d.drv.events.emit(d, memoryFailureEvent())
+		}
+	}
 	c := d.changeAlways("guest")
 	defer c.done()
 	if c.view().instance != inst {
@@ -187,6 +196,20 @@ func (d *domain) watch(inst *runtime.Instance) {
 	if err := c.ended(inst); err != nil {
 		d.drv.log.Error("cannot finish what the end of an environment asks for", "domain", c.view().name, "error", err)
 	}
+}
+
+// memoryFailureEvent tells that a process inside was killed for want of
+// memory; the environment goes on.
+func memoryFailureEvent() event {
+	return event{protocol.DomainEventIDMemoryFailure, func(dom protocol.NonnullDomain, cb int32) (*protocol.Info, xdr.Marshaler) {
+		if cb == legacyCallback {
+			return nil, nil
+		}
+		return protocol.DomainEventMemoryFailure.Info, &protocol.DomainEventMemoryFailureMsg{
+			CallbackID: cb, Dom: dom,
+			Recipient: protocol.DomainEventMemoryFailureRecipientGuest, Action: protocol.DomainEventMemoryFailureActionInject,
+		}
+	}}
 }
 
 // ended carries out <on_poweroff>, <on_reboot> or <on_crash>.

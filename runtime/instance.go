@@ -26,6 +26,7 @@ type Instance struct {
 
 	consoles []*Console // nil for one that was lost, see takeConsole
 	exited   chan struct{}
+	oom      chan struct{}
 
 	mu       sync.Mutex
 	rec      *record // its Name and Phase change
@@ -36,11 +37,16 @@ type Instance struct {
 
 func newInstance(r *Runtime, rec *record, pidfd *os.File) *Instance {
 	uuid, _ := parseUUID(rec.UUID)
-	return &Instance{r: r, uuid: uuid, dir: r.dir(uuid), pidfd: pidfd, rec: rec, exited: make(chan struct{})}
+	return &Instance{r: r, uuid: uuid, dir: r.dir(uuid), pidfd: pidfd, rec: rec, exited: make(chan struct{}), oom: make(chan struct{}, 1)}
 }
 
 // watch waits for the end of init in a goroutine.
 func (i *Instance) watch() {
+	if err := i.r.ooms.add(i); err != nil {
+		i.mu.Lock()
+		i.warnings = append(i.warnings, fmt.Sprintf("nobody will be told when %s runs out of memory: %v", i.rec.Name, err))
+		i.mu.Unlock()
+	}
 	go func() {
 		if !awaitExit(i.pidfd) {
 			return // forgotten

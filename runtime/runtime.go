@@ -51,6 +51,7 @@ type Runtime struct {
 	config Config
 	host   Host
 	stop   chan struct{}
+	ooms   *oomWatch
 
 	mu        sync.Mutex
 	instances map[[16]byte]*Instance // nil while a start or a clean-up goes on
@@ -87,6 +88,9 @@ func New(c Config) (*Runtime, error) {
 			return nil, err
 		}
 	}
+	if r.ooms, err = newOOMWatch(); err != nil {
+		return nil, err
+	}
 	if err := becomeSubreaper(r.stop); err != nil {
 		return nil, err
 	}
@@ -96,6 +100,7 @@ func New(c Config) (*Runtime, error) {
 // Close stops watching. The environments go on; a later Recover adopts them.
 func (r *Runtime) Close() error {
 	close(r.stop)
+	r.ooms.close()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, i := range r.instances {
