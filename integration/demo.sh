@@ -78,6 +78,12 @@ steps() {
 	show virsh domstate "$name" --reason
 	show virsh resume "$name"
 
+	title "The daemon restarts, the environment does not notice"
+	show virsh domid "$name"
+	show systemctl restart virtvzd
+	show virsh list
+	show systemctl status --no-pager --lines 0 "$(systemctl list-units --plain --no-legend 'machine-vz*' | awk 'NR == 1 {print $1}')"
+
 	title "Reboot"
 	before=$(virsh domid "$name")
 	show virsh reboot "$name"
@@ -88,12 +94,6 @@ steps() {
 		sleep 1
 	done
 	wait_running
-
-	title "The daemon restarts, the environment does not notice"
-	show virsh domid "$name"
-	show systemctl restart virtvzd
-	show virsh list
-	show systemctl status --no-pager --lines 0 "$(systemctl list-units --plain --no-legend 'machine-vz*' | awk 'NR == 1 {print $1}')"
 
 	title "Shut down and remove"
 	show virsh shutdown "$name"
