@@ -103,6 +103,31 @@ steps() {
 	show virsh undefine "$name"
 }
 
+# make_root TAR: the same root as in the machine, from the Debian archive that
+# this host's apt is configured with.
+make_root() {
+	title "Making a root: Debian 13 with systemd"
+	mkdir -p "$(dirname "$1")"
+	keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	[ -e $keyring ] || fail "$keyring is missing: apt install debian-archive-keyring, or give a root as ROOT=FILE"
+	mirror=$(archive)
+	if [ -z "$mirror" ]; then # apt tells labels only of what it has downloaded
+		show apt-get update
+		mirror=$(archive)
+	fi
+	[ -n "$mirror" ] || fail "apt knows no Debian archive: give a root as ROOT=FILE"
+	# mmdebstrap reads none of this host's apt options.
+	apt-config dump | grep -Ei '^Acquire::((https?|ftp)::.*Proxy|Check-Valid-Until|Check-Date)' >"$1.aptopt" || true
+	packages=$(sed 's/#.*//' integration/vm/recipe/debian13-systemd.packages | xargs | tr ' ' ',')
+	show mmdebstrap --variant=minbase --format=tar --include="$packages" --keyring=$keyring --aptopt="$1.aptopt" \
+		--customize-hook='chroot "$1" passwd -d root' trixie "$1.new" "deb [signed-by=$keyring] $mirror trixie main"
+	mv "$1.new" "$1"
+}
+
+archive() {
+	apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' 'Component: main' | head -n 1
+}
+
 on_host() {
 	[ "$(id -u)" = 0 ] || fail "run as root: sudo make demo HOST=1"
 	[ -d /run/systemd/system ] || fail "systemd does not run this machine: use make demo"
@@ -115,12 +140,8 @@ on_host() {
 	systemctl try-restart virtvzd.service
 	root=${ROOT:-}
 	if [ -z "$root" ] && ! virtvzd template list | grep -q "^$template\b"; then
-		title "Making a root from this machine's package sources"
-		mkdir -p /var/cache/virtvzd
 		root=/var/cache/virtvzd/$template.tar
-		suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-		apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' | sort -u >"$root.sources"
-		[ -s "$root" ] || show mmdebstrap --variant=minbase --include=systemd-sysv,dbus,iproute2,procps,login "$suite" "$root" "$root.sources"
+		[ -s "$root" ] || make_root "$root"
 	fi
 	steps "$root"
 	title "Done. virtvzd stays installed; 'virsh -c $LIBVIRT_DEFAULT_URI' reaches it."
