@@ -16,9 +16,14 @@ FUZZTIME ?= 5s
 
 build: bin/virtvzd
 
-# The daemon is one static binary.
+# The daemon is one static binary. One that is built already can be installed
+# where there is no Go, as root's PATH under sudo may be.
 bin/virtvzd: FORCE
+ifneq ($(shell command -v $(GO)),)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./driver/virtvzd
+else
+	@[ -x $@ ] || { echo "$(GO) is not in PATH, and there is no $@ to install" >&2; exit 1; }
+endif
 
 FORCE:
 

@@ -78,6 +78,12 @@ steps() {
 	show virsh domstate "$name" --reason
 	show virsh resume "$name"
 
+	title "The daemon restarts, the environment does not notice"
+	show virsh domid "$name"
+	show systemctl restart virtvzd
+	show virsh list
+	show systemctl status --no-pager --lines 0 "$(systemctl list-units --plain --no-legend 'machine-vz*' | awk 'NR == 1 {print $1}')"
+
 	title "Reboot"
 	before=$(virsh domid "$name")
 	show virsh reboot "$name"
@@ -89,18 +95,37 @@ steps() {
 	done
 	wait_running
 
-	title "The daemon restarts, the environment does not notice"
-	show virsh domid "$name"
-	show systemctl restart virtvzd
-	show virsh list
-	show systemctl status --no-pager --lines 0 "$(systemctl list-units --plain --no-legend 'machine-vz*' | awk 'NR == 1 {print $1}')"
-
 	title "Shut down and remove"
 	show virsh shutdown "$name"
 	wait_off
 	show virsh list --all
 	trap 'rm -f "$xml"' EXIT
 	show virsh undefine "$name"
+}
+
+# make_root TAR: the same root as in the machine, from the Debian archive that
+# this host's apt is configured with.
+make_root() {
+	title "Making a root: Debian 13 with systemd"
+	mkdir -p "$(dirname "$1")"
+	keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	[ -e $keyring ] || fail "$keyring is missing: apt install debian-archive-keyring, or give a root as ROOT=FILE"
+	mirror=$(archive)
+	if [ -z "$mirror" ]; then # apt tells labels only of what it has downloaded
+		show apt-get update
+		mirror=$(archive)
+	fi
+	[ -n "$mirror" ] || fail "apt knows no Debian archive: give a root as ROOT=FILE"
+	# mmdebstrap reads none of this host's apt options.
+	apt-config dump | grep -Ei '^Acquire::((https?|ftp)::.*Proxy|Check-Valid-Until|Check-Date)' >"$1.aptopt" || true
+	packages=$(sed 's/#.*//' integration/vm/recipe/debian13-systemd.packages | xargs | tr ' ' ',')
+	show mmdebstrap --variant=minbase --format=tar --include="$packages" --keyring=$keyring --aptopt="$1.aptopt" \
+		--customize-hook='chroot "$1" passwd -d root' trixie "$1.new" "deb [signed-by=$keyring] $mirror trixie main"
+	mv "$1.new" "$1"
+}
+
+archive() {
+	apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' 'Component: main' | head -n 1
 }
 
 on_host() {
@@ -115,12 +140,8 @@ on_host() {
 	systemctl try-restart virtvzd.service
 	root=${ROOT:-}
 	if [ -z "$root" ] && ! virtvzd template list | grep -q "^$template\b"; then
-		title "Making a root from this machine's package sources"
-		mkdir -p /var/cache/virtvzd
 		root=/var/cache/virtvzd/$template.tar
-		suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-		apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' | sort -u >"$root.sources"
-		[ -s "$root" ] || show mmdebstrap --variant=minbase --include=systemd-sysv,dbus,iproute2,procps,login "$suite" "$root" "$root.sources"
+		[ -s "$root" ] || make_root "$root"
 	fi
 	steps "$root"
 	title "Done. virtvzd stays installed; 'virsh -c $LIBVIRT_DEFAULT_URI' reaches it."

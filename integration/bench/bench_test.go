@@ -40,6 +40,20 @@ func TestFigures(t *testing.T) {
 	}
 }
 
+// TestMemoryRows: each number of environments has one row.
+func TestMemoryRows(t *testing.T) {
+	for most, want := range map[float64]string{7: "0 7", 20: "0 20", 100: "0 20 100"} {
+		_, rows, _ := strings.Cut(table(map[string]float64{"most.running": most}), "| anonymous |\n|---|---|---|---|\n")
+		var got []string
+		for line := range strings.Lines(rows) {
+			got = append(got, strings.Fields(line)[1])
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("with %v running at most there are rows for %q, want %q", most, got, want)
+		}
+	}
+}
+
 // parse reads the lines "NAME VALUE" of figures.sh.
 func parse(out string) map[string]float64 {
 	figures := map[string]float64{}
@@ -82,10 +96,14 @@ func table(f map[string]float64) string {
 		row("domainGetInfo p99, "+n+" connections", "vz.info."+n+".p99", "test.info."+n+".p99", "libvirtd's test driver", us, "µs")
 	}
 	b.WriteString("\n| daemon's memory, environments running | RSS | PSS | anonymous |\n|---|---|---|---|\n")
-	for _, n := range []string{"0", "20", "most"} {
+	rows := []string{"0", "20", "most"}
+	if f["most.running"] <= 20 {
+		rows = []string{"0", "most"} // 20 is the most, or was not reached
+	}
+	for _, n := range rows {
 		label := n
 		if n == "most" {
-			label = show(f, "most.running", 1, "")
+			label = strconv.FormatFloat(f["most.running"], 'f', 0, 64)
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", label, show(f, n+".vz.rss", 1024, "MiB"), show(f, n+".vz.pss", 1024, "MiB"), show(f, n+".vz.anon", 1024, "MiB"))
 	}
