@@ -32,8 +32,12 @@ func setMemory(c *change, kib uint64, flags uint32) error {
 		return errorf(protocol.ErrInvalidArg, "%d KiB is more than can be", kib)
 	}
 	most := flags&protocol.DomainMemMaximum != 0
-	var current uint64
-	err := c.tune(flags&^protocol.DomainMemMaximum, func(def *libvirtxml.Domain) error {
+	flags &^= protocol.DomainMemMaximum
+	live, _, err := c.view().affects(flags)
+	if err != nil {
+		return err
+	}
+	err = c.tune(flags, func(def *libvirtxml.Domain) error {
 		if most {
 			def.Memory.Value = uint(kib)
 		} else if kib > uint64(def.Memory.Value) {
@@ -45,11 +49,10 @@ func setMemory(c *change, kib uint64, flags uint32) error {
 				t.HardLimit.Value = kib
 			}
 		}
-		current = uint64(def.CurrentMemory.Value)
 		return nil
 	})
-	if err == nil && flags&protocol.DomainAffectLive != 0 || err == nil && flags&protocol.DomainAffectConfig == 0 && c.view().state.active() {
-		c.drv.events.emit(c.domain, balloonEvent(current))
+	if err == nil && live {
+		c.drv.events.emit(c.domain, balloonEvent(uint64(c.view().live.CurrentMemory.Value)))
 	}
 	return err
 }

@@ -176,7 +176,7 @@ func setNuma(c *change, a *protocol.DomainSetNumaParametersArgs) error {
 		}
 	}
 	return c.tune(a.Flags, func(def *libvirtxml.Domain) error {
-		m := &libvirtxml.DomainNUMATuneMemory{Mode: "strict", Placement: "static"}
+		m := &libvirtxml.DomainNUMATuneMemory{Mode: "strict"}
 		if n := def.NUMATune; n != nil && n.Memory != nil {
 			*m = *n.Memory
 		}

@@ -108,3 +108,51 @@ func TestLibvirtClient(t *testing.T) {
 	}
 	conn.Close()
 }
+
+// TestManyChanges is 1,000 changes of one domain by 20 clients at once: each
+// is whole, and the last one is what memory and disk agree on.
+func TestManyChanges(t *testing.T) {
+	h := newTestHost(t)
+	h.virsh(true, "define", h.file(domainXML("web1", "")))
+	uri := "vz+unix:///system?socket=" + h.socket
+	var clients sync.WaitGroup
+	for n := range 20 {
+		clients.Add(1)
+		go func() {
+			defer clients.Done()
+			conn, err := libvirt.NewConnect(uri)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			dom, err := conn.LookupDomainByName("web1")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer dom.Free()
+			for i := range 50 {
+				// Both limits are of one change: one without the other must not be seen.
+				kib := uint64(2048 + 64*(50*n+i))
+				if err := dom.SetMemoryParameters(&libvirt.DomainMemoryParameters{
+					HardLimitSet: true, HardLimit: kib, SoftLimitSet: true, SoftLimit: kib - 1024,
+				}, libvirt.DOMAIN_AFFECT_CONFIG); err != nil {
+					t.Error(err)
+					return
+				}
+				p, err := dom.GetMemoryParameters(libvirt.DOMAIN_AFFECT_CONFIG)
+				if err != nil || p.HardLimit != p.SoftLimit+1024 {
+					t.Errorf("half a change is seen: %+v, %v", p, err)
+				}
+			}
+		}()
+	}
+	clients.Wait()
+	served := h.virsh(true, "dumpxml", "web1", "--inactive")
+	h.stop()
+	h.open(h.drv.store.configDir)
+	if stored := h.virsh(true, "dumpxml", "web1", "--inactive"); stored != served {
+		t.Errorf("served before the restart:\n%s\nand after it:\n%s", served, stored)
+	}
+}

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -161,6 +162,61 @@ func TestChooseCPUs(t *testing.T) {
 		if err != nil || !slices.Equal(got, test.want) {
 			t.Errorf("%d of %q with %v: got %v, %v, want %v", test.count, test.set, test.load, got, err, test.want)
 		}
+	}
+}
+
+func TestPinnedCPUs(t *testing.T) {
+	host := Host{CPUs: []int{0, 1, 2, 3}}
+	tests := []struct {
+		cpu  xml.CPULimits
+		keep []int
+		want []int
+	}{
+		{xml.CPULimits{Count: 1, Pins: []xml.Pin{{CPU: 0, Set: "3"}}}, []int{0}, []int{3}},
+		{xml.CPULimits{Count: 2, Pins: []xml.Pin{{CPU: 1, Set: "0"}}}, nil, []int{0, 1}},
+		// The first moves on, so that both have a place.
+		{xml.CPULimits{Count: 2, Pins: []xml.Pin{{CPU: 0, Set: "0-1"}, {CPU: 1, Set: "0"}}}, []int{0}, []int{0, 1}},
+		{xml.CPULimits{Count: 2, Pins: []xml.Pin{{CPU: 0, Set: "2"}, {CPU: 1, Set: "2"}}}, nil, []int{2}},
+		{xml.CPULimits{Count: 1, Pins: []xml.Pin{{CPU: 3, Set: "2"}}}, nil, []int{0}}, // of a CPU that is off
+		{xml.CPULimits{Count: 2, Emulator: "2-3", Set: "1-2"}, nil, []int{2}},
+		{xml.CPULimits{Count: 2}, []int{1, 3}, []int{1, 3}},
+		{xml.CPULimits{Count: 3}, []int{1, 3}, []int{0, 1, 3}},
+		{xml.CPULimits{Count: 1}, []int{3}, []int{3}},
+	}
+	for _, test := range tests {
+		got, err := chooseCPUs(test.cpu, host, nil, test.keep)
+		if err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("%+v with %v: got %v, %v, want %v", test.cpu, test.keep, got, err, test.want)
+		}
+	}
+	if _, err := chooseCPUs(xml.CPULimits{Count: 1, Pins: []xml.Pin{{CPU: 0, Set: "0"}}, Set: "1"}, host, nil, nil); err == nil {
+		t.Error("a pin outside of the cpuset is accepted")
+	}
+}
+
+// TestDifference: only what changed is sent, and what was given is taken away.
+func TestDifference(t *testing.T) {
+	r := &Runtime{host: Host{CPUs: []int{0, 1}}}
+	env := testEnvironment()
+	env.IO.Devices = []xml.DeviceIO{{Path: "/dev/vda", ReadIOPS: 5, Weight: 7}, {Path: "/dev/vdb", ReadIOPS: 6}}
+	env.Devices = []xml.Device{{Source: "/dev/fuse", Target: "/dev/fuse"}}
+	old := limitProperties(env, []int{1})
+	next := testEnvironment()
+	next.Memory.Max = 1 << 30
+	next.IO.Devices = []xml.DeviceIO{{Path: "/dev/vdb", ReadIOPS: 6}}
+	var got []string
+	for _, p := range r.difference(old, limitProperties(next, nil)) {
+		got = append(got, fmt.Sprint(p.Name, "=", p.Value.Value()))
+	}
+	want := []string{
+		"IODeviceWeight=[{/dev/vda 100}]", "IOReadIOPSMax=[{/dev/vda 18446744073709551615}]",
+		"MemoryMax=1073741824", "IOReadIOPSMax=[{/dev/vdb 6}]", "AllowedCPUs=[3]", "DeviceAllow=[]",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	if same := r.difference(old, old); len(same) != 0 {
+		t.Errorf("nothing changed, but %v is sent", same)
 	}
 }
 
