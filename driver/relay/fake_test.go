@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -179,7 +180,7 @@ type front struct {
 	relay *Relay
 	dir   string // where the daemons' sockets are looked for
 	path  string
-	who   func(*rpc.Conn) Caller
+	who   atomic.Pointer[Caller] // of every call
 }
 
 func (f *front) Lookup(number uint32) (rpc.Handler, rpc.Mode, bool) {
@@ -189,7 +190,7 @@ func (f *front) Lookup(number uint32) (rpc.Handler, rpc.Mode, bool) {
 	}
 	owner, ok := Owner(info)
 	return func(_ context.Context, c *rpc.Call) (xdr.Marshaler, error) {
-		return c.Conn.Value().(*Session).Forward(f.who(c.Conn), owner, c, info)
+		return c.Conn.Value().(*Session).Forward(*f.who.Load(), owner, c, info)
 	}, rpc.Apart, ok
 }
 
@@ -202,7 +203,8 @@ func newFront(t *testing.T, c Config) *front {
 		t.Fatal(err)
 	}
 	c.Dir = dir
-	f := &front{relay: New(c), dir: dir, path: filepath.Join(dir, "front"), who: func(*rpc.Conn) Caller { return Caller{PID: 1, StartTime: 2, UID: 3} }}
+	f := &front{relay: New(c), dir: dir, path: filepath.Join(dir, "front")}
+	f.who.Store(&Caller{PID: 1, StartTime: 2, UID: 3})
 	f.Server = rpc.NewServer("front", rpc.Limits{MaxClients: 100, MaxAnonymousClients: 100, MaxClientRequests: 5, MaxWorkers: 1, SendQueue: 1 << 20}, encodeError)
 	f.Register(protocol.RemoteProgram, protocol.RemoteVersion, f)
 	f.OnConnect(func(c *rpc.Conn) { c.SetValue(f.relay.Session(c)) })

@@ -266,11 +266,9 @@ func TestOneClient(t *testing.T) {
 func TestCallers(t *testing.T) {
 	f := newFront(t, Config{})
 	d := startDaemon(t, f.dir, "libvirt-sock", nil)
-	who := make(chan Caller, 1)
-	f.who = func(*rpc.Conn) Caller { return <-who }
 	c := f.dial(t)
 	for _, w := range []Caller{{UID: 5, ReadOnly: true}, {UID: 5, ReadOnly: true}, {UID: 6, ReadOnly: true}} {
-		who <- w
+		f.who.Store(&w)
 		works(t, c)
 	}
 	if opened, _ := d.opens(); len(opened) != 2 || opened[0].Flags != protocol.ConnectRo {
