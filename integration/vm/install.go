@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,8 +79,9 @@ func (v *VM) TestPackage(ctx context.Context, out io.Writer, path string, args .
 	return nil
 }
 
-// pushTests puts a package's tests in a directory of their own, with their
-// testdata, and returns the binary's path there.
+// pushTests puts a package's tests at its place below /root/tests, with all
+// testdata of the module around it as go test would find it, and returns the
+// binary's path there.
 func (v *VM) pushTests(ctx context.Context, path string) (string, error) {
 	top, err := moduleRoot()
 	if err != nil {
@@ -100,16 +102,42 @@ func (v *VM) pushTests(ctx context.Context, path string) (string, error) {
 	if !exists(binary) {
 		return "", fmt.Errorf("%s has no tests", path)
 	}
-	there := "/root/tests/" + strings.ReplaceAll(strings.TrimPrefix(filepath.Clean(path), "./"), "/", "_")
-	if err := v.Push(ctx, binary, there+"/package.test"); err != nil {
+	tree := filepath.Join(dir, "tree")
+	if err := gatherTestdata(tree, top); err != nil {
 		return "", err
 	}
-	if data := filepath.Join(top, path, "testdata"); exists(data) {
-		if err := v.Push(ctx, data, there+"/testdata"); err != nil {
-			return "", err
-		}
+	if err := v.Push(ctx, tree, "/root/tests"); err != nil {
+		return "", err
 	}
-	return there + "/package.test", nil
+	there := "/root/tests/" + filepath.ToSlash(filepath.Clean(path)) + "/package.test"
+	return there, v.Push(ctx, binary, there)
+}
+
+// gatherTestdata copies every testdata directory below top to its place below
+// tree.
+func gatherTestdata(tree, top string) error {
+	if err := os.Mkdir(tree, 0o755); err != nil {
+		return err
+	}
+	return filepath.WalkDir(top, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		if strings.HasPrefix(d.Name(), ".") && name != top {
+			return fs.SkipDir
+		}
+		if d.Name() != "testdata" {
+			return nil
+		}
+		rel, err := filepath.Rel(top, name)
+		if err != nil {
+			return err
+		}
+		if err := os.CopyFS(filepath.Join(tree, rel), os.DirFS(name)); err != nil {
+			return err
+		}
+		return fs.SkipDir
+	})
 }
 
 // testCommand is the shell command that runs a pushed test binary. What it
