@@ -3,13 +3,14 @@ package driver
 import (
 	"errors"
 	"io"
-	"strconv"
-	"strings"
+
+	"libvirt.org/go/libvirtxml"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc"
 	"virtvzd/driver/rpc/xdr"
 	"virtvzd/runtime"
+	"virtvzd/xml"
 )
 
 var consoles = table{
@@ -22,16 +23,16 @@ func openConsole(r *request, d *domain, a *protocol.DomainOpenConsoleArgs) (v xd
 	if err := checkFlags(a.Flags, protocol.DomainConsoleForce, protocol.DomainConsoleSafe); err != nil {
 		return v, err
 	}
-	inst := d.view().instance
-	if inst == nil {
+	view := d.view()
+	if view.instance == nil {
 		return v, errorf(protocol.ErrOperationInvalid, "domain is not running")
 	}
-	n, err := consoleNumber(text(a.DevName))
+	id, err := consoleID(view.live, text(a.DevName))
 	if err != nil {
 		return v, err
 	}
-	console, err := inst.Console(n)
-	if errors.Is(err, runtime.ErrNoConsole) {
+	console, err := view.instance.Console(id)
+	if errors.Is(err, runtime.ErrNoConsole) { // the daemon died where nobody kept it
 		return v, errorf(protocol.ErrInternalError, "cannot find console device '%s'", text(a.DevName))
 	}
 	if err != nil {
@@ -45,17 +46,14 @@ func openConsole(r *request, d *domain, a *protocol.DomainOpenConsoleArgs) (v xd
 	return v, nil
 }
 
-// consoleNumber reads a device alias; none means the first console.
-func consoleNumber(alias string) (int, error) {
-	if alias == "" {
-		return 0, nil
+// consoleID finds the console with an alias; none means the first one.
+func consoleID(def *libvirtxml.Domain, alias string) (string, error) {
+	for _, c := range def.Devices.Consoles {
+		if alias == "" || c.Alias != nil && c.Alias.Name == alias {
+			return xml.ConsoleID(&c), nil
+		}
 	}
-	digits, ok := strings.CutPrefix(alias, "console")
-	n, err := strconv.Atoi(digits)
-	if !ok || err != nil || n < 0 {
-		return 0, errorf(protocol.ErrInternalError, "cannot find console device '%s'", alias)
-	}
-	return n, nil
+	return "", errorf(protocol.ErrInternalError, "cannot find console device '%s'", alias)
 }
 
 // splice carries bytes both ways until either side ends.

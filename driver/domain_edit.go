@@ -80,6 +80,7 @@ func (c *change) edit(live, config bool, edit func(*libvirtxml.Domain) error) (e
 		if err := c.realise(before.live, next.live); err != nil {
 			return err
 		}
+		next.live = xml.Live(next.live, liveFacts(before.instance))
 	}
 	if err := c.saveEdited(&next, live, config); err != nil {
 		// A disk that is full takes the old ones, which are not longer, or has

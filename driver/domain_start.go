@@ -126,11 +126,9 @@ func (c *change) launch(def *libvirtxml.Domain, o runtime.StartOptions) (*runtim
 
 // liveFacts are what only the running environment can tell of itself.
 func liveFacts(inst *runtime.Instance) xml.LiveFacts {
-	facts := xml.LiveFacts{ID: inst.Init(), IDMap: inst.IDMap()}
-	for n := range inst.Consoles() {
-		if console, err := inst.Console(n); err == nil {
-			facts.Consoles = append(facts.Consoles, console.Path())
-		}
+	facts := xml.LiveFacts{ID: inst.Init(), IDMap: inst.IDMap(), Consoles: map[string]string{}}
+	for _, c := range inst.Consoles() {
+		facts.Consoles[c.ID()] = c.Path()
 	}
 	return facts
 }

@@ -29,8 +29,9 @@ func (r *Runtime) cleanup(ctx context.Context, rec *record) error {
 	err := os.RemoveAll(filepath.Join(r.ociRoot(), rec.UUID))
 	atStep("undo fds")
 	r.dropFD(initFDName(rec.UUID))
-	for n := range max(len(rec.Consoles), 1) {
-		r.dropFD(consoleFDName(rec.UUID, n))
+	r.dropFD(consoleFDName(rec.UUID, 0)) // before it is recorded
+	for _, c := range rec.Consoles {
+		r.dropFD(consoleFDName(rec.UUID, c.Number))
 	}
 	atStep("undo dir")
 	return errors.Join(err, removeStateDir(r.dir(uuid)))

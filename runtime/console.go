@@ -25,15 +25,17 @@ var ErrNoConsole = errors.New("the environment has no such console")
 // whoever attaches gets it from the ring. So nobody who stops reading can block
 // the environment, and what was printed before is not lost.
 type Console struct {
+	id     string // xml.Console's
+	number int    // of its descriptor with the service manager
 	path   string // of the slave, inside
 	master *os.File
-	log    *consoleLog
 
 	// draining is held while reading: of two non-blocking reads of a tty at once
 	// the second gives EAGAIN though there is something to read.
 	draining sync.Mutex
 
 	mu       sync.Mutex
+	log      *consoleLog
 	changed  *sync.Cond // ring, attached or ended
 	ring     ring
 	seen     uint64 // everything before it was delivered to somebody
@@ -43,15 +45,27 @@ type Console struct {
 
 // newConsole takes over the master, which must be non-blocking, and starts
 // reading.
-func newConsole(master *os.File, path string, log *consoleLog) *Console {
-	c := &Console{path: path, master: master, log: log, ring: ring{limit: ringLimit}}
+func newConsole(master *os.File, rec recordedConsole, log *consoleLog) *Console {
+	c := &Console{id: rec.ID, number: rec.Number, path: rec.Path, master: master, log: log, ring: ring{limit: ringLimit}}
 	c.changed = sync.NewCond(&c.mu)
 	go c.read()
 	return c
 }
 
-// Path is the slave as seen inside, such as /dev/pts/0.
+// ID is the console's in the definition, see xml.ConsoleID.
+func (c *Console) ID() string { return c.id }
+
+// Path is the slave as seen inside, such as /dev/pts/1.
 func (c *Console) Path() string { return c.path }
+
+// setLog has what is printed from now on written to another log.
+func (c *Console) setLog(log *consoleLog) {
+	c.mu.Lock()
+	old := c.log
+	c.log = log
+	c.mu.Unlock()
+	old.close()
+}
 
 var consoleBuffers = sync.Pool{New: func() any { b := make([]byte, 8<<10); return &b }}
 
@@ -66,9 +80,9 @@ func (c *Console) read() {
 	}
 	c.mu.Lock()
 	c.ended = true
+	c.log.close()
 	c.mu.Unlock()
 	c.changed.Broadcast()
-	c.log.close()
 }
 
 // drain reads what is there. The buffer is borrowed: a thousand idle consoles
@@ -88,9 +102,10 @@ func (c *Console) drain(fd int) {
 		}
 		c.mu.Lock()
 		c.ring.Write((*buf)[:n])
+		log := c.log
 		c.mu.Unlock()
 		c.changed.Broadcast()
-		c.log.write((*buf)[:n])
+		log.write((*buf)[:n])
 	}
 }
 

@@ -57,7 +57,7 @@ func openPty(t *testing.T, log *consoleLog) (*Console, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := newConsole(masterFile(fd), "/dev/console", log)
+	c := newConsole(masterFile(fd), recordedConsole{Path: "/dev/console"}, log)
 	t.Cleanup(c.finish)
 	return c, fmt.Sprintf("/dev/pts/%d", n)
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
 )
 
 // The crash tests run a second manager, this test binary again, that kills itself
@@ -84,7 +86,9 @@ func init() {
 				select {}
 			}
 		}
-		i, err := r.Start(context.Background(), vmEnvironment(&testing.T{}, "busybox"), StartOptions{})
+		env := vmEnvironment(&testing.T{}, "busybox")
+		env.Consoles = []xml.Console{{ID: "lxc 0"}, {ID: "lxc 1"}}
+		i, err := r.Start(context.Background(), env, StartOptions{})
 		if err != nil {
 			fmt.Println(err)
 			return 1
@@ -220,18 +224,20 @@ func TestAdopt(t *testing.T) {
 	if i.Name() != "test-busybox" || i.InitKind() != Busybox || !i.Started() {
 		t.Errorf("%s, %s, %v", i.Name(), i.InitKind(), i.Started())
 	}
-	c, err := i.Console(0)
-	if err != nil {
-		t.Fatal(err)
+	for id, terminal := range map[string]string{"lxc 0": "/dev/console", "lxc 1": "/dev/tty2"} {
+		c, err := i.Console(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := c.Attach(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, err := inside(i, "echo from inside > "+terminal); err != nil {
+			t.Fatal(out, err)
+		}
+		readUntil(t, a, "from inside")
 	}
-	a, err := c.Attach(false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := inside(i, "echo from inside > /dev/console"); err != nil {
-		t.Fatal(out, err)
-	}
-	readUntil(t, a, "from inside")
 	if _, err := r.Start(context.Background(), vmEnvironment(t, "busybox"), StartOptions{}); !errors.Is(err, ErrRunning) {
 		t.Errorf("start of an adopted one: %v", err)
 	}
@@ -252,7 +258,7 @@ func TestAdoptWithoutStore(t *testing.T) {
 	if err != nil || len(adopted) != 1 {
 		t.Fatalf("adopted %v, %v", adopted, err)
 	}
-	if _, err := adopted[0].Console(0); !errors.Is(err, ErrNoConsole) {
+	if _, err := adopted[0].Console("lxc 0"); !errors.Is(err, ErrNoConsole) {
 		t.Errorf("the lost console: %v", err)
 	}
 	first.Close()
@@ -291,7 +297,7 @@ func TestUnreadableRecord(t *testing.T) {
 	if err != nil || len(adopted) != 1 {
 		t.Fatalf("adopted %v, %v", adopted, err)
 	}
-	if _, err := adopted[0].Console(0); err != nil {
+	if _, err := adopted[0].Console("lxc 0"); err != nil {
 		t.Error(err)
 	}
 	vmEnd(t, adopted[0].r, adopted[0])

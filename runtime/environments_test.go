@@ -148,7 +148,7 @@ func TestConsoleOfBusybox(t *testing.T) {
 	env := vmEnvironment(t, "busybox")
 	env.Init = []string{"/bin/sh", "-c", "echo printed before; exec sh -i"}
 	i := vmStart(t, r, env, StartOptions{})
-	c, err := i.Console(0)
+	c, err := i.Console("")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,12 +24,12 @@ type Instance struct {
 	dir   string
 	pidfd *os.File
 
-	consoles []*Console // nil for one that was lost, see takeConsole
-	exited   chan struct{}
-	oom      chan struct{}
+	exited chan struct{}
+	oom    chan struct{}
 
 	mu       sync.Mutex
-	rec      *record // its Name and Phase change
+	rec      *record    // its Name and Phase change
+	consoles []*Console // without those that were lost, see takeConsole
 	warnings []string
 	killed   bool
 	exit     Exit
@@ -59,10 +59,8 @@ func (i *Instance) watch() {
 		}
 		i.exit = exit
 		i.mu.Unlock()
-		for _, c := range i.consoles {
-			if c != nil {
-				c.finish()
-			}
+		for _, c := range i.Consoles() {
+			c.finish()
 		}
 		close(i.exited)
 	}()
@@ -72,10 +70,8 @@ func (i *Instance) watch() {
 func (i *Instance) forget() {
 	children.remove(i.rec.Init)
 	i.pidfd.Close()
-	for _, c := range i.consoles {
-		if c != nil {
-			c.master.Close()
-		}
+	for _, c := range i.Consoles() {
+		c.master.Close()
 	}
 }
 
@@ -152,17 +148,6 @@ func (i *Instance) Exit() Exit {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.exit
-}
-
-// Consoles is the number of consoles.
-func (i *Instance) Consoles() int { return len(i.consoles) }
-
-// Console returns the n-th console, the first being 0.
-func (i *Instance) Console(n int) (*Console, error) {
-	if n < 0 || n >= len(i.consoles) || i.consoles[n] == nil {
-		return nil, ErrNoConsole
-	}
-	return i.consoles[n], nil
 }
 
 // Resume lets a paused environment go on: for the first time, or thawed.

@@ -150,6 +150,9 @@ func planEnv(env *xml.Environment, root Root) []string {
 		"LIBVIRT_LXC_UUID=" + uuid,
 		"LIBVIRT_LXC_NAME=" + env.Name,
 	}
+	if terminals := consoleTerminals(env); terminals != "" {
+		list = append(list, "container_ttys="+terminals) // systemd runs a getty on each
+	}
 	if root.Home != "" {
 		list = append(list, "HOME="+root.Home)
 	}
@@ -158,6 +161,16 @@ func planEnv(env *xml.Environment, root Root) []string {
 		list = append(list, "MEMORY_PRESSURE_WATCH=/dev/null")
 	}
 	return append(list, env.Env...)
+}
+
+// consoleTerminals are the ptys of the consoles after init's own, which is
+// pts/0: they are opened in this order before anybody else can.
+func consoleTerminals(env *xml.Environment) string {
+	var names []string
+	for n := 1; n < len(env.Consoles); n++ {
+		names = append(names, fmt.Sprintf("pts/%d", n))
+	}
+	return strings.Join(names, " ")
 }
 
 // planHostname turns a name that is no hostname into one. Linux takes 64

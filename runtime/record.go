@@ -35,8 +35,10 @@ type record struct {
 }
 
 type recordedConsole struct {
-	Path string // slave, as seen inside
-	Log  string
+	ID     string // xml.Console's; "" for the only one, in records of the first version
+	Number int    // of its descriptor with the service manager
+	Path   string // slave, as seen inside
+	Log    string
 }
 
 type phase string

@@ -103,8 +103,10 @@ func (r *Runtime) adopt(rec *record, stored map[string]*os.File) *Instance {
 		f.Close() // the one just opened is the same process; keep that in the store
 		delete(stored, initFDName(rec.UUID))
 	}
-	for n, c := range rec.Consoles {
-		i.consoles = append(i.consoles, takeConsole(c, stored, consoleFDName(rec.UUID, n)))
+	for _, c := range rec.Consoles {
+		if console := takeConsole(c, stored, consoleFDName(rec.UUID, c.Number)); console != nil {
+			i.consoles = append(i.consoles, console)
+		}
 	}
 	i.watch()
 	r.keep(i, claim{spans(rec.IDMap), rec.CPUs})
@@ -130,7 +132,7 @@ func takeConsole(c recordedConsole, stored map[string]*os.File, name string) *Co
 		return nil
 	}
 	log, _ := openLog(c.Log, true) // without its log the console is still of use
-	return newConsole(masterFile(fd), c.Path, log)
+	return newConsole(masterFile(fd), c, log)
 }
 
 // exitFromStore asks the kept pidfd how init ended.

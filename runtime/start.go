@@ -85,6 +85,7 @@ func (s *starter) start(ctx context.Context) (*Instance, error) {
 		{"delegate", s.delegate},
 		{"create", s.create},
 		{"adopt", s.adopt},
+		{"equip", s.equip},
 		{"store", s.store},
 		{"run", s.run},
 		{"done", s.finish},
@@ -300,7 +301,8 @@ func (s *starter) adopt(context.Context) error {
 	entry := recordedConsole{Path: "/dev/console"}
 	appendLog := true
 	if len(s.env.Consoles) > 0 {
-		entry.Log, appendLog = s.env.Consoles[0].LogFile, s.env.Consoles[0].LogAppend
+		first := s.env.Consoles[0]
+		entry.ID, entry.Log, appendLog = first.ID, first.LogFile, first.LogAppend
 	}
 	log, err := openLog(entry.Log, appendLog)
 	if err != nil {
@@ -308,19 +310,28 @@ func (s *starter) adopt(context.Context) error {
 		return err
 	}
 	s.rec.Consoles = []recordedConsole{entry}
-	s.i.consoles = []*Console{newConsole(master, entry.Path, log)}
+	s.i.consoles = []*Console{newConsole(master, entry, log)}
 	if s.options.Paused {
 		s.rec.Phase = created
 	}
 	return s.rec.save(s.res.Dir)
 }
 
-// store hands the daemon's descriptors to the service manager. Before init
-// runs, it is also the moment for what neither systemd nor the OCI runtime
-// limits.
+// equip is for what can only be made in the environment's namespaces,
+// and before init runs: further consoles, and what neither systemd nor the OCI
+// runtime limits.
+func (s *starter) equip(context.Context) error {
+	for _, c := range s.env.Consoles[min(1, len(s.env.Consoles)):] {
+		if err := s.i.addConsole(c); err != nil {
+			return err
+		}
+	}
+	return s.i.setCounts(countsBefore(s.env.Counts), s.env.Counts)
+}
+
+// store hands the daemon's descriptors to the service manager.
 func (s *starter) store(context.Context) error {
 	return errors.Join(
-		s.i.setCounts(countsBefore(s.env.Counts), s.env.Counts),
 		s.r.storeFD(initFDName(s.rec.UUID), s.i.pidfd),
 		s.r.storeFD(consoleFDName(s.rec.UUID, 0), s.i.consoles[0].master))
 }

@@ -60,6 +60,9 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 		err = i.addNodes(added)
 	}
 	if err == nil {
+		err = i.changeConsoles(before.Consoles, after.Consoles)
+	}
+	if err == nil {
 		err = i.removeNodes(removed)
 	}
 	if err != nil {
@@ -119,6 +122,9 @@ func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
 	}
 	none := xml.CountLimits{} // differs from each limit and from none
 	if err := i.setCounts(none, env.Counts); err != nil {
+		return err
+	}
+	if err := i.changeConsoles(i.recordedConsoles(env), env.Consoles); err != nil {
 		return err
 	}
 	return i.Settle()
@@ -319,18 +325,16 @@ const maxTerminals = 1 << 20
 // namespace. The kernel takes all options anew, with ids of the host.
 func (i *Instance) setTerminals(n uint64) error {
 	return i.inside("numpty", []string{"mnt"}, func() error {
-		dir, err := unix.Open("/dev/pts", unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		t, err := openTreeRoot("/")
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		dir, err := openDevpts(t)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(dir)
-		var fs unix.Statfs_t
-		if err := unix.Fstatfs(dir, &fs); err != nil {
-			return err
-		}
-		if fs.Type != unix.DEVPTS_SUPER_MAGIC {
-			return errors.New("its /dev/pts is not devpts any more")
-		}
 		config, err := unix.Fspick(dir, "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
 		if err != nil {
 			return err

@@ -241,7 +241,7 @@ func eventually(t testing.TB, i *Instance, timeout time.Duration, script, want s
 
 // consoleText is what is in the ring, whoever has seen it.
 func consoleText(i *Instance) string {
-	c, err := i.Console(0)
+	c, err := i.Console("")
 	if err != nil {
 		return err.Error()
 	}

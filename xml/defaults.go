@@ -82,12 +82,17 @@ func complete(def *libvirtxml.Domain, host HostFacts) error {
 			*action.value = action.otherwise
 		}
 	}
+	if n := len(def.Devices.Consoles); n > maxConsoles {
+		return invalid("<console>", "is there %d times, the limit is %d", n, maxConsoles)
+	}
 	completeDevices(def.Devices)
 	return nil
 }
 
-// completeDevices: consoles get the target libvirt's lxc driver gives them,
-// type lxc and the next free port.
+// consoleType is the target that libvirt's lxc driver gives a console.
+const consoleType = "lxc"
+
+// completeDevices: consoles get the next free port.
 func completeDevices(d *libvirtxml.DomainDeviceList) {
 	for i := range d.Interfaces {
 		n := &d.Interfaces[i]
@@ -111,11 +116,10 @@ func completeDevices(d *libvirtxml.DomainDeviceList) {
 			c.Target = &libvirtxml.DomainConsoleTarget{}
 		}
 		if c.Target.Type == "" {
-			c.Target.Type = "lxc"
+			c.Target.Type = consoleType
 		}
 		if c.Target.Port == nil {
-			port := uint(i)
-			c.Target.Port = &port
+			c.Target.Port = freePort(d.Consoles, c.Target.Type)
 		}
 	}
 	for i := range d.Filesystems {
@@ -123,6 +127,19 @@ func completeDevices(d *libvirtxml.DomainDeviceList) {
 			f.AccessMode = "passthrough"
 		}
 	}
+}
+
+func freePort(consoles []libvirtxml.DomainConsole, kind string) *uint {
+	taken := func(port uint) bool {
+		return slices.ContainsFunc(consoles, func(c libvirtxml.DomainConsole) bool {
+			return c.Target != nil && c.Target.Type == kind && c.Target.Port != nil && *c.Target.Port == port
+		})
+	}
+	port := uint(0)
+	for taken(port) {
+		port++
+	}
+	return &port
 }
 
 // completeMemory brings all sizes to KiB. There is no default for <memory>,

@@ -1,6 +1,8 @@
 package xml
 
 import (
+	"cmp"
+	"fmt"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -42,23 +44,27 @@ func present[T any](p *T) int {
 	return 1
 }
 
-// validateConsoles: each is a terminal of its own, told apart by type and
-// port.
+// maxConsoles bounds the descriptors an environment has the daemon hold.
+const maxConsoles = 16
+
+// ConsoleID tells a console of a completed definition apart from the others:
+// its target's type and port, "lxc 0".
+func ConsoleID(c *libvirtxml.DomainConsole) string {
+	return fmt.Sprintf("%s %d", cmp.Or(c.Target.Type, consoleType), *c.Target.Port)
+}
+
+// validateConsoles: each is a terminal of its own.
 func validateConsoles(def *libvirtxml.Domain, _ HostFacts) error {
-	type target struct {
-		kind string
-		port uint
-	}
-	used := map[target]bool{}
+	used := map[string]bool{}
 	for _, c := range def.Devices.Consoles {
 		if c.Source == nil || c.Source.Pty == nil {
 			return unsupported("<console>", "has another type than 'pty', the one an environment can have")
 		}
-		t := target{c.Target.Type, *c.Target.Port}
-		if used[t] {
-			return invalid("<console>", "has the target type='%s' port='%d' twice", shorten(t.kind), t.port)
+		id := ConsoleID(&c)
+		if used[id] {
+			return invalid("<console>", "has the target type='%s' port='%d' twice", shorten(c.Target.Type), *c.Target.Port)
 		}
-		used[t] = true
+		used[id] = true
 		if c.Log != nil && !strings.HasPrefix(c.Log.File, "/") {
 			return invalid("<console><log>", "has file='%s': an absolute path on the host is needed", shorten(c.Log.File))
 		}

@@ -207,7 +207,7 @@ func identity(device reflect.Value) string {
 		}
 	case *libvirtxml.DomainConsole:
 		if d.Target != nil && d.Target.Port != nil {
-			return fmt.Sprintf("%s %d", d.Target.Type, *d.Target.Port)
+			return ConsoleID(d)
 		}
 	case *libvirtxml.DomainHostdev:
 		switch {

@@ -73,8 +73,9 @@ type Filesystem struct {
 	Size     uint64 // bytes, of ram
 }
 
-// Console is a terminal of the environment.
+// Console is a terminal of the environment, by its ConsoleID.
 type Console struct {
+	ID        string
 	LogFile   string // what is printed goes here too
 	LogAppend bool
 }
@@ -114,9 +115,9 @@ func NewEnvironment(def *libvirtxml.Domain) (*Environment, error) {
 	}
 	e.CPU, e.IO = cpuLimits(def), ioLimits(def)
 	for _, c := range def.Devices.Consoles {
-		console := Console{}
+		console := Console{ID: ConsoleID(&c)}
 		if c.Log != nil {
-			console = Console{LogFile: c.Log.File, LogAppend: c.Log.Append == "on"}
+			console.LogFile, console.LogAppend = c.Log.File, c.Log.Append == "on"
 		}
 		e.Consoles = append(e.Consoles, console)
 	}

@@ -67,7 +67,7 @@ func TestLive(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, _ := Format(def, FormatOptions{})
-	live := Live(def, LiveFacts{ID: 7, Consoles: []string{"/dev/console"}, SecModel: "apparmor", SecLabel: "virtvzd-web1",
+	live := Live(def, LiveFacts{ID: 7, Consoles: map[string]string{"lxc 0": "/dev/console"}, SecModel: "apparmor", SecLabel: "virtvzd-web1",
 		IDMap: IDMap{Mode: Explicit, UIDs: []IDRange{{0, 500000, 65536}}, GIDs: []IDRange{{0, 500000, 65536}}}})
 	doc, err := Format(live, FormatOptions{})
 	if err != nil {

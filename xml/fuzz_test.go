@@ -38,7 +38,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("accepted and cannot be run: %v\n%s", err, out)
 		}
 		// What a restarted daemon reads of a running environment.
-		live, err := Format(Live(def, LiveFacts{ID: 1, Consoles: []string{"/dev/console"}}), FormatOptions{})
+		live, err := Format(Live(def, LiveFacts{ID: 1, Consoles: map[string]string{"lxc 0": "/dev/console"}}), FormatOptions{})
 		if err != nil {
 			t.Fatalf("cannot be formatted while it runs: %v\n%s", err, out)
 		}

@@ -10,10 +10,10 @@ import (
 
 // LiveFacts are what only the running environment can tell.
 type LiveFacts struct {
-	ID       int      // host PID of init
-	IDMap    IDMap    // the ranges in use
-	Consoles []string // path of each console's terminal
-	SecModel string   // with SecLabel: the label init runs under
+	ID       int               // host PID of init
+	IDMap    IDMap             // the ranges in use
+	Consoles map[string]string // path of each console's terminal, by ConsoleID
+	SecModel string            // with SecLabel: the label init runs under
 	SecLabel string
 }
 
@@ -27,9 +27,10 @@ func Live(def *libvirtxml.Domain, facts LiveFacts) *libvirtxml.Domain {
 		live.IDMap = &libvirtxml.DomainIDMap{UIDs: xmlRanges(facts.IDMap.UIDs), GIDs: xmlRanges(facts.IDMap.GIDs)}
 	}
 	for i := range live.Devices.Consoles {
-		if c := &live.Devices.Consoles[i]; i < len(facts.Consoles) {
-			c.TTY = facts.Consoles[i]
-			c.Source.Pty.Path = facts.Consoles[i]
+		c := &live.Devices.Consoles[i]
+		if path := facts.Consoles[ConsoleID(c)]; path != "" {
+			c.TTY = path
+			c.Source.Pty.Path = path
 		}
 	}
 	if facts.SecLabel != "" && len(live.SecLabel) == 0 {

@@ -85,6 +85,7 @@ var refusals = []struct{ old, new, want string }{
 	{"</devices>", "<smartcard mode='host'/></devices>", "<smartcard> cannot be given to an environment: it is a container and has no such device"},
 	{"</devices>", "<panic model='isa'/></devices>", "<panic> cannot be given to an environment: it is a container and has no such device"},
 	{"</devices>", "<serial type='pty'/></devices>", "<serial> cannot be given to an environment: it is a container and has no such device"},
+	{"</devices>", strings.Repeat("<console type='pty'/>", 17) + "</devices>", "<console> is there 17 times, the limit is 16"},
 	{"</devices>", "<console type='pty'><target type='lxc' port='0'/></console><console type='pty'><target type='lxc' port='0'/></console></devices>", "<console> has the target type='lxc' port='0' twice"},
 	{"</devices>", "<filesystem type='mount'><source dir='srv'/><target dir='/srv'/></filesystem></devices>", "<filesystem> has the source 'srv': an absolute path on the host is needed"},
 	{"</devices>", "<filesystem type='mount' accessmode='loose'><source dir='/srv'/><target dir='/srv'/></filesystem></devices>", "<filesystem> has accessmode='loose': passthrough, mapped and squash are accepted"},

@@ -17,7 +17,6 @@ func Unrealised(def *libvirtxml.Domain) (list []string) {
 	}{
 		{len(d.Interfaces) > 0, "<interface>"},
 		{slices.ContainsFunc(d.Disks, func(d libvirtxml.DomainDisk) bool { return d.Source == nil || d.Source.Block == nil }), "<disk> that is a file"},
-		{len(d.Consoles) > 1, "<console> after the first"},
 		{def.NUMATune != nil && memoryNodes(def) == "", "<numatune> of a mode that is not strict"},
 		{len(def.SecLabel) > 0, "<seclabel>"},
 		{def.LXCNamespace != nil, "<lxc:namespace>"},

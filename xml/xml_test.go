@@ -56,7 +56,7 @@ func TestDefinitions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			facts := LiveFacts{ID: 4711, Consoles: []string{"/dev/console"}, IDMap: IDMap{Mode: Explicit,
+			facts := LiveFacts{ID: 4711, Consoles: map[string]string{"lxc 0": "/dev/console"}, IDMap: IDMap{Mode: Explicit,
 				UIDs: []IDRange{{0, 524288, 65536}}, GIDs: []IDRange{{0, 524288, 65536}}}}
 			if env.IDMap.Mode == Privileged {
 				facts.IDMap = env.IDMap
