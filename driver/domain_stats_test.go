@@ -509,3 +509,63 @@ func TestTraffic(t *testing.T) {
 		}
 	}
 }
+
+// TestBlockPeek reads a disk that is a file, and nothing else.
+func TestBlockPeek(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(image, []byte("0123456789"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	drv := statsDriver(t)
+	d, r := addDomain(t, drv, "web1", ""), statsRequest(t, drv)
+	doc := strings.Replace(domainXML("web1", ""), "</devices>", fmt.Sprintf(`<disk type='file'><source file='%s'/><target dev='sda'/></disk>
+<disk type='block'><source dev='/dev/null'/><target dev='sdb'/></disk></devices>`, image), 1)
+	def, err := xml.Parse(doc, drv.facts(), xml.ParseOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	setView(d, func(v *view) { v.config = def })
+	for _, c := range []struct {
+		path   string
+		offset uint64
+		size   uint32
+		want   string // in the error when it begins with "!"
+	}{
+		{"sda", 2, 3, "234"},
+		{image, 0, 10, "0123456789"},
+		{"sda", 8, 3, "!has only 2 bytes available"},
+		{"sda", 1 << 63, 1, "!bytes available"},
+		{"sda", 0, protocol.DomainBlockPeekBufferMax + 1, "!beyond the limit"},
+		{"sdb", 0, 1, "!neither a block device nor a file"},
+		{"/", 0, 1, "!is a directory tree"},
+		{"sdz", 0, 1, "!invalid path: sdz"},
+	} {
+		ret, err := domainBlockPeek(r, d, &protocol.DomainBlockPeekArgs{Path: c.path, Offset: c.offset, Size: c.size})
+		if problem, refused := strings.CutPrefix(c.want, "!"); refused {
+			if err == nil || !strings.Contains(err.Error(), problem) {
+				t.Errorf("%+v: %v", c, err)
+			}
+		} else if err != nil || string(ret.Buffer) != c.want {
+			t.Errorf("%+v: %q, %v", c, ret.Buffer, err)
+		}
+	}
+}
+
+func TestAllocPagesRefused(t *testing.T) {
+	drv := statsDriver(t)
+	r, cells := statsRequest(t, drv), int32(len(drv.host.cells))
+	for _, c := range []struct {
+		args protocol.NodeAllocPagesArgs
+		want string
+	}{
+		{protocol.NodeAllocPagesArgs{CellCount: 1}, "at least one page size"},
+		{protocol.NodeAllocPagesArgs{PageSizes: []uint32{2048}, CellCount: 1}, "a count for each"},
+		{protocol.NodeAllocPagesArgs{PageSizes: []uint32{2048}, PageCounts: []uint64{1}, StartCell: cells, CellCount: 1}, "out of range"},
+		{protocol.NodeAllocPagesArgs{PageSizes: []uint32{7}, PageCounts: []uint64{1}, CellCount: 1 << 31}, "page size 7 KiB is not available"},
+		{protocol.NodeAllocPagesArgs{PageSizes: []uint32{7}, PageCounts: []uint64{1}, StartCell: -1, CellCount: 1, Flags: 2}, "unsupported flags"},
+	} {
+		if _, err := nodeAllocPages(r, &c.args); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %q", c.args, err, c.want)
+		}
+	}
+}

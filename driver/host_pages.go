@@ -32,7 +32,16 @@ func (c cell) pages() ([]pages, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return hostPages() // a kernel without NUMA has one cell
 	}
-	return readPages(dir+"/meminfo", dir+"/hugepages")
+	return readPages(dir+"/meminfo", c.hugePages())
+}
+
+// hugePages is the directory of a cell's pools.
+func (c cell) hugePages() string {
+	dir := fmt.Sprintf("%s/node%d/hugepages", sysNode, c.id)
+	if _, err := os.Stat(dir); err != nil {
+		return sysHugePages
+	}
+	return dir
 }
 
 // hostPages is the same for the whole host.
@@ -113,6 +122,70 @@ func nodeFreePages(r *request, a *protocol.NodeGetFreePagesArgs) (ret protocol.N
 		ret.Counts = append(ret.Counts, counts...)
 	}
 	return ret, nil
+}
+
+// nodeAllocPages makes pools of huge pages as large as asked for, or larger by
+// so much with the flag to add: those of each cell from the start cell on, or
+// of the whole host with -1 (virHostMemAllocPages). When the kernel does not
+// find as much free memory in one piece, all pools become what they were.
+func nodeAllocPages(r *request, a *protocol.NodeAllocPagesArgs) (ret protocol.NodeAllocPagesRet, err error) {
+	if err := checkFlags(a.Flags, protocol.NodeAllocPagesSet); err != nil {
+		return ret, err
+	}
+	cells := r.drv.host.cells
+	switch {
+	case len(a.PageSizes) == 0 || len(a.PageSizes) != len(a.PageCounts) || a.CellCount == 0:
+		return ret, errorf(protocol.ErrInvalidArg, "at least one page size, with a count for each, and one cell must be given")
+	case a.StartCell < -1 || int(a.StartCell) >= len(cells):
+		return ret, errorf(protocol.ErrInternalError, "start cell %d out of range (0-%d)", a.StartCell, len(cells)-1)
+	}
+	dirs := []string{sysHugePages}
+	if a.StartCell >= 0 {
+		dirs = nil
+		for _, c := range cells[a.StartCell:min(uint64(len(cells)), uint64(a.StartCell)+uint64(a.CellCount))] {
+			dirs = append(dirs, c.hugePages())
+		}
+	}
+	undo := map[string]int{}
+	defer func() {
+		if err != nil {
+			for pool, count := range undo {
+				os.WriteFile(pool, []byte(strconv.Itoa(count)), 0)
+			}
+		}
+	}()
+	for _, dir := range dirs {
+		for n, size := range a.PageSizes {
+			pool := fmt.Sprintf("%s/hugepages-%dkB/nr_hugepages", dir, size)
+			old := readNumber(pool)
+			if old < 0 {
+				return ret, errorf(protocol.ErrOperationFailed, "page size %d KiB is not available: the host's pools are %s", size, poolsOf(dir))
+			}
+			want := a.PageCounts[n]
+			if a.Flags&protocol.NodeAllocPagesSet == 0 {
+				want += uint64(old)
+			}
+			if _, done := undo[pool]; !done {
+				undo[pool] = old
+			}
+			if err := os.WriteFile(pool, strconv.AppendUint(nil, want, 10), 0); err != nil {
+				return ret, errorf(protocol.ErrOperationFailed, "cannot make a pool of %d pages: %v", want, err)
+			}
+			if got := readNumber(pool); uint64(got) != want {
+				return ret, errorf(protocol.ErrOperationFailed, "Unable to allocate %d pages. Allocated only %d", want, got)
+			}
+			ret.Ret++
+		}
+	}
+	return ret, nil
+}
+
+func poolsOf(dir string) string {
+	found, _ := filepath.Glob(dir + "/hugepages-*kB")
+	for n := range found {
+		found[n] = strings.TrimSuffix(strings.TrimPrefix(filepath.Base(found[n]), "hugepages-"), "kB")
+	}
+	return strings.Join(found, ", ") + " KiB"
 }
 
 func freePages(list []pages, sizes []uint32) ([]uint64, error) {

@@ -13,6 +13,9 @@ var node = table{
 	call(protocol.NodeGetFreeMemory, nodeFreeMemory),
 	call(protocol.NodeGetCellsFreeMemory, nodeCellsFreeMemory),
 	call(protocol.NodeGetFreePages, nodeFreePages),
+	call(protocol.NodeAllocPages, nodeAllocPages),
+	call(protocol.NodeGetMemoryParameters, nodeMemoryParameters),
+	call(protocol.NodeSetMemoryParameters, setNodeMemoryParameters),
 	inline(protocol.NodeGetSecurityModel, nodeSecurityModel),
 }
 

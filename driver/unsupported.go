@@ -13,7 +13,6 @@ import (
 var reasons = []struct{ pattern, reason string }{
 	// What a container does not have, now or later.
 	{"DOMAIN_MEMORY_PEEK", "an environment has no memory of its own to peek into, its processes share the host's"},
-	{"DOMAIN_BLOCK_PEEK", "an environment's root is a directory tree, not a disk image"},
 	{"DOMAIN_CORE_DUMP*", "an environment has no guest memory to dump"},
 	{"DOMAIN_INJECT_NMI", "an environment has no hardware to interrupt"},
 	{"DOMAIN_SEND_KEY", "an environment has no keyboard: use the console"},
@@ -52,8 +51,6 @@ var reasons = []struct{ pattern, reason string }{
 
 	// What this version does not have yet.
 	{"NODE_SUSPEND_FOR_DURATION", "suspending the host is the host's own business: use systemctl suspend"},
-	{"NODE_ALLOC_PAGES", "huge pages are not managed by this daemon"},
-	{"NODE_*_MEMORY_PARAMETERS", "kernel samepage merging is not managed by this daemon"},
 	{"DOMAIN_MIGRATE*", "migration is not supported by this version"},
 	{"DOMAIN_*SNAPSHOT*", "snapshots are not supported by this version"},
 	{"DOMAIN_*SAVE*", "saving and restoring is not supported by this version"},
