@@ -95,6 +95,9 @@ func table(f map[string]float64) string {
 		row("domainGetInfo/s, "+n+" connections", "vz.info."+n+".rate", "test.info."+n+".rate", "libvirtd's test driver", 1, "/s")
 		row("domainGetInfo p99, "+n+" connections", "vz.info."+n+".p99", "test.info."+n+".p99", "libvirtd's test driver", us, "µs")
 	}
+	row("setmem while it runs, virsh", "vz.setmem.command", "systemd.setmem.command", "systemctl set-property", ms, "ms")
+	row("setmem while it runs, the call", "vz.setmem", "systemd.setmem.command", "systemctl set-property", ms, "ms")
+	row(fmt.Sprintf("statistics of %.0f, one call", f["vz.running"]), "vz.domstats", "cgroup.byhand", "their files read one by one", ms, "ms")
 	b.WriteString("\n| daemon's memory, environments running | RSS | PSS | anonymous |\n|---|---|---|---|\n")
 	rows := []string{"0", "20", "most"}
 	if f["most.running"] <= 20 {
