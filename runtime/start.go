@@ -24,6 +24,9 @@ type StartOptions struct {
 // Start runs an environment: all of it, or the error says why not and nothing
 // is left.
 func (r *Runtime) Start(ctx context.Context, env *xml.Environment, o StartOptions) (*Instance, error) {
+	if err := r.releaseEnded(ctx, env.UUID); err != nil {
+		return nil, err
+	}
 	res, err := r.reserve(env)
 	if err != nil {
 		return nil, err
