@@ -157,7 +157,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	limit, err := time.ParseDuration(args[0])
 	ts.Check(err)
 	for end := time.Now().Add(limit); ; time.Sleep(500 * time.Millisecond) {
-		cmd := exec.Command(args[2], args[3:]...)
+		cmd := exec.Command("env", args[2:]...) // finds it in the PATH of the script
 		cmd.Env = append(os.Environ(), "LIBVIRT_DEFAULT_URI=vz:///system", "LC_ALL=C", "PATH="+ts.Getenv("PATH"))
 		out, _ := cmd.CombinedOutput()
 		if strings.Contains(string(out), args[1]) {
