@@ -98,8 +98,8 @@ func (a *Agent) addKeys(ctx context.Context, args struct {
 	Reset bool     `json:"reset"`
 }) (any, error) {
 	for _, key := range args.Keys {
-		if key == "" || key[0] == '#' || strings.ContainsAny(key, "\n\r") {
-			return nil, errors.New("a key is empty, a comment, or has a line break")
+		if strings.HasPrefix(key, "#") || strings.ContainsAny(key, "\n\r") {
+			return nil, errors.New("a key is a comment or has a line break")
 		}
 	}
 	k, err := a.keys(ctx, args.User)
@@ -110,7 +110,7 @@ func (a *Agent) addKeys(ctx context.Context, args struct {
 		k.lines = nil
 	}
 	for _, key := range args.Keys {
-		if !slices.Contains(k.lines, key) {
+		if key != "" && !slices.Contains(k.lines, key) { // virsh takes the end of a file for one more
 			k.lines = append(k.lines, key)
 		}
 	}
