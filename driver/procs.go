@@ -36,6 +36,7 @@ var families = []table{
 	memoryStatistics,
 	blockStatistics,
 	interfaceStatistics,
+	networkInterfaces,
 	filesystemInformation,
 	relayed(protocol.Remote()),
 }

@@ -85,9 +85,23 @@ func (l *recordedLink) port() recordedPort {
 	return l.Ports[len(l.Ports)-1]
 }
 
+// InterfaceError is why an environment cannot have a network interface.
+type InterfaceError struct{ err error }
+
+func (e *InterfaceError) Error() string { return e.err.Error() }
+func (e *InterfaceError) Unwrap() error { return e.err }
+
+func interfaceError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &InterfaceError{err}
+}
+
 // Link is an interface of a running environment.
 type Link struct {
-	ID, Host, Guest       string // Host is "" for one that is lent
+	ID, Host, Guest       string // names as they were made
+	Paired                bool   // with an end on the host, Host
 	Network, Bridge, Port string
 }
 
@@ -96,7 +110,7 @@ func (i *Instance) Links() (list []Link) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, l := range i.rec.Links {
-		link := Link{ID: l.ID, Host: l.Host, Guest: l.Guest, Network: l.port().Network, Port: l.port().UUID}
+		link := Link{ID: l.ID, Host: l.Host, Guest: l.Guest, Paired: l.HostIndex != 0, Network: l.port().Network, Port: l.port().UUID}
 		if l.Type == "bridge" {
 			link.Bridge = l.Parent
 		}
@@ -113,7 +127,7 @@ func (i *Instance) wires() (*wires, error) {
 		err = unix.ESRCH
 	}
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%s has ended: try again when it runs", i.Name())
+		return nil, interfaceError(fmt.Errorf("%s has ended: try again when it runs", i.Name()))
 	}
 	if err != nil {
 		return nil, err
@@ -143,7 +157,7 @@ func (i *Instance) addInterfaces(ctx context.Context, list, all []xml.Interface)
 			for _, id := range slices.Backward(added) {
 				err = errors.Join(err, i.removeInterface(context.WithoutCancel(ctx), w, id))
 			}
-			return err
+			return interfaceError(err)
 		}
 	}
 	return nil

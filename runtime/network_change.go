@@ -49,7 +49,7 @@ func (i *Instance) changeInterfaces(ctx context.Context, before, after []xml.Int
 		for _, n := range added {
 			err = errors.Join(err, i.removeInterface(ctx, w, n.ID()))
 		}
-		return err
+		return interfaceError(err)
 	}
 	for k, n := range changed {
 		b := slices.IndexFunc(before, func(b xml.Interface) bool { return b.ID() == n.ID() })

@@ -92,7 +92,7 @@ func (w *wires) moveOut(index int, hardware net.HardwareAddr, name string) error
 // byHardware finds an interface by its address, which root inside may have
 // changed: then there is none.
 func byHardware(h *netlink.Handle, hardware net.HardwareAddr) (netlink.Link, error) {
-	links, err := h.LinkList()
+	links, err := settled(h.LinkList)
 	for _, l := range links {
 		a := l.Attrs()
 		if len(hardware) > 0 && (a.HardwareAddr.String() == hardware.String() || a.PermHWAddr.String() == hardware.String()) {

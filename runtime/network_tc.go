@@ -119,7 +119,7 @@ func setIngress(h *netlink.Handle, link netlink.Link, rate xml.Rate, checked boo
 	if err := h.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
 		return missingModule(err, "sch_ingress")
 	}
-	have, err := h.FilterList(link, qdisc.Handle)
+	have, err := settled(func() ([]netlink.Filter, error) { return h.FilterList(link, qdisc.Handle) })
 	if err != nil {
 		return err
 	}

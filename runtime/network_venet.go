@@ -69,7 +69,9 @@ func (w *wires) routeAddress(a netip.Addr, link netlink.Link) error {
 // route for it alone, 0 if none.
 func (w *wires) routes(a netip.Addr) (index int, err error) {
 	only := &netlink.Route{Dst: ipNet(netip.PrefixFrom(a, a.BitLen())), Table: unix.RT_TABLE_UNSPEC}
-	list, err := w.host.RouteListFiltered(family(a), only, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	list, err := settled(func() ([]netlink.Route, error) {
+		return w.host.RouteListFiltered(family(a), only, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	})
 	for _, r := range list {
 		if r.Table == unix.RT_TABLE_MAIN || r.Table == unix.RT_TABLE_LOCAL {
 			index = r.LinkIndex
@@ -81,7 +83,7 @@ func (w *wires) routes(a netip.Addr) (index int, err error) {
 // dropRoutes takes away what the link has of an earlier plan.
 func (w *wires) dropRoutes(p linkPlan, link netlink.Link) error {
 	for _, fam := range []int{unix.AF_INET, unix.AF_INET6} {
-		list, err := w.host.RouteList(link, fam)
+		list, err := settled(func() ([]netlink.Route, error) { return w.host.RouteList(link, fam) })
 		if err != nil {
 			return err
 		}
@@ -199,7 +201,7 @@ type proxy struct {
 // planProxies finds where neighbours look for the addresses: on the links of
 // which a subnet has them. An address in none of them is a router's to know.
 func (w *wires) planProxies(p linkPlan) (list []proxy, err error) {
-	links, err := w.host.LinkList()
+	links, err := settled(w.host.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +210,7 @@ func (w *wires) planProxies(p linkPlan) (list []proxy, err error) {
 		if a.Flags&net.FlagLoopback != 0 || a.Name == p.Host {
 			continue
 		}
-		addrs, err := w.host.AddrList(link, unix.AF_UNSPEC)
+		addrs, err := settled(func() ([]netlink.Addr, error) { return w.host.AddrList(link, unix.AF_UNSPEC) })
 		if err != nil {
 			return nil, err
 		}
@@ -216,7 +218,7 @@ func (w *wires) planProxies(p linkPlan) (list []proxy, err error) {
 			if !onLink(own.Addr(), addrs) {
 				continue
 			}
-			there, err := w.host.NeighProxyList(a.Index, family(own.Addr()))
+			there, err := settled(func() ([]netlink.Neigh, error) { return w.host.NeighProxyList(a.Index, family(own.Addr())) })
 			if err != nil {
 				return nil, err
 			}
