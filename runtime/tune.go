@@ -66,6 +66,9 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 		err = i.changeInterfaces(ctx, before.Interfaces, after.Interfaces)
 	}
 	if err == nil {
+		err = i.setResolver(before, after)
+	}
+	if err == nil {
 		err = i.removeNodes(removed)
 	}
 	if err != nil {
