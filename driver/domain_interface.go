@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"net/netip"
+	"slices"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -149,10 +151,11 @@ func interfaceAddresses(_ *request, d *domain, a *protocol.DomainInterfaceAddres
 	for _, l := range links {
 		if a.Source != protocol.DomainInterfaceAddressesSrcAgent {
 			name, ours := names[l.ID]
+			l.Name = name
+			l.Addresses = slices.DeleteFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() })
 			if !ours || len(l.Addresses) == 0 {
 				continue
 			}
-			l.Name = name
 		}
 		ret.Ifaces = append(ret.Ifaces, wireInterface(l))
 	}

@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -54,7 +55,11 @@ func insideLinks() ([]InsideLink, error) {
 	err := each(unix.RTM_GETLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), unix.RTM_NEWLINK, func(msg []byte) bool {
 		if link, err := netlink.LinkDeserialize(nil, msg); err == nil {
 			a := link.Attrs()
-			links[a.Index] = &InsideLink{index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Stats: counters(a.Statistics)}
+			l := &InsideLink{index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Stats: counters(a.Statistics)}
+			if a.Flags&net.FlagLoopback != 0 {
+				l.MAC = "00:00:00:00:00:00" // has one, as far as ethtool and guest agents are concerned
+			}
+			links[a.Index] = l
 		}
 		return len(links) < maxInsideLinks
 	})
@@ -72,6 +77,7 @@ func insideLinks() ([]InsideLink, error) {
 	})
 	var list []InsideLink
 	for _, index := range slices.Sorted(maps.Keys(links)) {
+		slices.SortStableFunc(links[index].Addresses, func(a, b netip.Prefix) int { return a.Addr().BitLen() - b.Addr().BitLen() })
 		list = append(list, *links[index])
 	}
 	return list, err

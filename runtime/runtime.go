@@ -96,6 +96,9 @@ func New(c Config) (*Runtime, error) {
 	if err := becomeSubreaper(r.stop); err != nil {
 		return nil, err
 	}
+	if r.links.host != nil {
+		go r.watchBridges()
+	}
 	return r, nil
 }
 
