@@ -37,6 +37,7 @@ var families = []table{
 	memoryStatistics,
 	blockStatistics,
 	interfaceStatistics,
+	networkInterfaces,
 	filesystemInformation,
 	relayed(protocol.Remote()),
 }
