@@ -1,8 +1,8 @@
 package driver
 
 import (
+	"slices"
 	"strconv"
-	"strings"
 
 	"libvirt.org/go/libvirtxml"
 
@@ -22,21 +22,19 @@ func domainInterfaceStats(r *request, d *domain, a *protocol.DomainInterfaceStat
 		return ret, errNotRunning()
 	}
 	g := &gathering{drv: r.drv, d: d, v: v, shared: &sharedStats{}}
-	for _, nic := range v.definition(false).Devices.Interfaces {
-		if a.Device == "" || a.Device != hostName(nic) && !strings.EqualFold(a.Device, nic.MAC.Address) {
-			continue
-		}
-		s, ok := g.traffic(nic)
-		if !ok {
-			return ret, errorf(protocol.ErrOperationFailed, "interface '%s' is not in force: the environment does not have it", a.Device)
-		}
-		in, out := s.Received, s.Sent
-		return protocol.DomainInterfaceStatsRet{
-			RxBytes: int64(in.Bytes), RxPackets: int64(in.Packets), RxErrs: int64(in.Errors), RxDrop: int64(in.Dropped),
-			TxBytes: int64(out.Bytes), TxPackets: int64(out.Packets), TxErrs: int64(out.Errors), TxDrop: int64(out.Dropped),
-		}, nil
+	nic, err := findInterface(v.definition(false), a.Device)
+	if err != nil {
+		return ret, err
 	}
-	return ret, errorf(protocol.ErrInvalidArg, "'%s' is not a known interface", a.Device)
+	s, ok := g.traffic(*nic)
+	if !ok {
+		return ret, errorf(protocol.ErrOperationFailed, "interface '%s' is not in force: the environment does not have it", a.Device)
+	}
+	in, out := s.Received, s.Sent
+	return protocol.DomainInterfaceStatsRet{
+		RxBytes: int64(in.Bytes), RxPackets: int64(in.Packets), RxErrs: int64(in.Errors), RxDrop: int64(in.Dropped),
+		TxBytes: int64(out.Bytes), TxPackets: int64(out.Packets), TxErrs: int64(out.Errors), TxDrop: int64(out.Dropped),
+	}, nil
 }
 
 func addInterfaces(g *gathering, l *numberList) {
@@ -67,29 +65,31 @@ func addInterfaces(g *gathering, l *numberList) {
 }
 
 // traffic is what an interface received and sent, seen from inside. Most have
-// an end on the host, which counts the other way round; one that was moved
-// into the environment as a whole is read there.
+// an end on the host, which counts the other way round; a macvlan has none and
+// is read inside.
 func (g *gathering) traffic(nic libvirtxml.DomainInterface) (runtime.InterfaceStats, bool) {
-	inside := g.interfaces()
-	if len(inside) < 2 {
-		return runtime.InterfaceStats{}, false // only the loopback: none is in force
+	if g.links == nil {
+		g.links = g.v.instance.Links()
 	}
-	if nic.Source != nil && nic.Source.Direct == nil && nic.Source.Hostdev == nil {
-		if end, ok := g.shared.hostInterfaces()[hostName(nic)]; ok {
-			return runtime.InterfaceStats{Received: end.Sent, Sent: end.Received}, true
-		}
-	}
-	if nic.Guest == nil {
+	n := slices.IndexFunc(g.links, func(l runtime.Link) bool { return l.ID == nic.MAC.Address })
+	if n < 0 {
 		return runtime.InterfaceStats{}, false
 	}
-	s, ok := inside[nic.Guest.Dev]
-	return s, ok
+	if end, ok := g.shared.hostInterfaces()[g.links[n].Host]; ok && g.links[n].Paired {
+		return runtime.InterfaceStats{Received: end.Sent, Sent: end.Received}, true
+	}
+	for _, l := range g.interfaces() {
+		if l.ID == nic.MAC.Address {
+			return l.Stats, true
+		}
+	}
+	return runtime.InterfaceStats{}, false // deleted inside
 }
 
 // interfaces are those inside, read once.
-func (g *gathering) interfaces() map[string]runtime.InterfaceStats {
+func (g *gathering) interfaces() []runtime.InsideLink {
 	if g.inside == nil {
-		g.inside, _ = g.v.instance.Interfaces() // none of one that has just ended
+		g.inside, _ = g.v.instance.InsideLinks() // none of one that has just ended
 	}
 	return g.inside
 }

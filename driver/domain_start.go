@@ -126,9 +126,12 @@ func (c *change) launch(def *libvirtxml.Domain, o runtime.StartOptions) (*runtim
 
 // liveFacts are what only the running environment can tell of itself.
 func liveFacts(inst *runtime.Instance) xml.LiveFacts {
-	facts := xml.LiveFacts{ID: inst.Init(), IDMap: inst.IDMap(), Consoles: map[string]string{}}
+	facts := xml.LiveFacts{ID: inst.Init(), IDMap: inst.IDMap(), Consoles: map[string]string{}, Interfaces: map[string]xml.InterfaceFacts{}}
 	for _, c := range inst.Consoles() {
 		facts.Consoles[c.ID()] = c.Path()
+	}
+	for _, l := range inst.Links() {
+		facts.Interfaces[l.ID] = xml.InterfaceFacts{Target: l.Host, Guest: l.Guest, Bridge: l.Bridge, Port: l.Port}
 	}
 	return facts
 }

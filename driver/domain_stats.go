@@ -37,7 +37,8 @@ type gathering struct {
 	d      *domain
 	v      *view
 	cgroup *runtime.Cgroup // nil when shut off
-	inside map[string]runtime.InterfaceStats
+	inside []runtime.InsideLink
+	links  []runtime.Link
 	shared *sharedStats
 }
 

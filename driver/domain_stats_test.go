@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"libvirt.org/go/libvirtxml"
+
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc/xdr"
 	"virtvzd/runtime"
@@ -471,41 +473,33 @@ func TestFreePages(t *testing.T) {
 // TestTraffic: an end on the host counts the other way round, an interface
 // that is inside as a whole does not, whatever has its name on the host.
 func TestTraffic(t *testing.T) {
-	drv := statsDriver(t)
-	d := addDomain(t, drv, "web1", "")
-	nics := `<interface type='bridge'><source bridge='br0'/><target dev='vnet0'/></interface>
-<interface type='direct'><source dev='eth0'/><target dev='vnet1'/><guest dev='eth1'/></interface>
-<interface type='bridge'><source bridge='br0'/><target dev='vnet2'/></interface>
-<filesystem`
-	def, err := xml.Parse(strings.Replace(domainXML("web1", ""), "<filesystem", nics, 1), drv.facts(), xml.ParseOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	setView(d, func(v *view) { v.state, v.config, v.live = Running, def, def })
 	some := func(n runtime.Number) runtime.InterfaceStats {
 		return runtime.InterfaceStats{Received: runtime.Traffic{Bytes: n}, Sent: runtime.Traffic{Bytes: n + 1}}
 	}
-	host := map[string]runtime.InterfaceStats{"vnet0": some(10), "vnet1": some(20), "eth1": some(30)}
+	host := map[string]runtime.InterfaceStats{"vnet0": some(10), "macvlan0": some(20), "vnet9": some(30)}
+	pair := runtime.Link{ID: "52:54:00:00:00:01", Host: "vnet0", Paired: true}
+	renamed := runtime.Link{ID: "52:54:00:00:00:01", Host: "vnet5", Paired: true}
+	whole := runtime.Link{ID: "52:54:00:00:00:01", Host: "macvlan0"}
+	inside := []runtime.InsideLink{{Name: "lo", Stats: some(1)}, {ID: pair.ID, Name: "eth0", Stats: some(2)}}
 	for _, c := range []struct {
-		inside map[string]runtime.InterfaceStats
-		want   string // received by each interface, "-" for one that is not in force
+		name   string
+		links  []runtime.Link
+		inside []runtime.InsideLink
+		want   string // received, "-" for one that is not in force
 	}{
-		{map[string]runtime.InterfaceStats{"lo": some(1), "eth0": some(2), "eth1": some(3)}, "11 3 -"},
-		{map[string]runtime.InterfaceStats{"lo": some(1), "eth0": some(2)}, "11 - -"},
-		{map[string]runtime.InterfaceStats{"lo": some(1)}, "- - -"},
-		{map[string]runtime.InterfaceStats{}, "- - -"},
+		{"a pair", []runtime.Link{pair}, inside, "11"},
+		{"a pair whose end on the host was renamed", []runtime.Link{renamed}, inside, "2"},
+		{"a macvlan", []runtime.Link{whole}, inside, "2"},
+		{"a macvlan that was deleted inside", []runtime.Link{whole}, inside[:1], "-"},
+		{"one that was never made", []runtime.Link{}, inside, "-"},
 	} {
-		g := &gathering{drv: drv, d: d, v: d.view(), inside: c.inside, shared: &sharedStats{interfaces: host}}
-		var got []string
-		for _, nic := range def.Devices.Interfaces {
-			if s, ok := g.traffic(nic); ok {
-				got = append(got, fmt.Sprint(s.Received.Bytes))
-			} else {
-				got = append(got, "-")
-			}
+		g := &gathering{inside: c.inside, links: c.links, shared: &sharedStats{interfaces: host}}
+		got := "-"
+		if s, ok := g.traffic(libvirtxml.DomainInterface{MAC: &libvirtxml.DomainInterfaceMAC{Address: pair.ID}}); ok {
+			got = fmt.Sprint(s.Received.Bytes)
 		}
-		if strings.Join(got, " ") != c.want {
-			t.Errorf("inside %d: %v, want %s", len(c.inside), got, c.want)
+		if got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}
 }
@@ -566,6 +560,37 @@ func TestAllocPagesRefused(t *testing.T) {
 	} {
 		if _, err := nodeAllocPages(r, &c.args); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v, want %q", c.args, err, c.want)
+		}
+	}
+}
+
+// TestSetPools: all pools get their pages, or all have what they had.
+func TestSetPools(t *testing.T) {
+	dir := t.TempDir()
+	for size, count := range map[int]string{2048: "3\n", 1048576: "1\n"} {
+		pool := fmt.Sprintf("%s/hugepages-%dkB", dir, size)
+		if err := errors.Join(os.Mkdir(pool, 0o700), os.WriteFile(pool+"/nr_hugepages", []byte(count), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	small := dir + "/hugepages-2048kB/nr_hugepages"
+	for _, c := range []struct {
+		sizes  []uint32
+		counts []uint64
+		add    bool
+		want   int // pages of 2 MiB afterwards
+		err    string
+	}{
+		{[]uint32{2048, 1048576}, []uint64{5, 0}, false, 5, ""},
+		{[]uint32{2048}, []uint64{2}, true, 7, ""},
+		{[]uint32{2048, 4}, []uint64{9, 1}, false, 7, "page size 4 KiB is not available: the host's pools are 1048576, 2048 KiB"},
+	} {
+		err := setPools([]string{dir}, c.sizes, c.counts, c.add)
+		if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if n := readNumber(small); n != c.want {
+			t.Errorf("%+v: the pool has %d pages", c, n)
 		}
 	}
 }

@@ -38,7 +38,7 @@ var modes = []struct {
 }{
 	{protocol.DomainShutdownInitctl, runtime.ShutdownInitctl},
 	{protocol.DomainShutdownSignal, runtime.ShutdownSignal},
-	{protocol.DomainShutdownGuestAgent, runtime.ShutdownAgent},
+	{protocol.DomainShutdownGuestAgent, runtime.ShutdownDefault}, // the daemon is the agent
 	{protocol.DomainShutdownParavirt, runtime.ShutdownParavirt},
 	{protocol.DomainShutdownAcpiPowerBtn, runtime.ShutdownDefault},
 }

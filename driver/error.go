@@ -96,6 +96,7 @@ func classify(err error) *Error {
 	var relayed *relay.Error
 	var bad *xml.Error
 	var unavailable *systemd.UnavailableError
+	var nic *runtime.InterfaceError
 	switch {
 	case errors.As(err, &own):
 		return own
@@ -109,7 +110,7 @@ func classify(err error) *Error {
 		return &Error{Code: protocol.ErrOperationUnsupported, Detail: err.Error()}
 	case errors.Is(err, runtime.ErrTooMuchInUse), errors.Is(err, runtime.ErrNoProcess):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: err.Error()}
-	case errors.As(err, &unavailable):
+	case errors.As(err, &unavailable), errors.As(err, &nic):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: err.Error()}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &Error{Code: protocol.ErrOperationTimeout, Detail: err.Error()}

@@ -216,9 +216,9 @@ func TestVirshMetadata(t *testing.T) {
 func TestVirshMessages(t *testing.T) {
 	h := newTestHost(t)
 	h.virsh(true, "define", h.file(domainXML("plain", "")))
-	nic := "<devices><interface type='network'><source network='default'/></interface>"
+	nic := "<devices><interface type='network'><source network='default'/><virtualport type='openvswitch'/></interface>"
 	h.virsh(true, "define", h.file(strings.Replace(domainXML("web1", "<seclabel type='none'/>"), "<devices>", nic, 1)))
-	h.want(h.virsh(true, "dominfo", "web1"), "<interface> is not in force", "<seclabel> is not in force")
+	h.want(h.virsh(true, "dominfo", "web1"), "<virtualport> is not in force", "<seclabel> is not in force")
 	if out := h.virsh(true, "dominfo", "plain"); strings.Contains(out, "not in force") {
 		t.Errorf("a plain definition is warned about:\n%s", out)
 	}

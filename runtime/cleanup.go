@@ -25,6 +25,10 @@ func (r *Runtime) cleanup(ctx context.Context, rec *record) error {
 	if err := r.endScope(ctx, rec); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
+	atStep("undo links")
+	if err := r.removeLinks(ctx, uuid, rec); err != nil {
+		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
+	}
 	atStep("undo oci")
 	err := os.RemoveAll(filepath.Join(r.ociRoot(), rec.UUID))
 	atStep("undo fds")

@@ -46,6 +46,9 @@ func NewPlan(env *xml.Environment, host Host, root Root, res Reserved) (*Plan, e
 		return nil, err
 	}
 	p.Work.Files, p.Work.Nodes = runFiles(root.Kind), nodesOf(env.Devices)
+	if p.Work.Names = resolverText(env); p.Work.Names != "" && root.Kind == Systemd {
+		p.Work.Files = append(p.Work.Files, resolvedFile(env))
+	}
 	if p.Spec, err = planSpec(env, host, root, p.IDMap, res); err != nil {
 		return nil, err
 	}
@@ -157,6 +160,9 @@ func (p *Plan) String() string {
 		}
 		linux.Seccomp = nil
 		spec.Linux = &linux
+	}
+	if p.Work.Names != "" {
+		fmt.Fprintf(&b, "%s: %s\n", resolverPath, strings.ReplaceAll(strings.TrimSpace(p.Work.Names), "\n", " | "))
 	}
 	for n, node := range p.Work.Nodes {
 		fmt.Fprintf(&b, "node %d of %s\n", n, node.Source)

@@ -32,6 +32,7 @@ type record struct {
 	Consoles  []recordedConsole
 	StartedAt time.Time
 	Unsettled bool // limits are being changed
+	Links     []*recordedLink
 }
 
 type recordedConsole struct {

@@ -44,6 +44,10 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 			adopted = append(adopted, i)
 			continue
 		}
+		if space := stored[spaceFDName(rec.UUID)]; space != nil {
+			r.keepSpace(uuid, space)
+			delete(stored, spaceFDName(rec.UUID))
+		}
 		gone := Ended{UUID: uuid, Name: rec.Name, Started: rec.Phase != starting, Exit: exitFromStore(rec, stored)}
 		if err := r.cleanup(ctx, rec); err != nil {
 			failures = append(failures, err)
@@ -54,6 +58,7 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 		f.Close()
 		r.dropFD(name)
 	}
+	go r.retryPorts(context.WithoutCancel(ctx))
 	return adopted, ended, errors.Join(failures...)
 }
 
@@ -78,7 +83,7 @@ func (r *Runtime) recordOf(uuid [16]byte) (*record, error) {
 // daemon; our duplicates are closed.
 func leave(stored map[string]*os.File, uuid string) {
 	for name, f := range stored {
-		if name == initFDName(uuid) || strings.HasPrefix(name, "vz-console-"+uuid+"-") {
+		if name == initFDName(uuid) || name == spaceFDName(uuid) || strings.HasPrefix(name, "vz-console-"+uuid+"-") {
 			f.Close()
 			delete(stored, name)
 		}
@@ -108,6 +113,8 @@ func (r *Runtime) adopt(rec *record, stored map[string]*os.File) *Instance {
 			i.consoles = append(i.consoles, console)
 		}
 	}
+	r.adoptLinks(i, stored[spaceFDName(rec.UUID)])
+	delete(stored, spaceFDName(rec.UUID))
 	i.watch()
 	r.keep(i, claim{spans(rec.IDMap), rec.CPUs})
 	return i

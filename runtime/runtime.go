@@ -20,6 +20,7 @@ type Config struct {
 	OCI      string // OCI runtime, name or path: crun
 	Scopes   Scopes
 	FDs      FDStore
+	Networks Networks // libvirt's; nil: there are none
 }
 
 // Scopes is what is wanted from systemd; *systemd.Conn has it.
@@ -56,6 +57,7 @@ type Runtime struct {
 	mu        sync.Mutex
 	instances map[[16]byte]*Instance // nil while a start or a clean-up goes on
 	claims    map[[16]byte]claim
+	links     linkState
 }
 
 // claim is what an environment holds of what there is only so much of.
@@ -74,7 +76,7 @@ func New(c Config) (*Runtime, error) {
 	}
 	r := &Runtime{
 		config: c, host: host, stop: make(chan struct{}),
-		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{},
+		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{}, links: newLinkState(),
 	}
 	// The state directory must be searchable: the root below it is entered by
 	// the environment's root, who is nobody here. What is in it is not readable.
@@ -93,6 +95,9 @@ func New(c Config) (*Runtime, error) {
 	}
 	if err := becomeSubreaper(r.stop); err != nil {
 		return nil, err
+	}
+	if r.links.host != nil {
+		go r.watchBridges()
 	}
 	return r, nil
 }
@@ -138,6 +143,23 @@ func (r *Runtime) RemovePrivate(uuid [16]byte) error {
 		return ErrRunning
 	}
 	return os.RemoveAll(r.privateDir(uuid))
+}
+
+// releaseEnded does what the Release of an environment could not do when it
+// ended.
+func (r *Runtime) releaseEnded(ctx context.Context, uuid [16]byte) error {
+	r.mu.Lock()
+	i := r.instances[uuid]
+	r.mu.Unlock()
+	if i == nil {
+		return nil
+	}
+	select {
+	case <-i.exited:
+		return i.Release(ctx)
+	default:
+		return nil // runs
+	}
 }
 
 // reserve makes the UUID ours, so that two starts cannot meet, and claims ids

@@ -24,6 +24,9 @@ type StartOptions struct {
 // Start runs an environment: all of it, or the error says why not and nothing
 // is left.
 func (r *Runtime) Start(ctx context.Context, env *xml.Environment, o StartOptions) (*Instance, error) {
+	if err := r.releaseEnded(ctx, env.UUID); err != nil {
+		return nil, err
+	}
 	res, err := r.reserve(env)
 	if err != nil {
 		return nil, err
@@ -318,9 +321,12 @@ func (s *starter) adopt(context.Context) error {
 }
 
 // equip is for what can only be made in the environment's namespaces,
-// and before init runs: further consoles, and what neither systemd nor the OCI
-// runtime limits.
-func (s *starter) equip(context.Context) error {
+// and before init runs: network interfaces, further consoles, and what neither
+// systemd nor the OCI runtime limits.
+func (s *starter) equip(ctx context.Context) error {
+	if err := s.i.addInterfaces(ctx, s.env.Interfaces, s.env.Interfaces); err != nil {
+		return err
+	}
 	for _, c := range s.env.Consoles[min(1, len(s.env.Consoles)):] {
 		if err := s.i.addConsole(c); err != nil {
 			return err

@@ -18,15 +18,6 @@ type Traffic struct{ Bytes, Packets, Errors, Dropped Number }
 // whose other end is in an environment, Received is what the environment sent.
 func HostInterfaces() (map[string]InterfaceStats, error) { return readInterfaces("/proc/net/dev") }
 
-// Interfaces are those inside, by the names they have there.
-func (i *Instance) Interfaces() (map[string]InterfaceStats, error) {
-	list, err := readInterfaces(fmt.Sprintf("/proc/%d/net/dev", i.rec.Init))
-	if err == nil && dead(i.pidfd) { // the PID may have been another process's by now
-		return nil, fmt.Errorf("%s has ended", i.Name())
-	}
-	return list, err
-}
-
 // maxProcFile bounds files whose length an environment decides.
 const maxProcFile = 4 << 20
 

@@ -81,6 +81,7 @@ type rootRequest struct {
 type workRequest struct {
 	Mounts []stubMount
 	Files  []runFile
+	Names  string // resolv.conf; "": leave it alone
 	Nodes  []deviceNode
 	Argv   []string // the OCI runtime, by absolute path
 	Env    []string

@@ -51,7 +51,10 @@ func furnish(q rootRequest, w workRequest) error {
 			return err
 		}
 	}
-	return writeRunFiles(t, w.Files)
+	if err := writeRunFiles(t, w.Files); err != nil {
+		return err
+	}
+	return writeResolver(t, w.Names)
 }
 
 // rootID is the host's id of root inside.

@@ -63,6 +63,12 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 		err = i.changeConsoles(before.Consoles, after.Consoles)
 	}
 	if err == nil {
+		err = i.changeInterfaces(ctx, before.Interfaces, after.Interfaces)
+	}
+	if err == nil {
+		err = i.setResolver(before, after)
+	}
+	if err == nil {
 		err = i.removeNodes(removed)
 	}
 	if err != nil {
@@ -125,6 +131,9 @@ func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
 		return err
 	}
 	if err := i.changeConsoles(i.recordedConsoles(env), env.Consoles); err != nil {
+		return err
+	}
+	if err := i.restoreInterfaces(ctx, env.Interfaces); err != nil {
 		return err
 	}
 	return i.Settle()

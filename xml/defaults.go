@@ -95,14 +95,7 @@ const consoleType = "lxc"
 // completeDevices: consoles get the next free port.
 func completeDevices(d *libvirtxml.DomainDeviceList) {
 	for i := range d.Interfaces {
-		n := &d.Interfaces[i]
-		if n.MAC == nil {
-			n.MAC = &libvirtxml.DomainInterfaceMAC{}
-		}
-		if n.MAC.Address == "" {
-			n.MAC.Address = newMAC()
-		}
-		n.MAC.Address = strings.ToLower(n.MAC.Address)
+		completeMAC(&d.Interfaces[i])
 	}
 	if len(d.Consoles) == 0 {
 		d.Consoles = []libvirtxml.DomainConsole{{}}
@@ -127,6 +120,16 @@ func completeDevices(d *libvirtxml.DomainDeviceList) {
 			f.AccessMode = "passthrough"
 		}
 	}
+}
+
+func completeMAC(n *libvirtxml.DomainInterface) {
+	if n.MAC == nil {
+		n.MAC = &libvirtxml.DomainInterfaceMAC{}
+	}
+	if n.MAC.Address == "" {
+		n.MAC.Address = newMAC()
+	}
+	n.MAC.Address = strings.ToLower(n.MAC.Address)
 }
 
 func freePort(consoles []libvirtxml.DomainConsole, kind string) *uint {

@@ -3,6 +3,7 @@ package xml
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -88,6 +89,9 @@ func validateHostdevs(def *libvirtxml.Domain, _ HostFacts) error {
 		case h.CapsNet != nil && h.CapsNet.Source != nil:
 			if name = h.CapsNet.Source.Interface; !interfaceName(name) {
 				return invalid("<hostdev>", "of type 'net' needs <source><interface> with the name of a network interface, not '%s'", shorten(name))
+			}
+			if err := validateAddresses(movedAddresses(h.CapsNet), nil, map[netip.Addr]bool{}); err != nil {
+				return err
 			}
 		default:
 			return unsupported("<hostdev>", "has a mode and type an environment cannot have: mode='capabilities' with type misc, storage or net and a <source>, or an usb subsystem, are accepted")

@@ -103,6 +103,9 @@ func aliasOf(device reflect.Value) **libvirtxml.DomainAlias {
 // Attach adds the device to a definition; a running one's gets an alias.
 func (c *DeviceChange) Attach(def *libvirtxml.Domain, live bool) (alias string, err error) {
 	devices := reflect.ValueOf(def.Devices).Elem().Field(c.list)
+	if n, ok := c.one.Addr().Interface().(*libvirtxml.DomainInterface); ok {
+		completeMAC(n) // once: it is one interface, in the running definition and the saved one
+	}
 	if n := c.find(devices); n >= 0 && identity(c.one) != "" {
 		return "", invalid("<"+c.Kind+">", "%s is there already", identity(c.one))
 	}

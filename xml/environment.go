@@ -33,6 +33,7 @@ type Environment struct {
 	Filesystems []Filesystem // the root first, then by depth
 	Consoles    []Console
 	Devices     []Device
+	Interfaces  []Interface
 
 	Partition string // <resource><partition>, "/machine" when not given
 	Runtime   string // <emulator>; empty: the host's default
@@ -122,7 +123,7 @@ func NewEnvironment(def *libvirtxml.Domain) (*Environment, error) {
 		e.Consoles = append(e.Consoles, console)
 	}
 	e.Filesystems = filesystems(def)
-	e.Devices = devices(def)
+	e.Devices, e.Interfaces = devices(def), interfaces(def)
 	if ve, err := parseVE(def); err != nil {
 		return nil, err
 	} else if ve != nil {

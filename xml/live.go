@@ -13,8 +13,17 @@ type LiveFacts struct {
 	ID       int               // host PID of init
 	IDMap    IDMap             // the ranges in use
 	Consoles map[string]string // path of each console's terminal, by ConsoleID
-	SecModel string            // with SecLabel: the label init runs under
+
+	Interfaces map[string]InterfaceFacts // by MAC
+
+	SecModel string // with SecLabel: the label init runs under
 	SecLabel string
+}
+
+// InterfaceFacts are what a network interface got when it was made.
+type InterfaceFacts struct {
+	Target, Guest string // its names on the host and inside
+	Bridge, Port  string // of a network: where it is plugged in, and as what
 }
 
 // Live makes the definition of a running environment: a copy with its id,
@@ -33,6 +42,12 @@ func Live(def *libvirtxml.Domain, facts LiveFacts) *libvirtxml.Domain {
 			c.Source.Pty.Path = path
 		}
 	}
+	for i := range live.Devices.Interfaces {
+		n := &live.Devices.Interfaces[i]
+		if f, ok := facts.Interfaces[n.MAC.Address]; ok {
+			f.fill(n)
+		}
+	}
 	if facts.SecLabel != "" && len(live.SecLabel) == 0 {
 		live.SecLabel = []libvirtxml.DomainSecLabel{{Type: "dynamic", Model: facts.SecModel, Relabel: "yes", Label: facts.SecLabel}}
 	}
@@ -42,6 +57,30 @@ func Live(def *libvirtxml.Domain, facts LiveFacts) *libvirtxml.Domain {
 		}
 	})
 	return live
+}
+
+func (f InterfaceFacts) fill(n *libvirtxml.DomainInterface) {
+	if f.Target != "" {
+		n.Target = &libvirtxml.DomainInterfaceTarget{Dev: f.Target}
+	}
+	if n.Guest == nil {
+		n.Guest = &libvirtxml.DomainInterfaceGuest{}
+	}
+	n.Guest.Actual = f.Guest
+	if n.Source.Network != nil {
+		n.Source.Network.Bridge, n.Source.Network.PortID = f.Bridge, f.Port
+	}
+}
+
+// generatedName tells a name on the host that was chosen when the interface
+// was made (virDomainNetDefParseXML drops the same).
+func generatedName(name string) bool {
+	for _, prefix := range []string{"vnet", "macvlan"} {
+		if n, ok := strings.CutPrefix(name, prefix); ok && n != "" && strings.Trim(n, "0123456789") == "" {
+			return true
+		}
+	}
+	return false
 }
 
 // aliasNames are the beginnings of libvirt's aliases where they differ from
@@ -96,6 +135,20 @@ func forgetLive(def *libvirtxml.Domain) {
 		c.TTY = ""
 		if c.Source != nil && c.Source.Pty != nil {
 			c.Source.Pty.Path = ""
+		}
+	}
+	for i := range def.Devices.Interfaces {
+		n := &def.Devices.Interfaces[i]
+		if n.Target != nil && generatedName(n.Target.Dev) {
+			n.Target = nil
+		}
+		if n.Guest != nil {
+			if n.Guest.Actual = ""; n.Guest.Dev == "" {
+				n.Guest = nil
+			}
+		}
+		if n.Source != nil && n.Source.Network != nil {
+			n.Source.Network.Bridge, n.Source.Network.PortID = "", ""
 		}
 	}
 	eachAlias(def.Devices, func(_ string, _ int, a **libvirtxml.DomainAlias) {

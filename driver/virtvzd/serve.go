@@ -35,8 +35,10 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 	if err := ping(ctx, bus); err != nil {
 		log.Warn("environments that run go on, but none can be started now", "error", err)
 	}
+	libvirt := relay.Config{Dir: conf.UnixSockDir, Log: log.With("component", "relay")}
 	rt, err := runtime.New(runtime.Config{
 		StateDir: conf.StateDir, DataDir: conf.DataDir, OCI: conf.OCIRuntime, Scopes: bus, FDs: service,
+		Networks: driver.NewNetworks(libvirt),
 	})
 	if err != nil {
 		return err
@@ -48,7 +50,7 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 	drv, err := driver.New(driver.Config{
 		ConfigDir: conf.ConfigDir, StateDir: conf.StateDir,
 		AuthUnixRO: conf.AuthUnixRO, AuthUnixRW: conf.AuthUnixRW, AccessPolkit: len(conf.AccessDrivers) > 0,
-		Relay: relay.Config{Dir: conf.UnixSockDir, Log: log.With("component", "relay")},
+		Relay: libvirt,
 	}, rt, log.With("component", "driver"))
 	if err != nil {
 		return err

@@ -74,11 +74,15 @@ func table(f map[string]float64) string {
 		f[side+".restart"] = max(min(a, b), min(max(a, b), c))
 	}
 	var b strings.Builder
-	b.WriteString("| | virtvzd | other | other ÷ virtvzd |\n|---|---|---|---|\n")
+	b.WriteString("| | virtvzd | other | times as fast |\n|---|---|---|---|\n")
 	row := func(what, ours, theirs, other string, scale float64, unit string) {
 		ratio := "-"
 		if f[ours] > 0 && f[theirs] > 0 {
-			ratio = fmt.Sprintf("%.2f", f[theirs]/f[ours])
+			times := f[theirs] / f[ours]
+			if unit == "/s" {
+				times = 1 / times
+			}
+			ratio = fmt.Sprintf("%.1f", times)
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s %s | %s |\n", what, show(f, ours, scale, unit), other, show(f, theirs, scale, unit), ratio)
 	}

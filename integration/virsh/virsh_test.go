@@ -118,6 +118,9 @@ ls /run/libvirt/vz/status | sed 's/^/status /'
 ls /run/libvirt/vz/crun /run/crun 2>/dev/null | grep -E '^[0-9a-f]{8}-' | sed 's/^/crun /'
 ls /etc/libvirt/vz/*.xml /etc/libvirt/vz/autostart/* 2>/dev/null
 machinectl list --no-legend | grep '^vz-'
+ip -o link | grep -oE ' (vnet|macvlan)[0-9]+' | sed 's/^/link/'
+ip neigh show proxy; ip -6 neigh show proxy
+ls -d /run/libvirt/vz/ports 2>/dev/null
 lsns -t net -n -o NS,PID | while read ns pid; do grep -q machine-vz /proc/$pid/cgroup 2>/dev/null && echo "netns $ns"; done
 true`)
 }
@@ -137,6 +140,7 @@ func removeAll(t *testing.T) {
 	sh(t, `! mountpoint -q /etc/libvirt/vz || umount /etc/libvirt/vz
 [ ! -e /usr/bin/crun.away ] || mv /usr/bin/crun.away /usr/bin/crun
 systemctl start dbus.socket; systemctl reset-failed virtvzd.service; systemctl start virtvzd.service`)
+	defer exec.Command("virsh", "-c", "network:///system", "net-destroy", "default").Run()
 	for _, name := range strings.Fields(sh(t, "virsh -c vz:///system list --all --name")) {
 		exec.Command("virsh", "-c", "vz:///system", "destroy", name).Run()
 		exec.Command("virsh", "-c", "vz:///system", "undefine", name).Run()
@@ -157,7 +161,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	limit, err := time.ParseDuration(args[0])
 	ts.Check(err)
 	for end := time.Now().Add(limit); ; time.Sleep(500 * time.Millisecond) {
-		cmd := exec.Command(args[2], args[3:]...)
+		cmd := exec.Command("env", args[2:]...) // finds it in the PATH of the script
 		cmd.Env = append(os.Environ(), "LIBVIRT_DEFAULT_URI=vz:///system", "LC_ALL=C", "PATH="+ts.Getenv("PATH"))
 		out, _ := cmd.CombinedOutput()
 		if strings.Contains(string(out), args[1]) {

@@ -1,0 +1,245 @@
+package driver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"libvirt.org/go/libvirtxml"
+
+	"virtvzd/driver/protocol"
+	"virtvzd/driver/relay"
+	"virtvzd/runtime"
+	"virtvzd/xml"
+)
+
+// networks are libvirt's virtual networks, of which environments get ports:
+// the host's network daemon decides what an interface is plugged into, lists
+// its ports (virsh net-port-list) and guarantees their bandwidth.
+type networks struct {
+	relay *relay.Relay
+
+	mu     sync.Mutex
+	client *relay.Client
+	idle   *time.Timer
+}
+
+// NewNetworks gives environments the networks of the daemon that c leads to.
+// It connects when the first is wanted.
+func NewNetworks(c relay.Config) runtime.Networks {
+	return &networks{relay: relay.New(c)}
+}
+
+const (
+	// networkTimeout bounds each call: an environment that starts waits for it.
+	networkTimeout = 30 * time.Second
+	// networkIdle is how long a connection is kept for the next start. A
+	// libvirtd that has clients does not end when it has nothing to do.
+	networkIdle = 20 * time.Second
+)
+
+// connect gives the connection that is open, or a new one.
+func (n *networks) connect(ctx context.Context) (*relay.Client, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.client != nil && n.idle.Reset(networkIdle) {
+		return n.client, nil
+	}
+	client, err := n.relay.Dial(ctx, relay.Network)
+	if err != nil {
+		return nil, err
+	}
+	n.client = client
+	n.idle = time.AfterFunc(networkIdle, func() { n.drop(client) })
+	return client, nil
+}
+
+// drop closes a connection that broke or is idle. Calls on it have their own
+// timeout, which is longer than no call takes.
+func (n *networks) drop(client *relay.Client) {
+	n.mu.Lock()
+	if n.client == client {
+		n.client = nil
+	}
+	n.mu.Unlock()
+	client.Close()
+}
+
+// find looks a network up. The connection may have broken since it was used
+// last, so it is tried twice.
+func (n *networks) find(ctx context.Context, name string) (*relay.Client, protocol.NonnullNetwork, error) {
+	for again := true; ; again = false {
+		client, err := n.connect(ctx)
+		if err != nil {
+			return nil, protocol.NonnullNetwork{}, err
+		}
+		found, err := relay.Call(ctx, client, protocol.NetworkLookupByName, &protocol.NetworkLookupByNameArgs{Name: name})
+		if err == nil || answers(err, protocol.ErrNoNetwork) {
+			return client, found.Net, err
+		}
+		n.drop(client)
+		if !again {
+			return nil, protocol.NonnullNetwork{}, err
+		}
+	}
+}
+
+func answers(err error, code int32) bool {
+	var answer *relay.Error
+	return errors.As(err, &answer) && answer.Code == code
+}
+
+// Plug makes a port for an interface.
+func (n *networks) Plug(ctx context.Context, p runtime.Port) (plug runtime.Plug, err error) {
+	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
+	defer cancel()
+	client, network, err := n.find(ctx, p.Network)
+	if answers(err, protocol.ErrNoNetwork) {
+		return plug, errorf(protocol.ErrNoNetwork, "there is no network '%s': virsh net-list --all shows those there are, virsh net-define makes one", p.Network)
+	}
+	if err != nil {
+		return plug, err
+	}
+	doc, err := portXML(p)
+	if err != nil {
+		return plug, err
+	}
+	made, err := relay.Call(ctx, client, protocol.NetworkPortCreateXML, &protocol.NetworkPortCreateXMLArgs{Network: network, XML: doc})
+	if answers(err, protocol.ErrOperationInvalid) {
+		return plug, errorf(protocol.ErrOperationInvalid, "network '%s' is not active: start it with virsh net-start %s", p.Network, p.Network)
+	}
+	if err != nil {
+		return plug, fmt.Errorf("port in the network %s: %w", p.Network, err)
+	}
+	got, err := relay.Call(ctx, client, protocol.NetworkPortGetXMLDesc, &protocol.NetworkPortGetXMLDescArgs{Port: made.Port})
+	if err != nil {
+		return plug, fmt.Errorf("port in the network %s: %w", p.Network, err)
+	}
+	return parsePort(p.Network, got.XML)
+}
+
+// Unplug removes a port. A network that ended has taken its ports with it.
+func (n *networks) Unplug(ctx context.Context, network, uuid string) error {
+	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
+	defer cancel()
+	client, port, err := n.port(ctx, network, uuid)
+	if err == nil {
+		_, err = relay.Call(ctx, client, protocol.NetworkPortDelete, &protocol.NetworkPortDeleteArgs{Port: port})
+	}
+	if answers(err, protocol.ErrNoNetwork) || answers(err, protocol.ErrNoNetworkPort) || answers(err, protocol.ErrOperationInvalid) {
+		return nil
+	}
+	return err
+}
+
+func (n *networks) port(ctx context.Context, network, uuid string) (client *relay.Client, port protocol.NonnullNetworkPort, err error) {
+	port.UUID, err = protocol.ParseUUID(uuid)
+	if err == nil {
+		client, port.Net, err = n.find(ctx, network)
+	}
+	return client, port, err
+}
+
+// Limit changes what the network guarantees and holds.
+func (n *networks) Limit(ctx context.Context, network, uuid string, inbound, outbound xml.Rate) error {
+	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
+	defer cancel()
+	client, port, err := n.port(ctx, network, uuid)
+	if err != nil {
+		return err
+	}
+	var params []protocol.TypedParam
+	for _, p := range rateParams(inbound, outbound) {
+		params = append(params, protocol.TypedParam{Field: p.name, Value: protocol.UintValue(p.value)})
+	}
+	_, err = relay.Call(ctx, client, protocol.NetworkPortSetParameters, &protocol.NetworkPortSetParametersArgs{Port: port, Params: params})
+	if err != nil {
+		return fmt.Errorf("bandwidth in the network %s: %w", network, err)
+	}
+	return nil
+}
+
+// rateParams are rates by libvirt's names, in KiB.
+func rateParams(in, out xml.Rate) []named {
+	return []named{
+		{protocol.DomainBandwidthInAverage, int(in.Average >> 10)}, {protocol.DomainBandwidthInPeak, int(in.Peak >> 10)},
+		{protocol.DomainBandwidthInBurst, int(in.Burst >> 10)}, {protocol.DomainBandwidthInFloor, int(in.Floor >> 10)},
+		{protocol.DomainBandwidthOutAverage, int(out.Average >> 10)}, {protocol.DomainBandwidthOutPeak, int(out.Peak >> 10)},
+		{protocol.DomainBandwidthOutBurst, int(out.Burst >> 10)},
+	}
+}
+
+// portXML asks for a port (conf/virnetworkportdef.c reads it).
+func portXML(p runtime.Port) (string, error) {
+	port := libvirtxml.NetworkPort{
+		UUID: p.UUID, Owner: &libvirtxml.NetworkPortOwner{Name: p.Owner, UUID: p.OwnerUUID},
+		MAC: &libvirtxml.NetworkPortMAC{Address: p.MAC}, Group: p.Group,
+	}
+	if p.Isolated {
+		port.PortOptions = &libvirtxml.NetworkPortPortOptions{Isolated: "yes"}
+	}
+	in, out := portRate(p.Inbound), portRate(p.Outbound)
+	if in != nil || out != nil {
+		port.Bandwidth = &libvirtxml.NetworkBandwidth{Inbound: in, Outbound: out}
+	}
+	return port.Marshal()
+}
+
+func portRate(r xml.Rate) *libvirtxml.NetworkBandwidthParams {
+	if r == (xml.Rate{}) {
+		return nil
+	}
+	p := &libvirtxml.NetworkBandwidthParams{}
+	for _, f := range []struct {
+		to   **uint
+		from uint64
+	}{{&p.Average, r.Average}, {&p.Peak, r.Peak}, {&p.Burst, r.Burst}, {&p.Floor, r.Floor}} {
+		if v := uint(f.from >> 10); v != 0 {
+			*f.to = &v
+		}
+	}
+	return p
+}
+
+// parsePort reads where the port is.
+func parsePort(network, doc string) (plug runtime.Plug, err error) {
+	var port libvirtxml.NetworkPort
+	if err := port.Unmarshal(doc); err != nil {
+		return plug, fmt.Errorf("port in the network %s: %w", network, err)
+	}
+	plug.Isolated = port.PortOptions != nil && port.PortOptions.Isolated == "yes"
+	if b := port.Bandwidth; b != nil {
+		plug.Inbound, plug.Outbound = rateOf(b.Inbound), rateOf(b.Outbound)
+	}
+	switch p := port.Plug; {
+	case port.VirtualPort != nil:
+		err = errorf(protocol.ErrConfigUnsupported, "the network '%s' has a <virtualport>, which environments cannot be connected to: use one with a Linux bridge", network)
+	case p != nil && p.Bridge != nil:
+		plug.Bridge = p.Bridge.Bridge
+	case p != nil && p.Network != nil:
+		plug.Bridge = p.Network.Bridge
+	case p != nil && p.Direct != nil:
+		plug.Device, plug.Mode = p.Direct.Dev, cmp.Or(p.Direct.Mode, "vepa")
+	default:
+		err = errorf(protocol.ErrConfigUnsupported, "the network '%s' hands out PCI devices, which an environment cannot have: use one with a bridge", network)
+	}
+	return plug, err
+}
+
+func rateOf(p *libvirtxml.NetworkBandwidthParams) (r xml.Rate) {
+	if p == nil {
+		return r
+	}
+	for _, f := range []struct {
+		from *uint
+		to   *uint64
+	}{{p.Average, &r.Average}, {p.Peak, &r.Peak}, {p.Burst, &r.Burst}, {p.Floor, &r.Floor}} {
+		if f.from != nil {
+			*f.to = uint64(*f.from) << 10
+		}
+	}
+	return r
+}

@@ -1,0 +1,355 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	goruntime "runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
+)
+
+// newSpace puts the test's thread into a network namespace of its own, which
+// stands for the host's, and gives another for an environment.
+func newSpace(t *testing.T) *wires {
+	t.Helper()
+	goruntime.LockOSThread() // for good: the thread ends with the test
+	make := func() *os.File {
+		if err := unix.Unshare(unix.CLONE_NEWNET); errors.Is(err, unix.EPERM) {
+			t.Skip("network namespaces can only be made by root")
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	inside := make()
+	make().Close()
+	w, err := openWires(inside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.close)
+	for _, h := range []*netlink.Handle{w.host, w.inside} {
+		lo, err := h.LinkByName("lo")
+		if err == nil {
+			err = h.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return w
+}
+
+// addLink makes a link of the host's side.
+func addLink(t *testing.T, w *wires, link netlink.Link, addresses ...string) netlink.Link {
+	t.Helper()
+	if err := w.host.LinkAdd(link); err != nil {
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			t.Skipf("this kernel has no %s links", link.Type())
+		}
+		t.Fatal(err)
+	}
+	made, err := w.host.LinkByName(link.Attrs().Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addresses {
+		addr, _ := netlink.ParseAddr(a)
+		if err := w.host.AddrAdd(made, addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.host.LinkSetUp(made); err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+func named(name string) netlink.LinkAttrs {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	return attrs
+}
+
+// cable is a link with the other end at hand, for one of the host's hardware.
+func cable(name string) netlink.Link {
+	veth := netlink.NewVeth(named(name))
+	veth.PeerName = name + "-far"
+	return veth
+}
+
+func mustPlan(t *testing.T, n xml.Interface, plug Plug, host, guest string) linkPlan {
+	t.Helper()
+	p, err := planLink(n, []xml.Interface{n}, plug, host, guest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// state lists what is there, of links and routes, on one side.
+func state(t *testing.T, h *netlink.Handle) string {
+	t.Helper()
+	links, err := h.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, l := range links {
+		a := l.Attrs()
+		if a.Name == "lo" || strings.HasSuffix(a.Name, "0") && (l.Type() == "sit" || l.Type() == "ip6tnl") {
+			continue
+		}
+		fmt.Fprintf(&b, "%s %s %s\n", a.Name, l.Type(), a.HardwareAddr)
+		addrs, _ := h.AddrList(l, unix.AF_INET)
+		for _, a := range addrs {
+			fmt.Fprintf(&b, "  %s\n", a.IPNet)
+		}
+		routes, _ := h.RouteList(l, unix.AF_INET)
+		for _, r := range routes {
+			fmt.Fprintf(&b, "  %s via %s\n", r.Dst, r.Gw)
+		}
+		proxies, _ := h.NeighProxyList(a.Index, unix.AF_INET)
+		for _, p := range proxies {
+			fmt.Fprintf(&b, "  answers for %s\n", p.IP)
+		}
+	}
+	return b.String()
+}
+
+func TestBridgeLink(t *testing.T) {
+	w := newSpace(t)
+	attrs := named("br0")
+	attrs.MTU, attrs.HardwareAddr = 1400, net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	addLink(t, w, &netlink.Bridge{LinkAttrs: attrs})
+	before := state(t, w.host)
+	n := xml.Interface{
+		Type: "bridge", Source: "br0", MAC: "52:54:00:00:00:01", Isolated: true,
+		Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24"), netip.MustParsePrefix("2001:db8::2/64")},
+		Routes:    []xml.Route{{To: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("192.0.2.1")}},
+	}
+	p := mustPlan(t, n, Plug{}, "vnet7", "eth0")
+	made, err := w.add(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "eth0 veth 52:54:00:00:00:01\n  192.0.2.2/24\n  0.0.0.0/0 via 192.0.2.1\n  192.0.2.0/24 via <nil>\n"; state(t, w.inside) != want {
+		t.Errorf("inside:\n%swant\n%s", state(t, w.inside), want)
+	}
+	host, err := w.host.LinkByName("vnet7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bridge, _ := w.host.LinkByName("br0")
+	if a := host.Attrs(); a.MasterIndex != bridge.Attrs().Index || a.MTU != 1400 || a.HardwareAddr.String() != "fe:54:00:00:00:01" || a.Index != made.host {
+		t.Errorf("host's end: %+v", a)
+	}
+	// Names are the kernel's to find: another of the same is refused, and undone.
+	second := p
+	second.Guest = "eth1"
+	if _, err := w.add(second); err == nil || !strings.Contains(err.Error(), "there is a network interface vnet7 on the host already") {
+		t.Errorf("the same name: %v", err)
+	}
+	second.Host, second.Guest = "vnet8", "eth0"
+	if _, err := w.add(second); err == nil || !strings.Contains(err.Error(), "there is a network interface eth0 inside already") {
+		t.Errorf("the same name inside: %v", err)
+	}
+	// Root inside renames it: it is the same one.
+	guest, _ := w.inside.LinkByName("eth0")
+	w.inside.LinkSetDown(guest)
+	if err := w.inside.LinkSetName(guest, "wan"); err != nil {
+		t.Fatal(err)
+	}
+	changed := p
+	changed.Addresses = []netip.Prefix{netip.MustParsePrefix("192.0.2.3/24")}
+	if err := w.setUpInside(changed, made.guest, &p); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, w.inside); !strings.Contains(got, "wan veth") || strings.Contains(got, "192.0.2.2") || !strings.Contains(got, "192.0.2.3/24\n  0.0.0.0/0 via 192.0.2.1") {
+		t.Errorf("after renaming and a change:\n%s", got)
+	}
+	if err := w.unmake(p.Type, made); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.unmake(p.Type, made); err != nil {
+		t.Errorf("once more: %v", err)
+	}
+	if err := w.setUpInside(p, made.guest, nil); err == nil || !strings.Contains(err.Error(), "deleted inside") {
+		t.Errorf("set up a link that is gone: %v", err)
+	}
+	if got := state(t, w.host) + state(t, w.inside); got != before {
+		t.Errorf("left:\n%swant\n%s", got, before)
+	}
+}
+
+func TestLinkRefused(t *testing.T) {
+	w := newSpace(t)
+	addLink(t, w, cable("dummy0"))
+	for _, c := range []struct {
+		n    xml.Interface
+		want string
+	}{
+		{xml.Interface{Type: "bridge", Source: "br7"}, "there is no bridge br7 on this host"},
+		{xml.Interface{Type: "bridge", Source: "dummy0"}, "is no bridge"},
+		{xml.Interface{Type: "direct", Source: "eth7"}, "there is no network interface eth7 on this host"},
+		{xml.Interface{Type: "hostdev", Source: "eth7"}, "there is no network interface eth7 on this host"},
+		{xml.Interface{Type: "hostdev", Source: "lo"}, "cannot be moved"},
+	} {
+		if c.n.Type != "hostdev" {
+			c.n.MAC = "52:54:00:00:00:01"
+		}
+		_, err := w.add(mustPlan(t, c.n, Plug{}, "vnet0", "eth0"))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s %s: %v", c.n.Type, c.n.Source, err)
+		}
+	}
+	if got := state(t, w.inside); got != "" {
+		t.Errorf("inside:\n%s", got)
+	}
+}
+
+// TestRoutedLink: the host routes to the addresses and answers for them, and
+// only those pass.
+func TestRoutedLink(t *testing.T) {
+	w := newSpace(t)
+	addLink(t, w, cable("up0"), "198.51.100.1/24", "2001:db8:5::1/64")
+	addLink(t, w, cable("other"), "203.0.113.1/24")
+	before := state(t, w.host)
+	n := xml.Interface{Type: "ethernet", MAC: "52:54:00:00:00:01", Addresses: []netip.Prefix{
+		netip.MustParsePrefix("198.51.100.20/32"), netip.MustParsePrefix("10.7.0.1/32"), netip.MustParsePrefix("2001:db8:5::20/128")}}
+	p := mustPlan(t, n, Plug{}, "vnet0", "eth0")
+	proxies, err := w.planProxies(p)
+	if want := "[{198.51.100.20 up0} {2001:db8:5::20 up0}]"; err != nil || fmt.Sprint(proxies) != want {
+		t.Fatalf("proxies %v, %v, want %s", proxies, err, want)
+	}
+	made, err := w.add(p)
+	if err != nil && strings.Contains(err.Error(), "the kernel has no") {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.addProxies(proxies); err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := w.planProxies(p); len(again) > 0 {
+		t.Errorf("entries that are there are planned again: %v", again)
+	}
+	want := "eth0 veth 52:54:00:00:00:01\n  198.51.100.20/32\n  10.7.0.1/32\n  0.0.0.0/0 via 169.254.0.1\n"
+	if got := state(t, w.inside); got != want {
+		t.Errorf("inside:\n%swant\n%s", got, want)
+	}
+	got := state(t, w.host)
+	for _, line := range []string{"  answers for 198.51.100.20", "vnet0 veth fe:54:00:00:00:01\n  169.254.0.1/32", "  10.7.0.1/32 via <nil>", "  198.51.100.20/32 via <nil>"} {
+		if !strings.Contains(got, line) {
+			t.Errorf("no %q in\n%s", line, got)
+		}
+	}
+	for name, value := range map[string]string{"ipv4/conf/vnet0/rp_filter": "1", "ipv4/conf/vnet0/forwarding": "1", "ipv6/conf/all/forwarding": "1", "ipv6/conf/up0/proxy_ndp": "1"} {
+		if sysctl(name) != value {
+			t.Errorf("%s is %q", name, sysctl(name))
+		}
+	}
+	// An address that the host has, or routes elsewhere, is not to be had.
+	for _, a := range []string{"203.0.113.1", "10.7.0.1"} {
+		other := n
+		other.MAC, other.Addresses = "52:54:00:00:00:02", []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(a), 32)}
+		if _, err := w.add(mustPlan(t, other, Plug{}, "vnet1", "eth1")); err == nil || !strings.Contains(err.Error(), "the address "+a+" is in use") {
+			t.Errorf("%s: %v", a, err)
+		}
+	}
+	// One address less.
+	less := n
+	less.Addresses = n.Addresses[:1]
+	p2 := mustPlan(t, less, Plug{}, "vnet0", "eth0")
+	if err := w.setUpHost(p2, made.host); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.setUpInside(p2, made.guest, &p); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, w.host) + state(t, w.inside); strings.Contains(got, "10.7.0.1") {
+		t.Errorf("10.7.0.1 is still there:\n%s", got)
+	}
+	if err := removeProxies(w.host, proxies); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeProxies(w.host, proxies); err != nil {
+		t.Errorf("once more: %v", err)
+	}
+	if err := w.unmake(p.Type, made); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, w.host) + state(t, w.inside); got != before {
+		t.Errorf("left:\n%swant\n%s", got, before)
+	}
+}
+
+func TestMovedLink(t *testing.T) {
+	w := newSpace(t)
+	link := addLink(t, w, cable("nic0"))
+	n := xml.Interface{Type: "hostdev", Source: "nic0", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.9/24")}}
+	p := mustPlan(t, n, Plug{}, "nic0", "wan")
+	made, err := w.add(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, w.inside); !strings.HasPrefix(got, "wan veth") || !strings.Contains(got, "192.0.2.9/24") {
+		t.Errorf("inside:\n%s", got)
+	}
+	guest, _ := w.inside.LinkByName("wan")
+	w.inside.LinkSetDown(guest)
+	w.inside.LinkSetName(guest, "mine")
+	for range 2 { // once more when it is back
+		if err := w.moveOut(made.guest, link.Attrs().HardwareAddr, "nic0"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := state(t, w.host); !strings.Contains(got, "nic0 veth "+link.Attrs().HardwareAddr.String()) || strings.Contains(got, "192.0.2.9") {
+		t.Errorf("host:\n%s", got)
+	}
+	addLink(t, w, &netlink.Bridge{LinkAttrs: named("br0")})
+	bridge, _ := w.host.LinkByName("br0")
+	nic, _ := w.host.LinkByName("nic0")
+	if err := w.host.LinkSetMaster(nic, bridge); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.add(p); err == nil || !strings.Contains(err.Error(), "nic0 is a port of br0") {
+		t.Errorf("a port of a bridge: %v", err)
+	}
+}
+
+func TestMacvlanLink(t *testing.T) {
+	w := newSpace(t)
+	addLink(t, w, cable("up0"))
+	before := state(t, w.host)
+	p := mustPlan(t, xml.Interface{Type: "network", Source: "lan", MAC: "52:54:00:00:00:01"}, Plug{Device: "up0", Mode: "bridge"}, "macvlan0", "eth0")
+	made, err := w.add(p)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("this kernel has no macvlan links")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, w.inside); got != "eth0 macvlan 52:54:00:00:00:01\n" {
+		t.Errorf("inside:\n%s", got)
+	}
+	if err := w.unmake(p.Type, made); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, w.host) + state(t, w.inside); got != before {
+		t.Errorf("left:\n%swant\n%s", got, before)
+	}
+}

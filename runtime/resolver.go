@@ -1,0 +1,116 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
+)
+
+// resolverPath is where programs inside look for name servers. It may be a link
+// to what a daemon inside writes; then this is what holds until that does.
+const resolverPath = "/etc/resolv.conf"
+
+// resolverText is resolv.conf(5) for an environment, "" to leave alone what
+// there is.
+func resolverText(env *xml.Environment) string {
+	if len(env.Nameservers)+len(env.SearchDomains) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("# from the domain's metadata; virtvzd writes it at each start\n")
+	if len(env.SearchDomains) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(env.SearchDomains, " "))
+	}
+	for _, server := range env.Nameservers {
+		fmt.Fprintf(&b, "nameserver %s\n", server)
+	}
+	return b.String()
+}
+
+// resolvedFile tells systemd-resolved the same.
+func resolvedFile(env *xml.Environment) runFile {
+	return runFile{
+		Path: "systemd/resolved.conf.d/50-virtvzd.conf",
+		Text: fmt.Sprintf("[Resolve]\nDNS=%s\nDomains=%s\n", strings.Join(env.Nameservers, " "), strings.Join(env.SearchDomains, " ")),
+	}
+}
+
+// writeResolver writes resolv.conf in the root t, where lookups stay.
+func writeResolver(t *tree, text string) error {
+	if text == "" {
+		return nil
+	}
+	fd, err := openResolver(t)
+	if errors.Is(err, unix.ENOENT) {
+		if err = makeResolverDir(t); err == nil {
+			fd, err = openResolver(t)
+		}
+	}
+	if errors.Is(err, unix.EROFS) {
+		return errors.New("the root is read-only, so its name servers are those of its template: remove <ve:nameserver> and <ve:searchdomain>")
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", resolverPath, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, 0); err != nil {
+		return err
+	}
+	_, err = unix.Write(fd, []byte(text)) // short, and to a regular file
+	return err
+}
+
+// openResolver follows a link, also to a file that is yet to be made, and
+// takes nothing but a regular file.
+func openResolver(t *tree) (int, error) {
+	fd, err := openIn(t.fd, resolverPath, unix.O_WRONLY|unix.O_CREAT|unix.O_NONBLOCK|unix.O_NOCTTY, 0o644)
+	if err != nil {
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		return -1, errors.Join(err, unix.EINVAL)
+	}
+	return fd, nil
+}
+
+// makeResolverDir makes the directory a link leads into.
+func makeResolverDir(t *tree) error {
+	etc, err := t.directory("/etc", 0o755)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(etc)
+	target := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(etc, path.Base(resolverPath), target)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	to := string(target[:n])
+	if !path.IsAbs(to) {
+		to = path.Join("/etc", to)
+	}
+	dir, err := t.directory(path.Dir(to), 0o755)
+	if err == nil {
+		unix.Close(dir)
+	}
+	return err
+}
+
+// setResolver follows a change of the metadata.
+func (i *Instance) setResolver(before, after *xml.Environment) error {
+	if slices.Equal(before.Nameservers, after.Nameservers) && slices.Equal(before.SearchDomains, after.SearchDomains) {
+		return nil
+	}
+	return i.insideAsRoot(resolverPath, func(t *tree) error { return writeResolver(t, resolverText(after)) })
+}
