@@ -135,7 +135,7 @@ func planUpdate(g Generation, h buildHost) (*buildPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := families[recipe.Distribution]
+	f := distros[recipe.Distribution]
 	p := planUpdateInside(f.update, h)
 	if f.planUpdate != nil {
 		if p, err = f.planUpdate(recipe, h); err != nil {

@@ -88,7 +88,7 @@ func rpmDatabase(r *Recipe) string {
 	if old := map[string]string{"centos": "9", "almalinux": "9", "rocky": "9", "rhel": "9"}[r.Distribution]; old != "" && strings.HasPrefix(r.Release, old) {
 		return "/var/lib/rpm"
 	}
-	return cmp.Or(families[r.Distribution].rpm, "/var/lib/rpm")
+	return cmp.Or(distros[r.Distribution].rpm, "/var/lib/rpm")
 }
 
 // updateDNF: dnf exits with 100 when there are updates, and prints

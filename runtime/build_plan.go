@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// family is how the roots of a distribution are made.
-type family struct {
+// distro is how the roots of a distribution are made.
+type distro struct {
 	tool string            // the program that makes one
 	from map[string]string // ID of the host -> package with the tool; "" for all others
 	plan func(r *Recipe, h buildHost) (*buildPlan, error)
@@ -55,21 +55,21 @@ type buildStep struct {
 	Capture bool // its standard output is the answer
 }
 
-// families by distribution, as os-release(5) calls it in ID.
-var families map[string]*family
+// distros by distribution, as os-release(5) calls it in ID.
+var distros map[string]*distro
 
 func init() { // the plans look things up in it
-	apt := family{tool: "mmdebstrap", from: map[string]string{"": "mmdebstrap"}, plan: planAPT, update: updateAPT,
+	apt := distro{tool: "mmdebstrap", from: map[string]string{"": "mmdebstrap"}, plan: planAPT, update: updateAPT,
 		look: "the sources of apt on such a system name it"}
-	dnf := family{tool: "dnf", from: map[string]string{"": "dnf"}, plan: planDNF, update: updateDNF, planUpdate: planDNFUpdate, rpm: "/usr/lib/sysimage/rpm",
+	dnf := distro{tool: "dnf", from: map[string]string{"": "dnf"}, plan: planDNF, update: updateDNF, planUpdate: planDNFUpdate, rpm: "/usr/lib/sysimage/rpm",
 		look: "the files in /etc/yum.repos.d of such a system name it (metalink or mirrorlist are better than an address)"}
 	zypp := dnf
 	zypp.look = "the files in /etc/zypp/repos.d of such a system name it"
-	apk := family{tool: "apk", from: map[string]string{"": "apk-tools"}, plan: planAPK, update: updateAPK,
+	apk := distro{tool: "apk", from: map[string]string{"": "apk-tools"}, plan: planAPK, update: updateAPK,
 		look: "/etc/apk/repositories of such a system names it"}
-	pacman := family{tool: "pacman", from: map[string]string{"debian": "pacman-package-manager", "ubuntu": "pacman-package-manager", "": "pacman"},
+	pacman := distro{tool: "pacman", from: map[string]string{"debian": "pacman-package-manager", "ubuntu": "pacman-package-manager", "": "pacman"},
 		plan: planPacman, update: updatePacman, look: "/etc/pacman.d/mirrorlist of such a system names it"}
-	families = map[string]*family{
+	distros = map[string]*distro{
 		"debian": &apt, "ubuntu": &apt,
 		"fedora": &dnf, "centos": &dnf, "almalinux": &dnf, "rocky": &dnf, "rhel": &dnf,
 		"opensuse-leap": &zypp, "opensuse-tumbleweed": &zypp,
@@ -77,12 +77,12 @@ func init() { // the plans look things up in it
 	}
 }
 
-func familyNames() []string { return slices.Sorted(maps.Keys(families)) }
+func distroNames() []string { return slices.Sorted(maps.Keys(distros)) }
 
-func whereToLook(distribution string) string { return families[distribution].look }
+func whereToLook(distribution string) string { return distros[distribution].look }
 
 // missing is the sentence about a tool that the host lacks.
-func (f *family) missing(host string) error {
+func (f *distro) missing(host string) error {
 	name, ok := f.from[host]
 	if !ok {
 		name = f.from[""]
@@ -93,7 +93,7 @@ func (f *family) missing(host string) error {
 // planBuild makes the plan of a recipe: pure, given the host. After what the
 // family does come the hooks.
 func planBuild(r *Recipe, h buildHost) (*buildPlan, error) {
-	f := families[r.Distribution]
+	f := distros[r.Distribution]
 	if !slices.ContainsFunc(strings.Split(runtimePath, ":"), func(dir string) bool { return h.Has(dir + "/" + f.tool) }) {
 		return nil, f.missing(h.ID)
 	}

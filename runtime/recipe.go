@@ -14,7 +14,7 @@ import (
 // Recipe says what a template is built from. It is a file in TOML, which the
 // installed ones explain.
 type Recipe struct {
-	Distribution string       `toml:"distribution"` // ID of os-release(5), see families
+	Distribution string       `toml:"distribution"` // ID of os-release(5), see distros
 	Release      string       `toml:"release"`      // what the package manager calls it: suite, $releasever
 	Architecture string       `toml:"architecture"` // what the package manager calls it; "" is the host's
 	Packages     []string     `toml:"packages"`
@@ -80,8 +80,8 @@ func ParseRecipe(text []byte) (*Recipe, error) {
 }
 
 func (r *Recipe) check() (err error) {
-	if families[r.Distribution] == nil {
-		return fmt.Errorf("distribution %q is not known: there are %s", printable(r.Distribution, 64), strings.Join(familyNames(), ", "))
+	if distros[r.Distribution] == nil {
+		return fmt.Errorf("distribution %q is not known: there are %s", printable(r.Distribution, 64), strings.Join(distroNames(), ", "))
 	}
 	if !plainWord.MatchString(r.Release) {
 		return fmt.Errorf("release %q is no name of a release", printable(r.Release, 64))
