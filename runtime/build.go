@@ -74,7 +74,7 @@ func (t *Templates) Build(ctx context.Context, name, recipeFile string, o BuildO
 		if err != nil {
 			return made, err
 		}
-		made.Source = recipeFile
+		made.Source = absolute(recipeFile)
 		return made, os.WriteFile(filepath.Join(dir, "recipe.toml"), text, 0o600)
 	})
 	if err != nil {

@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// aptSource is one that the host's apt is configured with.
+// aptSource is one that the host's apt is configured with. Label is "" where
+// apt has not yet downloaded what it tells that from.
 type aptSource struct{ URI, Release, Component, Label string }
 
 // aptSourceFormat has apt-get indextargets print them, one a line.
@@ -16,9 +17,22 @@ const aptSourceFormat = "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(LABEL)"
 
 func parseAPTSources(text string) (list []aptSource) {
 	for line := range strings.Lines(text) {
-		f := strings.Split(strings.TrimSpace(line), "\t")
+		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		if len(f) == 4 && addressText.MatchString(f[0]) && plainWord.MatchString(f[1]) && plainWord.MatchString(f[2]) {
 			list = append(list, aptSource{f[0], f[1], f[2], f[3]})
+		}
+	}
+	return list
+}
+
+// parseAPTURIs reads what apt-get update --print-uris tells, also of archives
+// that nothing was downloaded from yet: 'URI/dists/RELEASE/InRelease' FILE SIZE.
+func parseAPTURIs(text string) (list []aptSource) {
+	for line := range strings.Lines(text) {
+		uri, _, _ := strings.Cut(strings.TrimPrefix(line, "'"), "'")
+		base, release, found := strings.Cut(strings.TrimSuffix(uri, "/InRelease"), "/dists/")
+		if found && addressText.MatchString(base) && plainWord.MatchString(release) {
+			list = append(list, aptSource{base + "/", release, "main", ""})
 		}
 	}
 	return list
@@ -90,7 +104,7 @@ func aptLines(r *Recipe, h buildHost) (lines []string, err error) {
 	type place struct{ uri, release string }
 	found := map[place][]string{}
 	for _, s := range h.Apt {
-		if strings.HasPrefix(s.Label, aptLabels[r.Distribution]) && (s.Release == r.Release || strings.HasPrefix(s.Release, r.Release+"-")) {
+		if s.Label == "" && s.Release == r.Release || strings.HasPrefix(s.Label, aptLabels[r.Distribution]) && (s.Release == r.Release || strings.HasPrefix(s.Release, r.Release+"-")) {
 			at := place{s.URI, s.Release}
 			found[at] = append(found[at], s.Component)
 		}

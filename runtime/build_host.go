@@ -29,7 +29,13 @@ func lookAtHost(ctx context.Context) (buildHost, error) {
 		if err != nil {
 			return h, err
 		}
-		h.Apt = parseAPTSources(sources)
+		if h.Apt = parseAPTSources(sources); len(h.Apt) == 0 {
+			uris, err := output(ctx, "apt-get", "update", "--print-uris")
+			if err != nil {
+				return h, err
+			}
+			h.Apt = parseAPTURIs(uris)
+		}
 	}
 	resolv, _ := os.ReadFile("/etc/resolv.conf")
 	h.Resolv = string(resolv)

@@ -113,8 +113,12 @@ func TestBuildPlans(t *testing.T) {
 }
 
 func TestParseAPT(t *testing.T) {
-	list := parseAPTSources("http://a/debian/\ttrixie\tmain\tDebian\nhttp://a b/\tx\ty\tz\nnonsense\nhttp://b/\t-x\tmain\tDebian\n")
-	if !slices.Equal(list, []aptSource{{"http://a/debian/", "trixie", "main", "Debian"}}) {
+	list := parseAPTSources("http://a/debian/\ttrixie\tmain\tDebian\nhttp://a b/\tx\ty\tz\nnonsense\nhttp://b/\t-x\tmain\tDebian\nhttp://c/\tnew\tmain\t\n")
+	if !slices.Equal(list, []aptSource{{"http://a/debian/", "trixie", "main", "Debian"}, {"http://c/", "new", "main", ""}}) {
+		t.Errorf("%+v", list)
+	}
+	list = parseAPTURIs("'http://a/debian/dists/trixie/InRelease' a_InRelease 0 \n'http://a/debian/pool/x' x 1\nnonsense\n")
+	if !slices.Equal(list, []aptSource{{"http://a/debian/", "trixie", "main", ""}}) {
 		t.Errorf("%+v", list)
 	}
 	conf := parseAPTConf("APT::Architecture \"amd64\";\nAcquire::http::Proxy \"http://p/\";\nAcquire::https::proxy::h \"DIRECT\";\nAcquire::Check-Valid-Until \"0\";\nDPkg::Pre-Invoke:: \"rm\";\nAcquire::http::Proxy-Auto-Detect \"/bin/x\";\n")
