@@ -13,7 +13,8 @@ import (
 
 // rooms lists what of this module each room may import: downwards only.
 var rooms = map[string][]string{
-	"driver":             {"driver/protocol", "driver/relay", "driver/rpc", "driver/rpc/xdr", "runtime", "systemd", "xml"},
+	"driver":             {"driver/agent", "driver/protocol", "driver/relay", "driver/rpc", "driver/rpc/xdr", "runtime", "systemd", "xml"},
+	"driver/agent":       {"runtime"},
 	"driver/relay":       {"driver/protocol", "driver/rpc", "driver/rpc/xdr"},
 	"driver/virtvzd":     {"driver", "driver/relay", "driver/rpc", "runtime", "systemd"},
 	"driver/rpc":         {"driver/protocol", "driver/rpc/xdr"},

@@ -19,6 +19,8 @@
 // ours: relayed.go hands their procedures to relay/, which passes them on to
 // the host's own libvirt daemons.
 //
+// What a guest agent does in a virtual machine agent/ does from the outside.
+//
 // A domain's state is an immutable view behind an atomic pointer: queries
 // read it without waiting, changes hold the domain's one job and publish a
 // new view. No lock is held across D-Bus, a blocking system call or a write

@@ -19,6 +19,7 @@ type domain struct {
 	uuid protocol.UUID
 	job  *job
 
+	agent   agentOf
 	current atomic.Pointer[view]
 }
 

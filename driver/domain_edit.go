@@ -87,7 +87,7 @@ func (c *change) edit(live, config bool, edit func(*libvirtxml.Domain) error) (e
 		// them still.
 		errs := []error{err}
 		if live {
-			errs = append(errs, c.realise(next.live, before.live))
+			errs = append(errs, c.controlled(c.realise(next.live, before.live)))
 		}
 		return errors.Join(append(errs, c.saveEdited(before, live, config))...)
 	}

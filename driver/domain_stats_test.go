@@ -563,3 +563,34 @@ func TestAllocPagesRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestSetPools: all pools get their pages, or all have what they had.
+func TestSetPools(t *testing.T) {
+	dir := t.TempDir()
+	for size, count := range map[int]string{2048: "3\n", 1048576: "1\n"} {
+		pool := fmt.Sprintf("%s/hugepages-%dkB", dir, size)
+		if err := errors.Join(os.Mkdir(pool, 0o700), os.WriteFile(pool+"/nr_hugepages", []byte(count), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	small := dir + "/hugepages-2048kB/nr_hugepages"
+	for _, c := range []struct {
+		sizes  []uint32
+		counts []uint64
+		add    bool
+		want   int // pages of 2 MiB afterwards
+		err    string
+	}{
+		{[]uint32{2048, 1048576}, []uint64{5, 0}, false, 5, ""},
+		{[]uint32{2048}, []uint64{2}, true, 7, ""},
+		{[]uint32{2048, 4}, []uint64{9, 1}, false, 7, "page size 4 KiB is not available: the host's pools are 1048576, 2048 KiB"},
+	} {
+		err := setPools([]string{dir}, c.sizes, c.counts, c.add)
+		if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if n := readNumber(small); n != c.want {
+			t.Errorf("%+v: the pool has %d pages", c, n)
+		}
+	}
+}

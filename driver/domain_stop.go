@@ -38,7 +38,7 @@ var modes = []struct {
 }{
 	{protocol.DomainShutdownInitctl, runtime.ShutdownInitctl},
 	{protocol.DomainShutdownSignal, runtime.ShutdownSignal},
-	{protocol.DomainShutdownGuestAgent, runtime.ShutdownAgent},
+	{protocol.DomainShutdownGuestAgent, runtime.ShutdownDefault}, // the daemon is the agent
 	{protocol.DomainShutdownParavirt, runtime.ShutdownParavirt},
 	{protocol.DomainShutdownAcpiPowerBtn, runtime.ShutdownDefault},
 }
@@ -108,7 +108,7 @@ func (c *change) destroy(flags uint32) error {
 		if err := c.endGracefully(inst); err != nil {
 			return err
 		}
-	} else if err := inst.Kill(c.ctx); err != nil {
+	} else if err := c.controlled(inst.Kill(c.ctx)); err != nil {
 		return err
 	}
 	return c.stopped(inst, protocol.DomainShutoffDestroyed, protocol.DomainEventStoppedDestroyed)
@@ -127,11 +127,19 @@ func (c *change) endGracefully(inst *runtime.Instance) error {
 	}
 }
 
+// controlled passes an error on and tells clients that control is lost.
+func (c *change) controlled(err error) error {
+	if err != nil {
+		c.drv.events.emit(c.domain, controlErrorEvent())
+	}
+	return err
+}
+
 // stopped puts away what is left of an environment that ended and makes the
 // domain shut off; a transient one is gone with it.
 func (c *change) stopped(inst *runtime.Instance, reason int32, detail int32) error {
 	// The rest is cleaned at the next start of the domain or of the daemon.
-	if err := inst.Release(c.ctx); err != nil {
+	if err := c.controlled(inst.Release(c.ctx)); err != nil {
 		c.drv.log.Error("cannot clean up after an environment", "domain", c.view().name, "error", err)
 	}
 	err := c.enter(Shutoff, reason, func(v *view) {
@@ -153,7 +161,7 @@ func reset(c *change, a *protocol.DomainResetArgs) error {
 		return err
 	}
 	inst := c.view().instance
-	if err := inst.Kill(c.ctx); err != nil {
+	if err := c.controlled(inst.Kill(c.ctx)); err != nil {
 		return err
 	}
 	return c.restart(inst)
@@ -162,7 +170,7 @@ func reset(c *change, a *protocol.DomainResetArgs) error {
 // restart runs the same definition again after its environment ended. For
 // clients the domain was running all the time and rebooted.
 func (c *change) restart(inst *runtime.Instance) error {
-	if err := inst.Release(c.ctx); err != nil {
+	if err := c.controlled(inst.Release(c.ctx)); err != nil {
 		return errors.Join(err, c.stopped(inst, protocol.DomainShutoffFailed, protocol.DomainEventStoppedFailed))
 	}
 	next, live, err := c.launch(c.view().live, runtime.StartOptions{})

@@ -43,6 +43,20 @@ func rebootEvent() event {
 	}}
 }
 
+// controlErrorEvent tells that the environment or what is left of it does not
+// obey any more: an administrator has to look. The error is the caller's, and
+// in the daemon's log.
+func controlErrorEvent() event {
+	return event{protocol.DomainEventIDControlError, func(dom protocol.NonnullDomain, cb int32) (*protocol.Info, xdr.Marshaler) {
+		msg := protocol.DomainEventControlErrorMsg{Dom: dom}
+		if cb == legacyCallback {
+			return protocol.DomainEventControlError.Info, &msg
+		}
+		return protocol.DomainEventCallbackControlError.Info,
+			&protocol.DomainEventCallbackControlErrorMsg{CallbackID: cb, Msg: msg}
+	}}
+}
+
 // metadataEvent tells that title, description or an element of metadata
 // changed; uri names the element.
 func metadataEvent(kind int32, uri *string) event {

@@ -146,6 +146,13 @@ func nodeAllocPages(r *request, a *protocol.NodeAllocPagesArgs) (ret protocol.No
 			dirs = append(dirs, c.hugePages())
 		}
 	}
+	err = setPools(dirs, a.PageSizes, a.PageCounts, a.Flags&protocol.NodeAllocPagesSet == 0)
+	return protocol.NodeAllocPagesRet{Ret: int32(len(dirs) * len(a.PageSizes))}, err
+}
+
+// setPools gives the pools of each size in each of the directories a number
+// of pages, or adds so many.
+func setPools(dirs []string, sizes []uint32, counts []uint64, add bool) (err error) {
 	undo := map[string]int{}
 	defer func() {
 		if err != nil {
@@ -155,29 +162,28 @@ func nodeAllocPages(r *request, a *protocol.NodeAllocPagesArgs) (ret protocol.No
 		}
 	}()
 	for _, dir := range dirs {
-		for n, size := range a.PageSizes {
+		for n, size := range sizes {
 			pool := fmt.Sprintf("%s/hugepages-%dkB/nr_hugepages", dir, size)
 			old := readNumber(pool)
 			if old < 0 {
-				return ret, errorf(protocol.ErrOperationFailed, "page size %d KiB is not available: the host's pools are %s", size, poolsOf(dir))
+				return errorf(protocol.ErrOperationFailed, "page size %d KiB is not available: the host's pools are %s", size, poolsOf(dir))
 			}
-			want := a.PageCounts[n]
-			if a.Flags&protocol.NodeAllocPagesSet == 0 {
+			want := counts[n]
+			if add {
 				want += uint64(old)
 			}
 			if _, done := undo[pool]; !done {
 				undo[pool] = old
 			}
 			if err := os.WriteFile(pool, strconv.AppendUint(nil, want, 10), 0); err != nil {
-				return ret, errorf(protocol.ErrOperationFailed, "cannot make a pool of %d pages: %v", want, err)
+				return errorf(protocol.ErrOperationFailed, "cannot make a pool of %d pages: %v", want, err)
 			}
 			if got := readNumber(pool); uint64(got) != want {
-				return ret, errorf(protocol.ErrOperationFailed, "Unable to allocate %d pages. Allocated only %d", want, got)
+				return errorf(protocol.ErrOperationFailed, "Unable to allocate %d pages. Allocated only %d", want, got)
 			}
-			ret.Ret++
 		}
 	}
-	return ret, nil
+	return nil
 }
 
 func poolsOf(dir string) string {

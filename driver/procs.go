@@ -31,6 +31,7 @@ var families = []table{
 	devices,
 	jobs,
 	consoles,
+	agents,
 	statistics,
 	cpuStatistics,
 	memoryStatistics,
@@ -97,5 +98,5 @@ func (drv *Driver) Register(s *rpc.Server) {
 	s.OnConnect(drv.attach)
 	s.Register(protocol.RemoteProgram, protocol.RemoteVersion, newProgram(drv, protocol.Remote(), families...))
 	s.Register(protocol.LxcProgram, protocol.LxcVersion, newProgram(drv, protocol.Lxc(), lxcProgram))
-	s.Register(protocol.QemuProgram, protocol.QemuVersion, newProgram(drv, protocol.Qemu()))
+	s.Register(protocol.QemuProgram, protocol.QemuVersion, newProgram(drv, protocol.Qemu(), qemuProgram))
 }

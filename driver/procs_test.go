@@ -25,7 +25,7 @@ func TestProcedures(t *testing.T) {
 		families []table
 	}{
 		{"remote", protocol.Remote(), families}, {"lxc", protocol.Lxc(), []table{lxcProgram}},
-		{"qemu", protocol.Qemu(), nil}, {"admin", protocol.Admin(), []table{administration}},
+		{"qemu", protocol.Qemu(), []table{qemuProgram}}, {"admin", protocol.Admin(), []table{administration}},
 	} {
 		prog := newProgram(&Driver{}, p.all, p.families...)
 		served := map[*protocol.Info]bool{}

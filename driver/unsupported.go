@@ -60,9 +60,6 @@ var reasons = []struct{ pattern, reason string }{
 	{"DOMAIN_GET_*", "this version does not report it"},
 	{"DOMAIN_BLOCK_*", "this version does not report it"},
 	{"DOMAIN_INTERFACE_*", "this version does not report it"},
-	{"DOMAIN_FS*", "this version does not reach into environments"},
-	{"DOMAIN_SEND_PROCESS_SIGNAL", "this version does not reach into environments: use lxc-enter-namespace"},
-	{"DOMAIN_AUTHORIZED_SSH_KEYS_*", "this version does not reach into environments"},
 	{"CONNECT_DOMAIN_XML_*_NATIVE", "this version does not convert configurations"},
 
 	// The admin program.
@@ -71,7 +68,6 @@ var reasons = []struct{ pattern, reason string }{
 	{"CONNECT_SET_DAEMON_TIMEOUT", "the daemon does not stop when it is idle: it watches environments"},
 
 	// QEMU's program.
-	{"DOMAIN_AGENT_COMMAND", "this version does not reach into environments"},
 	{"DOMAIN_MONITOR_COMMAND*", "there is no QEMU monitor"},
 	{"DOMAIN_ATTACH", "there is no QEMU process to attach to"},
 	{"CONNECT_DOMAIN_MONITOR_EVENT_*", "there is no QEMU monitor"},

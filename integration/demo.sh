@@ -13,6 +13,7 @@ show() { # show COMMAND…: print it as one would type it, then run it
 	printf '%s$ %s%s\n' "$bold" "$*" "$plain"
 	"$@"
 }
+need() { command -v "$1" >/dev/null || fail "$1 is missing: apt install $2"; } # need COMMAND PACKAGE
 fail() { echo "demo: $*" >&2; exit 1; }
 
 inside() { virsh lxc-enter-namespace --noseclabel "$name" -- "$@"; }
@@ -106,6 +107,7 @@ steps() {
 # make_root TAR: the same root as in the machine, from the Debian archive that
 # this host's apt is configured with.
 make_root() {
+	need mmdebstrap mmdebstrap
 	title "Making a root: Debian 13 with systemd"
 	mkdir -p "$(dirname "$1")"
 	keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -131,9 +133,8 @@ archive() {
 on_host() {
 	[ "$(id -u)" = 0 ] || fail "run as root: sudo make demo HOST=1"
 	[ -d /run/systemd/system ] || fail "systemd does not run this machine: use make demo"
-	for tool in crun:crun virsh:libvirt-clients mmdebstrap:mmdebstrap; do
-		command -v "${tool%:*}" >/dev/null || fail "${tool%:*} is missing: apt install ${tool#*:}"
-	done
+	need crun crun
+	need virsh libvirt-clients
 	make install
 	systemctl daemon-reload
 	systemctl -q enable --now virtvzd.socket virtvzd-ro.socket virtvzd-admin.socket

@@ -105,7 +105,7 @@ func TestBusyboxSuspendShutdownReboot(t *testing.T) {
 	if err := i.Resume(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := i.Shutdown(ctx, ShutdownAgent, false); !errors.Is(err, ErrUnsupported) {
+	if err := i.Shutdown(ctx, ShutdownParavirt, false); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("agent: %v", err)
 	}
 	time.Sleep(500 * time.Millisecond) // busybox sets up its handlers

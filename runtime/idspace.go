@@ -68,6 +68,30 @@ func clonePaused() (pid int, errno syscall.Errno) {
 	}
 }
 
+// becomeUser gives this thread the rights of a user to files and no other: no
+// group besides gid, no capability. It ends with what it is for. The system
+// calls are raw, for this thread alone.
+func becomeUser(uid, gid uint32) error {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
+		return fmt.Errorf("leave the daemon's groups: %w", errno)
+	}
+	unix.Setfsgid(int(gid))
+	unix.Setfsuid(int(uid))
+	// They tell what was, not whether they worked; -1 changes nothing.
+	if now, _ := unix.SetfsuidRetUid(-1); uint32(now) != uid {
+		return fmt.Errorf("become user %d: still user %d", uid, now)
+	}
+	if now, _ := unix.SetfsgidRetGid(-1); uint32(now) != gid {
+		return fmt.Errorf("become group %d: still group %d", gid, now)
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capset(&header, &sets[0]); err != nil {
+		return fmt.Errorf("drop all capabilities: %w", err)
+	}
+	return nil
+}
+
 // becomeOwner makes files created by this thread belong to the first id of
 // the environment's range: an idmapped mount refuses (EOVERFLOW) the creation
 // of a file by an id it does not map, and overlayfs keeps the credentials of its

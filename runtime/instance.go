@@ -26,6 +26,7 @@ type Instance struct {
 
 	exited chan struct{}
 	oom    chan struct{}
+	waits  chan struct{} // see patiently
 
 	mu       sync.Mutex
 	rec      *record    // its Name and Phase change
@@ -37,7 +38,7 @@ type Instance struct {
 
 func newInstance(r *Runtime, rec *record, pidfd *os.File) *Instance {
 	uuid, _ := parseUUID(rec.UUID)
-	return &Instance{r: r, uuid: uuid, dir: r.dir(uuid), pidfd: pidfd, rec: rec, exited: make(chan struct{}), oom: make(chan struct{}, 1)}
+	return &Instance{r: r, uuid: uuid, dir: r.dir(uuid), pidfd: pidfd, rec: rec, exited: make(chan struct{}), oom: make(chan struct{}, 1), waits: make(chan struct{}, maxFileWaits)}
 }
 
 // watch waits for the end of init in a goroutine.

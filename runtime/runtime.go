@@ -145,6 +145,23 @@ func (r *Runtime) RemovePrivate(uuid [16]byte) error {
 	return os.RemoveAll(r.privateDir(uuid))
 }
 
+// releaseEnded does what the Release of an environment could not do when it
+// ended.
+func (r *Runtime) releaseEnded(ctx context.Context, uuid [16]byte) error {
+	r.mu.Lock()
+	i := r.instances[uuid]
+	r.mu.Unlock()
+	if i == nil {
+		return nil
+	}
+	select {
+	case <-i.exited:
+		return i.Release(ctx)
+	default:
+		return nil // runs
+	}
+}
+
 // reserve makes the UUID ours, so that two starts cannot meet, and claims ids
 // and CPUs for it.
 func (r *Runtime) reserve(env *xml.Environment) (Reserved, error) {

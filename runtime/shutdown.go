@@ -17,7 +17,6 @@ const (
 	ShutdownDefault  ShutdownMode = iota // what its init understands
 	ShutdownInitctl                      // a run level, through /run/initctl
 	ShutdownSignal                       // a signal to init
-	ShutdownAgent                        // ErrUnsupported
 	ShutdownParavirt                     // ErrUnsupported
 )
 
@@ -55,8 +54,8 @@ func (i *Instance) Shutdown(ctx context.Context, mode ShutdownMode, reboot bool)
 	}
 	how := requests[i.rec.Kind]
 	switch mode {
-	case ShutdownAgent, ShutdownParavirt:
-		return fmt.Errorf("an environment has no guest agent and no paravirtual shutdown: %w", ErrUnsupported)
+	case ShutdownParavirt:
+		return fmt.Errorf("an environment has no paravirtual shutdown: %w", ErrUnsupported)
 	case ShutdownInitctl:
 		return i.initctl(reboot)
 	case ShutdownDefault:

@@ -24,6 +24,9 @@ type StartOptions struct {
 // Start runs an environment: all of it, or the error says why not and nothing
 // is left.
 func (r *Runtime) Start(ctx context.Context, env *xml.Environment, o StartOptions) (*Instance, error) {
+	if err := r.releaseEnded(ctx, env.UUID); err != nil {
+		return nil, err
+	}
 	res, err := r.reserve(env)
 	if err != nil {
 		return nil, err
@@ -144,7 +147,7 @@ func (s *starter) writeRecord(ctx context.Context) error {
 // makeLayers makes the environment's own layer when it starts for the first
 // time. From then on it belongs to that digest of its template: an overlay
 // whose lower layer is exchanged is corrupt.
-func (s *starter) makeLayers(context.Context) error {
+func (s *starter) makeLayers(ctx context.Context) error {
 	if err := checkDevices(s.env.Devices); err != nil {
 		return err
 	}
@@ -156,7 +159,7 @@ func (s *starter) makeLayers(context.Context) error {
 	if len(s.env.Filesystems) == 0 || s.env.Filesystems[0].Type != "template" {
 		return nil
 	}
-	template, err := s.r.Templates().pin(s.env.Filesystems[0].Source, s.res.Layers)
+	template, err := s.r.Templates().pin(ctx, s.env.Filesystems[0].Source, s.res.Layers)
 	if err != nil {
 		return err
 	}

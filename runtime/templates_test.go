@@ -51,7 +51,7 @@ func link(name, to string) tar.Header {
 	return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to}
 }
 
-func importTar(t *testing.T, body []byte) (*Templates, Template, error) {
+func importBody(t *testing.T, body []byte, limits Limits) (*Templates, Generation, error) {
 	t.Helper()
 	data := t.TempDir()
 	name := filepath.Join(data, "root.tar")
@@ -59,7 +59,7 @@ func importTar(t *testing.T, body []byte) (*Templates, Template, error) {
 		t.Fatal(err)
 	}
 	templates := OpenTemplates(filepath.Join(data, "vz"))
-	made, err := templates.Import(context.Background(), "x", name, nil)
+	made, err := templates.Import(t.Context(), "x", name, ImportOptions{Limits: limits})
 	return templates, made, err
 }
 
@@ -74,7 +74,7 @@ func TestImport(t *testing.T) {
 		tar.Header{Typeflag: tar.TypeReg, Name: "ping", PAXRecords: map[string]string{
 			"SCHILY.xattr.user.x": "y", "SCHILY.xattr.trusted.overlay.redirect": "/etc"}},
 		link("abs", "/etc/passwd"), file("etc/deep/er/file", ""))
-	templates, made, err := importTar(t, body)
+	templates, made, err := importBody(t, body, Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestImport(t *testing.T) {
 
 func TestImportCompressed(t *testing.T) {
 	plain := tarOf(t, dir("etc"), file("etc/x", "y"))
-	_, want, err := importTar(t, plain)
+	_, want, err := importBody(t, plain, Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,11 +126,11 @@ func TestImportCompressed(t *testing.T) {
 		}
 		w.Write(plain)
 		w.Close()
-		_, got, err := importTar(t, out.Bytes())
+		_, got, err := importBody(t, out.Bytes(), Limits{})
 		if err != nil || got.Digest != want.Digest {
 			t.Errorf("%s: %s, %v, want %s", name, got.Digest, err, want.Digest)
 		}
-		if _, _, err := importTar(t, out.Bytes()[:out.Len()-9]); err == nil {
+		if _, _, err := importBody(t, out.Bytes()[:out.Len()-9], Limits{}); err == nil {
 			t.Errorf("%s: a truncated file is accepted", name)
 		}
 	}
@@ -162,7 +162,7 @@ func TestImportHostile(t *testing.T) {
 		"no files":           {},
 	}
 	for name, entries := range tests {
-		templates, made, err := importTar(t, tarOf(t, entries...))
+		templates, made, err := importBody(t, tarOf(t, entries...), Limits{})
 		after, _ := os.Lstat(victim)
 		text, _ := os.ReadFile(victim)
 		if string(text) != "safe" || after.Mode() != before.Mode() || !after.ModTime().Equal(before.ModTime()) {
@@ -179,13 +179,13 @@ func TestImportHostile(t *testing.T) {
 			t.Errorf("%s left %v", name, left)
 		}
 	}
-	if _, _, err := importTar(t, []byte("this is no archive at all")); err == nil || !strings.Contains(err.Error(), "no tar archive") {
+	if _, _, err := importBody(t, []byte("this is no archive at all"), Limits{}); err == nil || !strings.Contains(err.Error(), "no tar archive") {
 		t.Errorf("text: %v", err)
 	}
 }
 
 func TestTemplateNames(t *testing.T) {
-	templates, made, err := importTar(t, tarOf(t, dir("etc")))
+	templates, made, err := importBody(t, tarOf(t, dir("etc")), Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,15 +193,15 @@ func TestTemplateNames(t *testing.T) {
 		t.Errorf("unknown: %v", err)
 	}
 	for _, bad := range []string{"", ".", "..", "a/b", ".digest", "-x", "a b", strings.Repeat("a", 200)} {
-		if _, err := templates.Import(context.Background(), bad, made.Source, nil); err == nil {
+		if _, err := templates.Import(t.Context(), bad, made.Source, ImportOptions{}); err == nil {
 			t.Errorf("name %q is accepted", bad)
 		}
 	}
-	if again, err := templates.Import(context.Background(), "y", made.Source, nil); err != nil || again.Digest != made.Digest {
+	if again, err := templates.Import(t.Context(), "y", made.Source, ImportOptions{}); err != nil || again.Digest != made.Digest {
 		t.Errorf("the same again: %+v, %v", again, err)
 	}
 	layers := filepath.Join(templates.private, formatUUID(testUUID))
-	if _, err := templates.pin("x", layers); err != nil {
+	if _, err := templates.pin(t.Context(), "x", layers); err != nil {
 		t.Fatal(err)
 	}
 	if err := templates.Remove("y"); err != nil {
@@ -221,20 +221,20 @@ func TestTemplateNames(t *testing.T) {
 
 // A layer stays on the generation it was made from.
 func TestPinKeepsGeneration(t *testing.T) {
-	templates, old, err := importTar(t, tarOf(t, dir("etc")))
+	templates, old, err := importBody(t, tarOf(t, dir("etc")), Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	layers := filepath.Join(templates.private, formatUUID(testUUID))
-	if got, err := templates.pin("x", layers); err != nil || got.Digest != old.Digest {
+	if got, err := templates.pin(t.Context(), "x", layers); err != nil || got.Digest != old.Digest {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	os.WriteFile(old.Source, tarOf(t, dir("etc"), file("etc/new", "")), 0o644)
-	fresh, err := templates.Import(context.Background(), "x", old.Source, nil)
+	fresh, err := templates.Import(t.Context(), "x", old.Source, ImportOptions{})
 	if err != nil || fresh.Digest == old.Digest {
 		t.Fatalf("%+v, %v", fresh, err)
 	}
-	if got, err := templates.pin("x", layers); err != nil || got.Digest != old.Digest {
+	if got, err := templates.pin(t.Context(), "x", layers); err != nil || got.Digest != old.Digest {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -245,7 +245,7 @@ func TestImportCancel(t *testing.T) {
 	data := t.TempDir()
 	os.WriteFile(data+"/x.tar", tarOf(t, dir("etc")), 0o644)
 	templates := OpenTemplates(data)
-	if _, err := templates.Import(ctx, "x", data+"/x.tar", nil); !errors.Is(err, context.Canceled) {
+	if _, err := templates.Import(ctx, "x", data+"/x.tar", ImportOptions{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	if left, _ := os.ReadDir(filepath.Join(data, "template/.digest")); len(left) > 0 {

@@ -3,137 +3,38 @@ package runtime
 import (
 	"archive/tar"
 	"bufio"
-	"bytes"
-	"compress/gzip"
-	"context"
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 	"golang.org/x/sys/unix"
 )
 
-// Bounds of what an import accepts.
+// Bounds of what one entry may be.
 const (
-	maxTarFiles = 10_000_000
-	maxTarName  = 4096
-	maxXattr    = 64 << 10
+	maxTarName = 4096
+	maxXattr   = 64 << 10
+	// Deeper trees are nobody's root, and cannot be removed with the few
+	// descriptors that a shell's command may have.
+	maxTarDepth = 255
 )
-
-// unpackTemplate unpacks into dir/rootfs and describes it in dir/template.json.
-func unpackTemplate(ctx context.Context, tarFile, dir string, progress func(done, total int64)) (Template, error) {
-	made := Template{Source: tarFile, Imported: time.Now().UTC()}
-	f, err := os.Open(tarFile)
-	if err != nil {
-		return made, errnoOf(err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return made, err
-	}
-	if !info.Mode().IsRegular() {
-		return made, errors.New("it is not a file")
-	}
-	counted := &countingReader{ctx: ctx, r: f, total: info.Size(), progress: progress}
-	plain, err := decompress(bufio.NewReaderSize(counted, 256<<10))
-	if err != nil {
-		return made, err
-	}
-	digest := sha256.New()
-	u, err := newUnpacker(filepath.Join(dir, "rootfs"))
-	if err != nil {
-		return made, err
-	}
-	defer u.close()
-	all := io.TeeReader(plain, digest)
-	if err := u.unpack(tar.NewReader(all)); err != nil {
-		return made, err
-	}
-	if _, err := io.Copy(io.Discard, all); err != nil { // the padding belongs to the digest
-		return made, err
-	}
-	if u.files == 0 {
-		return made, errors.New("it has no files: a root as a tar archive is needed")
-	}
-	made.Digest = fmt.Sprintf("sha256-%x", digest.Sum(nil))
-	made.Size, made.Files = u.bytes, u.files
-	body, err := json.MarshalIndent(made, "", "\t")
-	if err != nil {
-		return made, err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "template.json"), body, 0o644); err != nil {
-		return made, err
-	}
-	return made, flush(dir)
-}
-
-// flush writes the file system to disk: a template that survives a crash must not
-// be one of empty files.
-func flush(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return unix.Syncfs(int(f.Fd()))
-}
-
-type countingReader struct {
-	ctx         context.Context
-	r           io.Reader
-	done, total int64
-	progress    func(done, total int64)
-}
-
-func (c *countingReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	n, err := c.r.Read(p)
-	c.done += int64(n)
-	if c.progress != nil {
-		c.progress(c.done, c.total)
-	}
-	return n, err
-}
-
-// decompress goes by the first bytes, not by the name.
-func decompress(r *bufio.Reader) (io.Reader, error) {
-	magic, err := r.Peek(6)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		return gzip.NewReader(r)
-	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return xz.ReaderConfig{DictCap: 128 << 20}.NewReader(r)
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		d, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(256<<20), zstd.WithDecoderConcurrency(1))
-		if err != nil {
-			return nil, err
-		}
-		return d.IOReadCloser(), nil
-	}
-	return r, nil
-}
 
 // unpacker writes the entries of a tar below a root that it cannot leave: every
 // parent is resolved inside the root, and a last component is never followed.
 type unpacker struct {
-	root         *tree
-	files, bytes int64
-	dirs         []dirTime
+	root *tree
+	used budget
+	size int64 // bytes of data
+	have int64 // entries
+	dirs []dirTime
+	// deep is how many directories above the root there are.
+	deep int
+	// layer is what this layer of an image has made; nil for a single archive.
+	layer map[string]bool
 
 	parentName string // the last parent, which the next entry usually shares
 	parentFD   int
@@ -145,7 +46,7 @@ type dirTime struct {
 	at   time.Time
 }
 
-func newUnpacker(dir string) (*unpacker, error) {
+func newUnpacker(dir string, limits Limits) (*unpacker, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -156,7 +57,15 @@ func newUnpacker(dir string) (*unpacker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &unpacker{root: root, parentFD: -1}, nil
+	u := &unpacker{root: root, used: budget{limits: limits}, parentFD: -1}
+	u.deep, err = depth(root.fd)
+	return u, err
+}
+
+// depth counts the directories above an open one.
+func depth(fd int) (int, error) {
+	full, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	return strings.Count(full, "/"), err
 }
 
 func (u *unpacker) close() {
@@ -166,26 +75,64 @@ func (u *unpacker) close() {
 	u.root.Close()
 }
 
+// unpackStream unpacks an archive that may be compressed. digest gets all of
+// it, uncompressed.
+func (u *unpacker) unpackStream(r io.Reader, digest io.Writer) error {
+	plain, err := decompress(bufio.NewReaderSize(r, 256<<10))
+	if err != nil {
+		return err
+	}
+	all := io.TeeReader(u.used.bound(plain), digest)
+	if err := u.unpack(tar.NewReader(all)); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, all) // the padding belongs to the digest
+	return err
+}
+
 func (u *unpacker) unpack(archive *tar.Reader) error {
 	for {
 		h, err := archive.Next()
 		if err == io.EOF {
-			return u.setDirTimes()
+			return nil
 		}
 		if err != nil {
-			if u.files == 0 {
+			if u.used.files == 0 && !errors.Is(err, ErrTooLarge) {
 				return fmt.Errorf("it is no tar archive, or one in an unknown compression (gzip, xz and zstd are known): %w", err)
 			}
 			return err
 		}
-		if u.files++; u.files > maxTarFiles {
-			return fmt.Errorf("it has more than %d files", maxTarFiles)
-		}
-		if err := u.entry(h, archive); err != nil {
-			return fmt.Errorf("%q: %w", h.Name, err)
+		if err := u.entry(h, fileBody{archive, h.Size}); err != nil {
+			return fmt.Errorf("%q: %w", printable(h.Name, 256), err)
 		}
 	}
 }
+
+// finish completes the root and tells how large it is.
+func (u *unpacker) finish(made *Generation) error {
+	if u.have == 0 {
+		return errors.New("it has no files: the root of a system is needed")
+	}
+	made.Size, made.Files = u.size, u.have
+	return u.setDirTimes()
+}
+
+// body is the content of a regular file.
+type body interface {
+	// size is how much it takes at most.
+	size() int64
+	// writeTo writes it to a new file and returns how much of it is data.
+	writeTo(f *os.File) (int64, error)
+}
+
+// fileBody is one as archives have it.
+type fileBody struct {
+	io.Reader
+	n int64
+}
+
+func (b fileBody) size() int64                       { return b.n }
+func (b fileBody) writeTo(f *os.File) (int64, error) { return io.Copy(f, b.Reader) }
 
 // cleanName makes an entry's name relative to the root. ".." is refused and
 // not resolved: no honest root has it.
@@ -201,9 +148,13 @@ func cleanName(name string) (string, error) {
 	return strings.TrimPrefix(path.Clean("/"+name), "/"), nil
 }
 
-func (u *unpacker) entry(h *tar.Header, body io.Reader) error {
+func (u *unpacker) entry(h *tar.Header, content body) error {
 	name, err := cleanName(h.Name)
 	if err != nil {
+		return err
+	}
+	u.have++
+	if err := u.used.file(takes(h, content)); err != nil {
 		return err
 	}
 	if h.Uid < 0 || h.Gid < 0 || int64(h.Uid) > 0xfffffffe || int64(h.Gid) > 0xfffffffe {
@@ -220,7 +171,12 @@ func (u *unpacker) entry(h *tar.Header, body io.Reader) error {
 		return err
 	}
 	base := path.Base(name)
-	if err := u.create(dir, base, name, h, body); err != nil {
+	if u.layer != nil {
+		if done, err := u.layerEntry(dir, base, name, h); done || err != nil {
+			return err
+		}
+	}
+	if err := u.create(dir, base, name, h, content); err != nil {
 		return err
 	}
 	if h.Typeflag == tar.TypeLink || skipped(h) {
@@ -229,15 +185,41 @@ func (u *unpacker) entry(h *tar.Header, body io.Reader) error {
 	return u.attributes(dir, base, h)
 }
 
+// takes is what an entry takes on the disk at most. A directory has a block, a
+// symbolic link too unless it fits into the inode.
+func takes(h *tar.Header, content body) int64 {
+	n := int64(0)
+	switch {
+	case h.Typeflag == tar.TypeDir:
+		n = block
+	case h.Typeflag == tar.TypeSymlink:
+		n = int64(len(h.Linkname))
+	case isRegular(h):
+		if n = content.size(); n < 0 {
+			return n
+		}
+	}
+	for key, value := range h.PAXRecords {
+		if strings.HasPrefix(key, xattrRecord) {
+			n += int64(len(key) + len(value))
+		}
+	}
+	return n
+}
+
+func isRegular(h *tar.Header) bool {
+	return h.Typeflag == tar.TypeReg || h.Typeflag == tar.TypeGNUSparse || h.Typeflag == '\x00'
+}
+
 // skipped entries are not made: device nodes do nothing in a user namespace, and
 // /dev is a tmpfs. A character device 0:0 would even be a whiteout to
 // overlayfs.
 func skipped(h *tar.Header) bool {
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo, tar.TypeGNUSparse, '\x00':
+	case tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo:
 		return false
 	}
-	return true
+	return !isRegular(h)
 }
 
 // parent opens the directory of an entry, inside the root whatever links an
@@ -246,9 +228,20 @@ func (u *unpacker) parent(name string) (int, error) {
 	if u.parentFD >= 0 && u.parentName == name {
 		return u.parentFD, nil
 	}
-	fd, err := u.root.directory(name, 0o755)
+	if strings.Count(name, "/") > maxTarDepth {
+		return -1, errTooDeep
+	}
+	fd, err := u.root.open(name, unix.O_PATH|unix.O_DIRECTORY)
+	if err == unix.ENOENT {
+		fd, err = u.makeParents(name)
+	}
 	if err != nil {
 		return -1, err
+	}
+	// With links a short name can be a deep one.
+	if n, err := depth(fd); err != nil || n-u.deep > maxTarDepth {
+		unix.Close(fd)
+		return -1, errTooDeep
 	}
 	if u.parentFD >= 0 {
 		unix.Close(u.parentFD)
@@ -257,7 +250,20 @@ func (u *unpacker) parent(name string) (int, error) {
 	return fd, nil
 }
 
-func (u *unpacker) create(dir int, base, name string, h *tar.Header, body io.Reader) error {
+// makeParents makes directories that have no entry of their own. They are
+// counted as if none were there.
+func (u *unpacker) makeParents(name string) (int, error) {
+	for range strings.Count(name, "/") + 1 {
+		if err := u.used.file(block); err != nil {
+			return -1, err
+		}
+	}
+	return u.root.directory(name, 0o755)
+}
+
+var errTooDeep = fmt.Errorf("directories are nested deeper than %d", maxTarDepth)
+
+func (u *unpacker) create(dir int, base, name string, h *tar.Header, content body) error {
 	if h.Typeflag == tar.TypeDir {
 		return u.mkdir(dir, base, name, h)
 	}
@@ -282,7 +288,7 @@ func (u *unpacker) create(dir int, base, name string, h *tar.Header, body io.Rea
 	case tar.TypeFifo:
 		return unix.Mknodat(dir, base, unix.S_IFIFO|0o600, 0)
 	}
-	return u.writeFile(dir, base, body)
+	return u.writeFile(dir, base, content)
 }
 
 func (u *unpacker) forgetParent() {
@@ -325,14 +331,14 @@ func (u *unpacker) link(dir int, base, target string) error {
 	return nil
 }
 
-func (u *unpacker) writeFile(dir int, base string, body io.Reader) error {
+func (u *unpacker) writeFile(dir int, base string, content body) error {
 	fd, err := unix.Openat(dir, base, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
 	f := os.NewFile(uintptr(fd), base)
-	n, err := io.Copy(f, body)
-	u.bytes += n
+	n, err := content.writeTo(f)
+	u.size += n
 	return errors.Join(err, f.Close())
 }
 
@@ -364,30 +370,34 @@ func setTime(dir int, base string, at time.Time) error {
 
 func (u *unpacker) setDirTimes() error {
 	for _, d := range u.dirs {
-		dir, err := u.parent(path.Dir(d.name))
-		if err != nil {
-			return err
+		dir, err := u.root.open(path.Dir(d.name), unix.O_PATH|unix.O_DIRECTORY)
+		if err == nil {
+			err = setTime(dir, path.Base(d.name), d.at)
+			unix.Close(dir)
 		}
-		if err := setTime(dir, path.Base(d.name), d.at); err != nil {
+		// A later entry may have replaced it.
+		if err != nil && err != unix.ENOENT && err != unix.ENOTDIR {
 			return err
 		}
 	}
 	return nil
 }
 
-// setXattrs takes file capabilities, ACLs and user attributes. Everything else is
-// dropped, above all trusted.overlay.*, with which an archive could direct
+// xattrRecord begins the names of extended attributes in an archive.
+const xattrRecord = "SCHILY.xattr."
+
+// keptXattr are file capabilities, ACLs and user attributes. Everything else
+// is dropped, above all trusted.overlay.*, with which an archive could direct
 // overlayfs elsewhere.
+func keptXattr(name string) bool {
+	return name == "security.capability" || strings.HasPrefix(name, "user.") ||
+		name == "system.posix_acl_access" || name == "system.posix_acl_default"
+}
+
 func setXattrs(dir int, base string, h *tar.Header) error {
 	for key, value := range h.PAXRecords {
-		name, ok := strings.CutPrefix(key, "SCHILY.xattr.")
-		if !ok || len(value) > maxXattr {
-			continue
-		}
-		switch {
-		case name == "security.capability", strings.HasPrefix(name, "user."):
-		case name == "system.posix_acl_access", name == "system.posix_acl_default":
-		default:
+		name, ok := strings.CutPrefix(key, xattrRecord)
+		if !ok || len(value) > maxXattr || !keptXattr(name) {
 			continue
 		}
 		file := fmt.Sprintf("/proc/self/fd/%d/%s", dir, base)

@@ -110,7 +110,7 @@ func vmTemplate(t testing.TB, name string) string {
 		t.Fatalf("no root %s.tar* in %s", name, roots)
 	}
 	begin := time.Now()
-	made, err := templates.Import(context.Background(), name, files[0], nil)
+	made, err := templates.Import(context.Background(), name, files[0], ImportOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,7 +65,7 @@ func validateTemplate(name, target string, host HostFacts) error {
 	if slices.Contains(names, name) {
 		return nil
 	}
-	have := "there is none yet: make one with 'virtvzd template import NAME FILE'"
+	have := "there is none yet: make one with 'virtvzd template import NAME SOURCE'"
 	if len(names) > 0 {
 		have = "there are " + strings.Join(names, ", ")
 	}

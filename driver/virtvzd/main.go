@@ -1,10 +1,9 @@
 // Virtvzd is the daemon: it answers libvirt's clients on its sockets and
 // runs environments for them.
 //
-//	virtvzd                              serve (what the systemd unit runs)
-//	virtvzd template import NAME FILE    make a template from a root tar
-//	virtvzd template list
-//	virtvzd template rm NAME
+//	virtvzd                               serve (what the systemd unit runs)
+//	virtvzd template import NAME SOURCE   make a template of a tar, directory or image
+//	virtvzd template list|show|rm|prune   see templateUsage
 package main
 
 import (
@@ -24,9 +23,7 @@ var version = "0-dev"
 const defaultConfig = "/etc/libvirt/virtvzd.conf"
 
 const usage = `usage: virtvzd [--config FILE] [--debug]
-       virtvzd template import NAME FILE
-       virtvzd template list
-       virtvzd template rm NAME
+       virtvzd template import|list|show|rm|prune …
        virtvzd --version
 `
 

@@ -9,9 +9,15 @@
 //	calls empty URI PREFIX       undefine them
 //	calls list URI N             listAllDomains
 //	calls first URI              connect and list, once
+//	calls setmem URI NAME N      change the memory of a running one
+//	calls times N COMMAND…       a command; %d in a word is another number each time
+//	calls domstats URI N         all statistics of all that run
+//	calls byhand N GLOB          the files of cgroups that these come from
 //	calls getinfo URI NAME CONNECTIONS SECONDS   calls/s and p99
 #include <libvirt/libvirt.h>
 #include <libvirt/virterror.h>
+#include <glob.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -186,6 +192,91 @@ static void list(const char *uri, int n) {
 	virConnectClose(c);
 }
 
+// memory is another size each time, in KiB, that fits and differs.
+static unsigned long memory(int i) { return 50000 + i % 2 * 4096 + i * 4; }
+
+static void setmem(const char *uri, const char *name, int n) {
+	double *t = calloc(n, sizeof(double));
+	virConnectPtr c = dial(uri);
+	virDomainPtr d = virDomainLookupByName(c, name);
+	for (int i = -1; i < n; i++) {
+		double a = now();
+		if (!d || virDomainSetMemoryFlags(d, memory(i + 1), VIR_DOMAIN_AFFECT_LIVE) < 0)
+			fail(name);
+		if (i >= 0)
+			t[i] = now() - a;
+	}
+	printf("setmem %.0f\n", quantile(t, n, .5));
+	virConnectClose(c);
+}
+
+static void times(int n, char **argv) {
+	double *t = calloc(n, sizeof(double));
+	char *words[32] = {0}, text[31][256];
+	for (int i = -1; i < n; i++) {
+		for (int k = 0; argv[k] && k < 31; k++) {
+			snprintf(text[k], sizeof text[k], argv[k], (int)memory(i + 1));
+			words[k] = text[k];
+		}
+		double a = now();
+		run(words);
+		if (i >= 0)
+			t[i] = now() - a;
+	}
+	printf("command %.0f\n", quantile(t, n, .5));
+}
+
+static void domstats(const char *uri, int n) {
+	double *t = calloc(n, sizeof(double));
+	virDomainStatsRecordPtr *all;
+	virConnectPtr c = dial(uri);
+	int count = 0;
+	for (int i = -1; i < n; i++) {
+		double a = now();
+		count = virConnectGetAllDomainStats(c, 0, &all, VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE);
+		if (count < 0)
+			fail("domstats");
+		if (i >= 0)
+			t[i] = now() - a;
+		virDomainStatsRecordListFree(all);
+	}
+	printf("domstats %.0f\nrunning %d\n", quantile(t, n, .5), count);
+	virConnectClose(c);
+}
+
+static void byhand(int n, const char *pattern) {
+	static const char *files[] = {
+		"cpu.stat", "cpu.pressure", "io.stat", "io.pressure", "memory.current", "memory.peak", "memory.min", "memory.low",
+		"memory.high", "memory.max", "memory.swap.current", "memory.swap.peak", "memory.swap.max", "memory.stat",
+		"memory.events", "memory.swap.events", "memory.pressure", "pids.current", "pids.peak", "pids.max", "pids.events",
+		"cgroup.stat", "cgroup.max.descendants",
+	};
+	double *t = calloc(n, sizeof(double));
+	char path[4096], text[65536];
+	size_t count = 0;
+	for (int i = -1; i < n; i++) {
+		double a = now();
+		glob_t g;
+		if (glob(pattern, 0, NULL, &g))
+			fail(pattern);
+		count = g.gl_pathc;
+		for (size_t k = 0; k < count; k++)
+			for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
+				snprintf(path, sizeof path, "%s/%s", g.gl_pathv[k], files[f]);
+				int fd = open(path, O_RDONLY);
+				if (fd < 0)
+					continue;
+				while (read(fd, text, sizeof text) > 0)
+					;
+				close(fd);
+			}
+		globfree(&g);
+		if (i >= 0)
+			t[i] = now() - a;
+	}
+	printf("byhand %.0f\ncgroups %zu\n", quantile(t, n, .5), count);
+}
+
 struct client {
 	pthread_t thread;
 	virDomainPtr domain;
@@ -247,6 +338,14 @@ int main(int argc, char **argv) {
 		list(argv[2], atoi(argv[3]));
 	else if (!strcmp(what, "first") && argc == 3)
 		list(argv[2], 1);
+	else if (!strcmp(what, "setmem") && argc == 5)
+		setmem(argv[2], argv[3], atoi(argv[4]));
+	else if (!strcmp(what, "times") && argc > 3)
+		times(atoi(argv[2]), argv + 3);
+	else if (!strcmp(what, "domstats") && argc == 4)
+		domstats(argv[2], atoi(argv[3]));
+	else if (!strcmp(what, "byhand") && argc == 4)
+		byhand(atoi(argv[2]), argv[3]);
 	else if (!strcmp(what, "getinfo") && argc == 6)
 		getinfo(argv[2], argv[3], atoi(argv[4]), atof(argv[5]));
 	else {

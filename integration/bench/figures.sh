@@ -65,6 +65,14 @@ for n in 1 50; do
 	$calls getinfo $vz bench $n 4 | print vz.info.$n
 	$calls getinfo 'test+unix:///default?mode=legacy&socket=/run/libvirt/libvirt-sock' test $n 4 | print test.info.$n
 done
+
+say "memory of a running environment"
+virsh -q -c $vz start bench >/dev/null
+unit=$(systemctl list-units --plain --no-legend 'machine-vz*bench.scope' | cut -d' ' -f1)
+$calls setmem $vz bench 30 | print vz
+$calls times 10 virsh -q -c $vz setmem bench %d | print vz.setmem
+$calls times 10 systemctl set-property --runtime "$unit" MemoryMax=%dK | print systemd.setmem
+virsh -q -c $vz destroy bench >/dev/null
 virsh -q -c $vz undefine bench >/dev/null
 
 memory() { # memory COUNT: of the daemon with so many running
@@ -86,5 +94,8 @@ while [ $running -lt "${MOST:-100}" ]; do
 done
 memory most
 echo "most.running $running"
+say "statistics of $running"
+$calls domstats $vz 20 | print vz
+$calls byhand 20 '/sys/fs/cgroup/machine.slice/machine-vz*.scope' | print cgroup
 for name in $(virsh -c $vz list --name); do virsh -q -c $vz destroy "$name" >/dev/null; done
 rm -rf $dir

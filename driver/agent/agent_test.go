@@ -1,0 +1,261 @@
+package agent
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"virtvzd/runtime"
+)
+
+// guest is an environment of files in memory and one program.
+type guest struct {
+	Guest
+	files   map[string]string
+	program func(context.Context, runtime.Command) (int, error)
+}
+
+func (g *guest) Exec(ctx context.Context, c runtime.Command) (int, error) { return g.program(ctx, c) }
+
+func (g *guest) ReadFile(_ context.Context, _ runtime.Owner, name string, limit int) ([]byte, error) {
+	body, ok := g.files[name]
+	if !ok {
+		return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
+	}
+	return []byte(body), nil
+}
+
+func (g *guest) ReplaceFile(_ context.Context, who runtime.Owner, name string, body []byte, mode os.FileMode) error {
+	g.files[name] = fmt.Sprintf("%d %o\n%s", who.UID, mode, body)
+	return nil
+}
+
+func (g *guest) Account(_ context.Context, name string) (runtime.Account, error) {
+	if name != "web" {
+		return runtime.Account{}, errors.New("there is no such user")
+	}
+	return runtime.Account{Owner: runtime.Owner{UID: 1000, GID: 1000}, Home: "/home/web"}, nil
+}
+
+func (g *guest) Hostname() (string, error)       { return "web1", nil }
+func (g *guest) CPUs() []int                     { return []int{2, 5} }
+func (g *guest) Memory() (uint64, uint64, error) { return 1, 1 << 28, nil }
+func (g *guest) Mounts(int) ([]runtime.Mount, error) {
+	return []runtime.Mount{{Point: "/", Type: "overlay", Source: "overlay"}}, nil
+}
+func (g *guest) FilesystemSpace(context.Context, string) (uint64, uint64, error) { return 100, 7, nil }
+
+func (g *guest) InsideLinks() ([]runtime.InsideLink, error) {
+	return []runtime.InsideLink{{Name: "eth0", MAC: "52:54:00:00:00:01", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24"), netip.MustParsePrefix("2001:db8::7/64")},
+		Stats: runtime.InterfaceStats{Received: runtime.Traffic{Bytes: 5}}}}, nil
+}
+
+func newAgent(t *testing.T, g *guest) *Agent {
+	a := New(g, func(_ context.Context, mode string) error { return errors.New("asked to " + mode) })
+	t.Cleanup(a.Close)
+	return a
+}
+
+func TestCommands(t *testing.T) {
+	a := newAgent(t, &guest{
+		files: map[string]string{"/etc/os-release": "# x\nID=debian\nPRETTY_NAME=\"Debian \\\"13\\\"\"\n", "/run/utmp": string(utmp("root", 7, 50)) + string(utmp("root", 7, 40)) + string(utmp("boot", 2, 1))},
+		program: func(_ context.Context, c runtime.Command) (int, error) {
+			io.WriteString(c.Stdout, "0.25 1.50 2.00 1/5 77\n")
+			return 0, nil
+		},
+	})
+	for _, c := range []struct{ command, want string }{
+		{`{"execute":"guest-ping"}`, `{"return":{}}`},
+		{`{"execute":"guest-ping","id":7}`, `{"return":{},"id":7}`},
+		{`{"execute":"guest-sync","arguments":{"id":42}}`, `{"return":42}`},
+		{`{"execute":"guest-get-host-name"}`, `{"return":{"host-name":"web1"}}`},
+		{`{"execute":"guest-get-osinfo"}`, `"id":"debian"`},
+		{`{"execute":"guest-get-osinfo"}`, `"pretty-name":"Debian \"13\""`},
+		{`{"execute":"guest-get-users"}`, `{"return":[{"user":"root","login-time":40}]}`},
+		{`{"execute":"guest-get-timezone"}`, `{"return":{"offset":0,"zone":"UTC"}}`},
+		{`{"execute":"guest-get-vcpus"}`, `{"return":[{"logical-id":0,"online":true,"can-offline":false},{"logical-id":1,"online":true,"can-offline":false}]}`},
+		{`{"execute":"guest-get-memory-block-info"}`, `{"return":{"size":268435456}}`},
+		{`{"execute":"guest-get-fsinfo"}`, `{"return":[{"name":"overlay","mountpoint":"/","type":"overlay","total-bytes":100,"used-bytes":7,"disk":[]}]}`},
+		{`{"execute":"guest-network-get-interfaces"}`, `{"return":[{"name":"eth0","hardware-address":"52:54:00:00:00:01","ip-addresses":[{"ip-address-type":"ipv4","ip-address":"192.0.2.7","prefix":24},{"ip-address-type":"ipv6","ip-address":"2001:db8::7","prefix":64}],"statistics":{"rx-bytes":5,`},
+		{`{"execute":"guest-get-load"}`, `{"return":{"load15m":2,"load1m":0.25,"load5m":1.5}}`},
+		{`{"execute":"guest-fsfreeze-status"}`, `{"return":"thawed"}`},
+		{`{"execute":"guest-info"}`, `{"name":"guest-shutdown","enabled":true,"success-response":false}`},
+		{`{"execute":"guest-fsfreeze-freeze"}`, `!suspend the environment instead`},
+		{`{"execute":"guest-shutdown"}`, `!asked to powerdown`},
+		{`{"execute":"guest-shutdown","arguments":{"mode":"reboot"}}`, `!asked to reboot`},
+		{`{"execute":"guest-shutdown","arguments":{"mode":"x"}}`, `!none of powerdown, halt and reboot`},
+		{`{"execute":"guest-nonsense"}`, `!unable to execute QEMU agent command 'guest-nonsense': The command guest-nonsense has not been found`},
+		{`{"execute":"guest-ping","arguments":{"x":1}}`, `!unknown field`},
+		{`{"execute":"guest-sync","arguments":{"id":"x"}}`, `!its arguments are wrong`},
+		{`{"execute"`, `!is not the agent's JSON`},
+		{`null`, `!has not been found`},
+	} {
+		got, err := a.Do(t.Context(), c.command)
+		if problem, fails := strings.CutPrefix(c.want, "!"); fails {
+			if err == nil || !strings.Contains(err.Error(), problem) {
+				t.Errorf("%s: %q, %v, want %q", c.command, got, err, problem)
+			}
+		} else if err != nil || !strings.Contains(got, c.want) {
+			t.Errorf("%s: %s, %v, want %s", c.command, got, err, c.want)
+		}
+	}
+}
+
+func utmp(name string, kind uint16, at uint32) []byte {
+	b := make([]byte, 384)
+	binary.NativeEndian.PutUint16(b, kind)
+	copy(b[44:], name)
+	binary.NativeEndian.PutUint32(b[340:], at)
+	return b
+}
+
+// do is a command that must succeed, with its answer.
+func do(t *testing.T, a *Agent, command string) map[string]any {
+	t.Helper()
+	text, err := a.Do(t.Context(), command)
+	if err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+	var answer struct{ Return map[string]any }
+	if err := json.Unmarshal([]byte(text), &answer); err != nil {
+		t.Fatal(err)
+	}
+	return answer.Return
+}
+
+func TestExec(t *testing.T) {
+	gate := make(chan bool)
+	a := newAgent(t, &guest{program: func(ctx context.Context, c runtime.Command) (int, error) {
+		switch c.Args[0] {
+		case "missing":
+			return 0, fmt.Errorf("missing: %w", runtime.ErrNotExecuted)
+		case "killed":
+			return 128 + 9, nil
+		case "endless":
+			<-ctx.Done()
+			return 0, ctx.Err()
+		}
+		<-gate
+		body, _ := io.ReadAll(c.Stdin)
+		fmt.Fprintf(c.Stdout, "%s %s %s", c.Args[1:], c.Env, body)
+		io.WriteString(c.Stderr, strings.Repeat("e", maxOutput+1))
+		return 3, nil
+	}})
+	pid := do(t, a, `{"execute":"guest-exec","arguments":{"path":"tool","arg":["a","b"],"env":["X=y"],"input-data":"aGVsbG8=","capture-output":true}}`)["pid"]
+	status := fmt.Sprintf(`{"execute":"guest-exec-status","arguments":{"pid":%v}}`, pid)
+	if got := do(t, a, status); got["exited"] != false {
+		t.Errorf("while it runs: %v", got)
+	}
+	close(gate)
+	got := ended(t, a, status)
+	out, _ := base64.StdEncoding.DecodeString(got["out-data"].(string))
+	if string(out) != "[a b] [X=y] hello" || got["exitcode"] != 3.0 || got["err-truncated"] != true || len(got["err-data"].(string)) < maxOutput {
+		t.Errorf("%q, status %v, truncated %v", out, got["exitcode"], got["err-truncated"])
+	}
+	if _, err := a.Do(t.Context(), status); err == nil || !strings.Contains(err.Error(), "PID lookup failed") {
+		t.Errorf("asked once more: %v", err)
+	}
+	for path, want := range map[string]string{"killed": `"signal":9`, "missing": "!cannot be run"} {
+		pid := do(t, a, `{"execute":"guest-exec","arguments":{"path":"`+path+`"}}`)["pid"]
+		status := fmt.Sprintf(`{"execute":"guest-exec-status","arguments":{"pid":%v}}`, pid)
+		var text string
+		var err error
+		for text, err = a.Do(t.Context(), status); err == nil && strings.Contains(text, "false"); text, err = a.Do(t.Context(), status) {
+			time.Sleep(time.Millisecond)
+		}
+		if problem, fails := strings.CutPrefix(want, "!"); fails && (err == nil || !strings.Contains(err.Error(), problem)) || !fails && !strings.Contains(text, want) {
+			t.Errorf("%s: %s, %v", path, text, err)
+		}
+	}
+	for range maxProcesses {
+		do(t, a, `{"execute":"guest-exec","arguments":{"path":"endless"}}`)
+	}
+	if _, err := a.Do(t.Context(), `{"execute":"guest-exec","arguments":{"path":"endless"}}`); err == nil || !strings.Contains(err.Error(), "the limit is 16") {
+		t.Errorf("one too many: %v", err)
+	}
+	for _, wrong := range []string{`{}`, `{"path":"a\u0000b"}`, `{"path":"a","capture-output":"all"}`} {
+		if _, err := a.Do(t.Context(), `{"execute":"guest-exec","arguments":`+wrong+`}`); err == nil {
+			t.Errorf("%s is accepted", wrong)
+		}
+	}
+	a.Close() // ends the endless ones
+	if _, err := a.Do(t.Context(), `{"execute":"guest-exec","arguments":{"path":"tool"}}`); err == nil || !strings.Contains(err.Error(), "has ended") {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+func ended(t *testing.T, a *Agent, status string) map[string]any {
+	t.Helper()
+	for {
+		if got := do(t, a, status); got["exited"] == true {
+			return got
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	g := &guest{files: map[string]string{}}
+	a := newAgent(t, g)
+	const file = "/home/web/.ssh/authorized_keys"
+	keys := func() string {
+		return fmt.Sprint(do(t, a, `{"execute":"guest-ssh-get-authorized-keys","arguments":{"username":"web"}}`)["keys"])
+	}
+	if keys() != "[]" {
+		t.Errorf("without a file: %s", keys())
+	}
+	do(t, a, `{"execute":"guest-ssh-add-authorized-keys","arguments":{"username":"web","keys":["ssh-ed25519 A","ssh-ed25519 B","ssh-ed25519 A"]}}`)
+	if want := "1000 600\nssh-ed25519 A\nssh-ed25519 B\n"; g.files[file] != want {
+		t.Errorf("%q, want %q", g.files[file], want)
+	}
+	g.files[file] = "# mine\nssh-ed25519 A\n"
+	do(t, a, `{"execute":"guest-ssh-add-authorized-keys","arguments":{"username":"web","keys":["ssh-ed25519 C",""]}}`)
+	if want := "1000 600\n# mine\nssh-ed25519 A\nssh-ed25519 C\n"; g.files[file] != want {
+		t.Errorf("%q, want %q", g.files[file], want)
+	}
+	do(t, a, `{"execute":"guest-ssh-remove-authorized-keys","arguments":{"username":"web","keys":["ssh-ed25519 A","other"]}}`)
+	do(t, a, `{"execute":"guest-ssh-add-authorized-keys","arguments":{"username":"web","keys":["ssh-ed25519 D"],"reset":true}}`)
+	if want := "1000 600\nssh-ed25519 D\n"; g.files[file] != want {
+		t.Errorf("%q, want %q", g.files[file], want)
+	}
+	for _, wrong := range []string{`{"username":"x","keys":["a"]}`, `{"username":"web","keys":["# no"]}`, `{"username":"web","keys":["a\nb"]}`} {
+		if _, err := a.Do(t.Context(), `{"execute":"guest-ssh-add-authorized-keys","arguments":`+wrong+`}`); err == nil {
+			t.Errorf("%s is accepted", wrong)
+		}
+	}
+}
+
+func TestPassword(t *testing.T) {
+	var ran string
+	status := 0
+	a := newAgent(t, &guest{program: func(_ context.Context, c runtime.Command) (int, error) {
+		body, _ := io.ReadAll(c.Stdin)
+		ran = fmt.Sprint(c.Args, string(body))
+		io.WriteString(c.Stderr, "no such user\n")
+		return status, nil
+	}})
+	do(t, a, `{"execute":"guest-set-user-password","arguments":{"username":"root","password":"czNjcmV0","crypted":true}}`)
+	if want := "[chpasswd -e]root:s3cret\n"; ran != want {
+		t.Errorf("ran %q, want %q", ran, want)
+	}
+	status = 1
+	for _, c := range []struct{ args, want string }{
+		{`{"username":"x","password":"eA=="}`, "failed to set user password: no such user"},
+		{`{"username":"a:b","password":"eA=="}`, "colon"},
+		{`{"username":"a","password":"eAp5"}`, "forbidden characters"},
+	} {
+		if _, err := a.Do(t.Context(), `{"execute":"guest-set-user-password","arguments":`+c.args+`}`); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.args, err)
+		}
+	}
+}

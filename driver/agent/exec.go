@@ -1,0 +1,136 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"sync"
+
+	"virtvzd/runtime"
+)
+
+const (
+	// maxProcesses bounds those that run or were not asked about.
+	maxProcesses = 16
+	// maxOutput is kept of each stream: twice that in base64 fits an answer.
+	maxOutput = 1 << 20
+	// maxArguments bounds arguments and environment by number.
+	maxArguments = 1024
+)
+
+// process is a program of guest-exec.
+type process struct {
+	out, err output
+	capture  bool
+
+	done   chan struct{}
+	status int
+	failed error
+}
+
+// output keeps the first bytes of what is written and tells if there was
+// more.
+type output struct {
+	mu   sync.Mutex
+	buf  bytes.Buffer
+	more bool
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	room := min(len(p), maxOutput-o.buf.Len())
+	o.buf.Write(p[:room])
+	o.more = o.more || room < len(p)
+	return len(p), nil
+}
+
+// execArgs are those of guest-exec. capture-output is a bool, or since QEMU
+// 8.0 one of "none", "stdout", "stderr", "separated" and "merged".
+type execArgs struct {
+	Path    string   `json:"path"`
+	Args    []string `json:"arg"`
+	Env     []string `json:"env"`
+	Input   []byte   `json:"input-data"`
+	Capture any      `json:"capture-output"`
+}
+
+func (a *Agent) exec(_ context.Context, args execArgs) (any, error) {
+	if args.Path == "" {
+		return nil, errors.New("path is missing: the program to run")
+	}
+	if len(args.Args)+len(args.Env) > maxArguments {
+		return nil, errors.New("too many arguments")
+	}
+	for _, word := range append(append([]string{args.Path}, args.Args...), args.Env...) {
+		if strings.ContainsRune(word, 0) {
+			return nil, errors.New("an argument has a NUL character")
+		}
+	}
+	p := &process{done: make(chan struct{})}
+	c := runtime.Command{Args: append([]string{args.Path}, args.Args...), Env: args.Env, Stdin: bytes.NewReader(args.Input)}
+	switch args.Capture {
+	case nil, false, "none":
+	case true, "separated":
+		c.Stdout, c.Stderr = &p.out, &p.err
+	case "merged":
+		c.Stdout, c.Stderr = &p.out, &p.out
+	case "stdout":
+		c.Stdout = &p.out
+	case "stderr":
+		c.Stderr = &p.err
+	default:
+		return nil, errors.New("capture-output is none of true, false, none, stdout, stderr, separated and merged")
+	}
+	p.capture = c.Stdout != nil || c.Stderr != nil
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n, err := a.handle(len(a.processes), maxProcesses, "programs run or were not asked about with guest-exec-status")
+	if err != nil {
+		return nil, err
+	}
+	a.processes[n] = p
+	go func() {
+		p.status, p.failed = a.guest.Exec(a.ctx, c)
+		close(p.done)
+	}()
+	return map[string]int{"pid": n}, nil
+}
+
+// execStatus forgets a program that has ended once it has told so.
+func (a *Agent) execStatus(_ context.Context, args struct {
+	PID int `json:"pid"`
+}) (any, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := a.processes[args.PID]
+	if p == nil {
+		return nil, errors.New("PID lookup failed: it is none of guest-exec, or was asked about after its end")
+	}
+	select {
+	case <-p.done:
+	default:
+		return map[string]any{"exited": false}, nil
+	}
+	delete(a.processes, args.PID)
+	if p.failed != nil {
+		return nil, p.failed
+	}
+	answer := map[string]any{"exited": true, "exitcode": p.status}
+	if signal := p.status - 128; signal > 0 && signal < 65 {
+		delete(answer, "exitcode")
+		answer["signal"] = signal
+	}
+	for name, o := range map[string]*output{"out": &p.out, "err": &p.err} {
+		o.mu.Lock() // a daemon that the program left may still write
+		if p.capture && o.buf.Len() > 0 {
+			answer[name+"-data"] = bytes.Clone(o.buf.Bytes())
+		}
+		if o.more {
+			answer[name+"-truncated"] = true
+		}
+		o.mu.Unlock()
+	}
+	return answer, nil
+}

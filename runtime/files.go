@@ -1,0 +1,222 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
+)
+
+// What is read or written inside is found from the environment's root, in its
+// mount namespace, by one of its users: a link leads to where it leads inside,
+// and a directory of the host that is mounted there gives no more than that
+// user may have. Its root, too, is a user here without privileges: what
+// belongs to another user alone is not read for it.
+
+const (
+	// fileTimeout is how long somebody may wait for a file.
+	fileTimeout = 10 * time.Second
+	// maxFileWaits bounds how many may wait in one environment.
+	maxFileWaits = 4
+)
+
+// patiently runs do and waits for it, but not for ever: a file system that
+// somebody inside serves (FUSE) may never answer. What waits then goes on to
+// wait until the environment ends, which ends such a file system, too.
+func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (value T, err error) {
+	select {
+	case i.waits <- struct{}{}:
+	default:
+		return value, fmt.Errorf("%d files of %s are waited for already: try again later", maxFileWaits, i.Name())
+	}
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer func() { <-i.waits }()
+		value, err := do()
+		done <- result{value, err}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
+	defer cancel()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		return value, fmt.Errorf("a file of %s cannot be had: %w", i.Name(), ctx.Err())
+	}
+}
+
+// Owner is a user and a group by their numbers inside; root is the zero value.
+type Owner struct{ UID, GID uint32 }
+
+// inTree is patiently for something in the environment's tree, as one of its
+// users.
+func inTree[T any](ctx context.Context, i *Instance, who Owner, name string, do func(*tree) (T, error)) (T, error) {
+	uid, gid := i.hostIDs(who)
+	return patiently(ctx, i, func() (value T, err error) {
+		err = i.inside(name, []string{"mnt"}, func() error {
+			t, err := openTreeRoot("/")
+			if err != nil {
+				return err
+			}
+			defer t.Close()
+			if err := becomeUser(uid, gid); err != nil {
+				return err
+			}
+			value, err = do(t)
+			return err
+		})
+		return value, err
+	})
+}
+
+// File is a regular file inside that is open.
+type File struct {
+	i *Instance
+	f *os.File
+}
+
+// OpenFile opens a regular file inside. Flags are those of open(2); a file
+// that is made belongs to the user.
+func (i *Instance) OpenFile(ctx context.Context, who Owner, name string, flags int, mode os.FileMode) (*File, error) {
+	if flags&os.O_CREATE == 0 {
+		mode = 0 // openat2(2) insists
+	}
+	f, err := inTree(ctx, i, who, name, func(t *tree) (*os.File, error) {
+		fd, err := openIn(t.fd, name, flags|unix.O_NONBLOCK|unix.O_NOCTTY, uint32(mode.Perm()))
+		if err != nil {
+			return nil, err
+		}
+		f := os.NewFile(uintptr(fd), name) // closed by the garbage collector if it comes too late
+		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+			f.Close()
+			return nil, errors.Join(err, errors.New("it is no regular file"))
+		}
+		return f, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &File{i, f}, nil
+}
+
+// Read reads up to count bytes; none are left with io.EOF.
+func (f *File) Read(ctx context.Context, count int) ([]byte, error) {
+	return patiently(ctx, f.i, func() ([]byte, error) {
+		body := make([]byte, count)
+		n, err := f.f.Read(body)
+		return body[:n], err
+	})
+}
+
+// Write writes all of p.
+func (f *File) Write(ctx context.Context, p []byte) (int, error) {
+	return patiently(ctx, f.i, func() (int, error) { return f.f.Write(p) })
+}
+
+// Seek is lseek(2).
+func (f *File) Seek(ctx context.Context, offset int64, whence int) (int64, error) {
+	return patiently(ctx, f.i, func() (int64, error) { return f.f.Seek(offset, whence) })
+}
+
+// Sync is fsync(2).
+func (f *File) Sync(ctx context.Context) error {
+	_, err := patiently(ctx, f.i, func() (struct{}, error) { return struct{}{}, f.f.Sync() })
+	return err
+}
+
+// Close closes the file and does not wait for it.
+func (f *File) Close() { go f.f.Close() }
+
+// ReadFile reads a regular file of at most limit bytes.
+func (i *Instance) ReadFile(ctx context.Context, who Owner, name string, limit int) ([]byte, error) {
+	body, err := inTree(ctx, i, who, name, func(t *tree) ([]byte, error) { return t.read(name, limit+1) })
+	if err == nil && len(body) > limit {
+		err = fmt.Errorf("%s of %s has more than %d bytes", name, i.Name(), limit)
+	}
+	return body, err
+}
+
+// ReplaceFile makes a file of a user say body: it is the old or the new one
+// at any moment. Its directory is made, for its owner alone, if it is not
+// there.
+func (i *Instance) ReplaceFile(ctx context.Context, who Owner, name string, body []byte, mode os.FileMode) error {
+	_, err := inTree(ctx, i, who, name, func(t *tree) (none struct{}, err error) {
+		dir, err := t.directory(path.Dir(name), 0o700)
+		if err != nil {
+			return none, err
+		}
+		defer unix.Close(dir)
+		return none, replaceAt(dir, path.Base(name), body, uint32(mode.Perm()))
+	})
+	return err
+}
+
+func replaceAt(dir int, base string, body []byte, mode uint32) (err error) {
+	temporary := fmt.Sprintf(".%.200s.%d", base, time.Now().UnixNano())
+	fd, err := openIn(dir, temporary, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), temporary)
+	defer f.Close()
+	_, err = f.Write(body)
+	err = errors.Join(err, unix.Fchmod(fd, mode), f.Sync())
+	if err == nil {
+		err = unix.Renameat(dir, temporary, dir, base)
+	}
+	if err != nil {
+		unix.Unlinkat(dir, temporary, 0)
+	}
+	return err
+}
+
+// hostIDs are the host's numbers of a user and a group inside.
+func (i *Instance) hostIDs(o Owner) (uid, gid uint32) {
+	if i.rec.IDMap.Mode == xml.Privileged {
+		return o.UID, o.GID
+	}
+	return hostID(ranges(i.rec.IDMap.UIDs), o.UID), hostID(ranges(i.rec.IDMap.GIDs), o.GID)
+}
+
+// Account is a line of /etc/passwd inside.
+type Account struct {
+	Owner
+	Home string
+}
+
+// Account looks up a user by name.
+func (i *Instance) Account(ctx context.Context, name string) (a Account, err error) {
+	body, err := i.ReadFile(ctx, Owner{}, "/etc/passwd", 1<<20)
+	if err != nil {
+		return a, err
+	}
+	line := accountLine(body, name)
+	if line == nil {
+		return a, fmt.Errorf("there is no user %q in %s", name, i.Name())
+	}
+	return Account{Owner{number(line[2]), number(line[3])}, line[5]}, nil
+}
+
+// FilesystemSpace is the space of what is mounted at a point inside.
+func (i *Instance) FilesystemSpace(ctx context.Context, point string) (total, used uint64, err error) {
+	fs, err := inTree(ctx, i, Owner{}, point, func(t *tree) (fs unix.Statfs_t, err error) {
+		fd, err := t.open(point, unix.O_PATH)
+		if err != nil {
+			return fs, err
+		}
+		defer unix.Close(fd)
+		return fs, unix.Fstatfs(fd, &fs)
+	})
+	unit := uint64(max(fs.Frsize, fs.Bsize))
+	return fs.Blocks * unit, (fs.Blocks - min(fs.Bfree, fs.Blocks)) * unit, err
+}

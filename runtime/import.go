@@ -1,0 +1,144 @@
+package runtime
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+)
+
+// Limits are the most that a root may take on the disk.
+type Limits struct {
+	Bytes int64 // of data, in blocks as most file systems have
+	Files int64 // entries of all kinds
+}
+
+// DefaultLimits hold where nothing else is said: 16 GiB in a million files.
+var DefaultLimits = Limits{Bytes: 16 << 30, Files: 1_000_000}
+
+// ImportOptions may be zero.
+type ImportOptions struct {
+	Limits Limits // zero fields: the default
+	// Progress, if not nil, is told how much was read of how much; of 0 when
+	// that is not known.
+	Progress func(done, total int64)
+}
+
+func (o ImportOptions) progress(done, total int64) {
+	if o.Progress != nil {
+		o.Progress(done, total)
+	}
+}
+
+// OCIPrefix before a source means an OCI image layout in a directory, with the
+// tag after another colon where it has several: "oci:DIR:TAG".
+const OCIPrefix = "oci:"
+
+// Import makes a generation of a root tar (plain, or compressed with gzip, xz
+// or zstd), a directory or an OCI image layout. Whatever is in it, nothing is
+// written outside, and not more than the limits allow.
+func (t *Templates) Import(ctx context.Context, name, source string, o ImportOptions) (Generation, error) {
+	if o.Limits.Bytes <= 0 {
+		o.Limits.Bytes = DefaultLimits.Bytes
+	}
+	if o.Limits.Files <= 0 {
+		o.Limits.Files = DefaultLimits.Files
+	}
+	made, err := t.makeGeneration(ctx, name, func(dir string) (Generation, error) {
+		if layout, ok := strings.CutPrefix(source, OCIPrefix); ok {
+			return importOCI(ctx, layout, dir, o)
+		}
+		info, err := os.Stat(source)
+		switch {
+		case err != nil:
+			return Generation{}, errnoOf(err)
+		case info.IsDir():
+			return importDir(ctx, source, dir, o)
+		}
+		return importTar(ctx, source, dir, o)
+	})
+	if err != nil {
+		return made, fmt.Errorf("import %s: %w", source, err)
+	}
+	return made, nil
+}
+
+// importTar unpacks into dir/rootfs.
+func importTar(ctx context.Context, tarFile, dir string, o ImportOptions) (Generation, error) {
+	made := Generation{Source: tarFile}
+	f, err := os.Open(tarFile)
+	if err != nil {
+		return made, errnoOf(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return made, err
+	}
+	if !info.Mode().IsRegular() {
+		return made, errors.New("it is neither a file nor a directory")
+	}
+	u, err := newUnpacker(filepath.Join(dir, "rootfs"), o.Limits)
+	if err != nil {
+		return made, err
+	}
+	defer u.close()
+	digest := sha256.New()
+	counted := &countingReader{ctx: ctx, r: f, total: info.Size(), progress: o.progress}
+	if err := u.unpackStream(counted, digest); err != nil {
+		return made, err
+	}
+	if err := u.finish(&made); err != nil {
+		return made, err
+	}
+	made.Digest = fmt.Sprintf("sha256-%x", digest.Sum(nil))
+	return made, nil
+}
+
+type countingReader struct {
+	ctx         context.Context
+	r           io.Reader
+	done, total int64
+	progress    func(done, total int64)
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := c.r.Read(p)
+	c.done += int64(n)
+	c.progress(c.done, c.total)
+	return n, err
+}
+
+// decompress goes by the first bytes, not by the name.
+func decompress(r *bufio.Reader) (io.Reader, error) {
+	magic, err := r.Peek(6)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		return gzip.NewReader(r)
+	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		return xz.ReaderConfig{DictCap: 128 << 20}.NewReader(r)
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		d, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(256<<20), zstd.WithDecoderConcurrency(1))
+		if err != nil {
+			return nil, err
+		}
+		return d.IOReadCloser(), nil
+	}
+	return r, nil
+}

@@ -1,0 +1,135 @@
+package runtime
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// written is what lies on the disk below dir, in bytes.
+func written(t *testing.T, dir string) (n int64) {
+	filepath.WalkDir(dir, func(name string, _ os.DirEntry, _ error) error {
+		var st unix.Stat_t
+		if unix.Lstat(name, &st) == nil {
+			n += st.Blocks * 512
+		}
+		return nil
+	})
+	return n
+}
+
+// watched imports body and returns how much of the disk it ever took.
+func watched(t *testing.T, body []byte, limits Limits) (most int64, err error) {
+	t.Helper()
+	templates := OpenTemplates(t.TempDir())
+	name := filepath.Join(t.TempDir(), "x.tar")
+	if err := os.WriteFile(name, body, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err = templates.Import(t.Context(), "x", name, ImportOptions{Limits: limits, Progress: func(int64, int64) {
+		most = max(most, written(t, templates.dir))
+	}})
+	if left, _ := os.ReadDir(templates.digestDir("")); err != nil && len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
+	return most, err
+}
+
+// endless is a gzip stream that unpacks to much more.
+func endless(t *testing.T, head []byte, zeros int64) []byte {
+	var out bytes.Buffer
+	w, _ := gzip.NewWriterLevel(&out, gzip.BestSpeed)
+	w.Write(head)
+	io.CopyN(w, zeroReader{}, zeros)
+	w.Close()
+	return out.Bytes()
+}
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// header is the header of a file without its content.
+func header(t *testing.T, h tar.Header) []byte {
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	if err := w.WriteHeader(&h); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func TestImportBombs(t *testing.T) {
+	limits := Limits{Bytes: 2 << 20, Files: 1000}
+	var many, small, directories, links, attributes []tar.Header
+	for n := range 1001 {
+		many = append(many, file(fmt.Sprintf("%d", n), ""))
+	}
+	for n := range 900 {
+		small = append(small, file(fmt.Sprintf("%d", n), strings.Repeat("x", 2500+n)))
+	}
+	for n := range 10 {
+		directories = append(directories, file(fmt.Sprintf("%d/%sx", n, strings.Repeat("d/", 200)), ""))
+	}
+	for n := range 3000 {
+		links = append(links, link(fmt.Sprintf("%d", n), strings.Repeat("x", 4000)))
+	}
+	for n := range 900 {
+		attributes = append(attributes, tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("%d", n), PAXRecords: map[string]string{"SCHILY.xattr.user.x": strings.Repeat("x", 3000)}})
+	}
+	tests := map[string][]byte{
+		"decompression": endless(t, header(t, tar.Header{Typeflag: tar.TypeReg, Name: "zeros", Size: 50 << 20, Mode: 0o644}), 50<<20),
+		"after the end": endless(t, tarOf(t, file("x", "")), 50<<20),
+		"what is skipped": endless(t, header(t, tar.Header{
+			Typeflag: tar.TypeCont, Name: "x", Size: 50 << 20, Format: tar.FormatUSTAR}), 50<<20),
+		"many files":       tarOf(t, many...),
+		"many directories": tarOf(t, directories...),
+		"many links":       tarOf(t, links...),
+		"attributes":       tarOf(t, attributes...),
+		"small files":      tarOf(t, small...),
+		"the same again":   tarOf(t, append(many[:500:500], many[:501]...)...),
+	}
+	for name, body := range tests {
+		begin := time.Now()
+		most, err := watched(t, body, limits)
+		if !errors.Is(err, ErrTooLarge) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if most > limits.Bytes+limits.Bytes/4 {
+			t.Errorf("%s: took %d KiB of the disk, %d are allowed", name, most>>10, limits.Bytes>>10)
+		}
+		t.Logf("%s: %d KiB, %v: %v", name, most>>10, time.Since(begin).Round(time.Millisecond), err)
+	}
+}
+
+// A name can be short and lead deep all the same.
+func TestImportDeep(t *testing.T) {
+	deep := strings.Repeat("d/", 250)
+	for name, entries := range map[string][]tar.Header{
+		"plain":   {file(strings.Repeat("d/", 300)+"x", "")},
+		"by link": {file(deep+"x", ""), link("l", deep), file("l/e/e/e/e/e/e/e/e/e/x", "")},
+	} {
+		if _, err := watched(t, tarOf(t, entries...), DefaultLimits); err == nil || !strings.Contains(err.Error(), "nested deeper") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestParseSize(t *testing.T) {
+	for text, want := range map[string]int64{"4096": 4096, "4K": 4 << 10, "4 MiB": 4 << 20, "4GB": 4 << 30, "1T": 1 << 40,
+		"": 0, "0": 0, "-1": 0, "4X": 0, "G": 0, "9223372036854775807K": 0, "1.5G": 0} {
+		if got, err := ParseSize(text); got != want || (err == nil) != (want > 0) {
+			t.Errorf("%q: %d, %v", text, got, err)
+		}
+	}
+}

@@ -1,0 +1,166 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Remove deletes generations: "NAME" all that it has and the name, "NAME@ID"
+// one, "@ID" one that no name has. ID is the beginning of a digest. It is
+// refused while an environment stands on one of them.
+func (t *Templates) Remove(which string) error {
+	var trash []string
+	err := t.locked(unix.LOCK_EX, func() (err error) {
+		trash, err = t.remove(which)
+		return err
+	})
+	for _, dir := range trash {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
+}
+
+// Prune deletes every generation that is neither current nor in use, and
+// returns them.
+func (t *Templates) Prune() (gone []Generation, err error) {
+	var trash []string
+	err = t.locked(unix.LOCK_EX, func() error {
+		list, err := t.List()
+		for _, g := range list {
+			if g.Current || len(g.Users) > 0 {
+				continue
+			}
+			dir, err := t.drop(g)
+			if err != nil {
+				return err
+			}
+			if dir != "" {
+				trash = append(trash, dir)
+			}
+			gone = append(gone, g)
+		}
+		return err
+	})
+	for _, dir := range trash {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	t.sweep()
+	return gone, err
+}
+
+func (t *Templates) remove(which string) (trash []string, err error) {
+	name, id, one := strings.Cut(which, "@")
+	chosen, rest, err := t.choose(name, id, one)
+	if err != nil {
+		return nil, err
+	}
+	var used []string
+	for _, g := range chosen {
+		// What another name has as well is only renamed by this.
+		if others := slices.ContainsFunc(rest, func(o Generation) bool { return o.Digest == g.Digest }); len(g.Users) > 0 && !others {
+			used = append(used, fmt.Sprintf("generation %s by %s", g.ID(), strings.Join(g.Users, ", ")))
+		}
+	}
+	if len(used) > 0 {
+		return nil, fmt.Errorf("template %s is in use: %s; undefine them and remove their storage first", which, strings.Join(used, "; "))
+	}
+	for _, g := range chosen {
+		dir, err := t.drop(g)
+		if err != nil {
+			return trash, err
+		}
+		if dir != "" {
+			trash = append(trash, dir)
+		}
+	}
+	return trash, t.succeed(name, one, chosen, rest)
+}
+
+// choose divides all generations into those that are meant and the rest.
+func (t *Templates) choose(name, id string, one bool) (chosen, rest []Generation, err error) {
+	if name != "" || !one {
+		if err := checkTemplateName(name); err != nil {
+			return nil, nil, err
+		}
+	}
+	if one && len(id) < 4 {
+		return nil, nil, fmt.Errorf("generation %q is too short: give at least 4 digits of what 'template list' shows", id)
+	}
+	list, damaged := t.List()
+	for _, g := range list {
+		if g.Name == name && strings.HasPrefix(strings.TrimPrefix(g.Digest, "sha256-"), id) {
+			chosen = append(chosen, g)
+		} else {
+			rest = append(rest, g)
+		}
+	}
+	switch {
+	case one && len(chosen) == 0:
+		return nil, nil, fmt.Errorf("%w: %s has no generation %s", ErrNoTemplate, name, id)
+	case one && len(chosen) > 1:
+		return nil, nil, fmt.Errorf("more than one generation begins with %s: give more digits", id)
+	case len(chosen) > 0:
+		return chosen, rest, nil
+	}
+	// A damaged one can go all the same.
+	if target, err := os.Readlink(filepath.Join(t.dir, name)); err == nil {
+		digest := filepath.Base(target)
+		return []Generation{{Name: name, Digest: digest, Current: true, Users: t.users()[digest]}}, rest, nil
+	}
+	if isFile(filepath.Join(t.dir, name)) { // never started from
+		return nil, rest, nil
+	}
+	return nil, nil, errors.Join(t.unknown(name), damaged)
+}
+
+// drop takes a generation from its name, and from sight when it was the last
+// name; the directory that remains to be deleted is returned.
+func (t *Templates) drop(g Generation) (trash string, err error) {
+	dir := t.digestDir(g.Digest)
+	if g.Name != "" {
+		if err := os.Remove(filepath.Join(dir, "names", g.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		current := t.currentDigests()
+		delete(current, g.Name)
+		if len(t.namesOf(g.Digest, current)) > 0 {
+			return "", nil
+		}
+	}
+	trash, err = os.MkdirTemp(filepath.Join(t.dir, ".digest"), ".import-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Rename(dir, filepath.Join(trash, "old")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return trash, err
+	}
+	return trash, nil
+}
+
+// succeed gives a name whose current generation is gone to the newest of those
+// that it still has, or removes it.
+func (t *Templates) succeed(name string, one bool, gone, rest []Generation) error {
+	if name == "" || one && !slices.ContainsFunc(gone, func(g Generation) bool { return g.Current }) {
+		return nil
+	}
+	file := filepath.Join(t.dir, name)
+	if isFile(file) && one { // it can be imported again
+		return t.forgetVolume(name)
+	}
+	for _, g := range rest { // newest first
+		if g.Name == name {
+			return replaceLink(filepath.Join(".digest", g.Digest), file)
+		}
+	}
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return t.forgetVolume(name)
+}
