@@ -200,12 +200,12 @@ func (i *Instance) addInterface(ctx context.Context, w *wires, n xml.Interface, 
 	if err := i.prepare(w, l, &p); err != nil {
 		return err
 	}
-	atStep("link " + p.Type)
+	atStep("link_" + p.Type)
 	made, err := w.add(p)
 	if err != nil {
 		return err
 	}
-	atStep("linked " + p.Type)
+	atStep("linked_" + p.Type)
 	if err := i.noteLink(func() { l.HostIndex, l.GuestIndex = made.host, made.guest }); err != nil {
 		return err
 	}
@@ -318,6 +318,7 @@ func (i *Instance) removeInterface(ctx context.Context, w *wires, id string) err
 // removeLink removes all that a record has of a link. Without an environment
 // (w is nil) what is inside is gone already.
 func (r *Runtime) removeLink(ctx context.Context, l *recordedLink, w *wires) error {
+	atStep("undo link")
 	hardware, _ := net.ParseMAC(l.MAC)
 	host := r.hostLinks()
 	if w != nil {
@@ -343,6 +344,7 @@ func (r *Runtime) removeLink(ctx context.Context, l *recordedLink, w *wires) err
 		return err
 	}
 	for _, port := range l.Ports {
+		atStep("undo port")
 		if err := r.unplug(ctx, port); err != nil {
 			return err
 		}
