@@ -174,7 +174,7 @@ func removeAll(t *testing.T) {
 	sh(t, `! mountpoint -q /etc/libvirt/vz || umount /etc/libvirt/vz
 [ ! -e /usr/bin/crun.away ] || mv /usr/bin/crun.away /usr/bin/crun
 systemctl start dbus.socket; systemctl reset-failed virtvzd.service; systemctl start virtvzd.service`)
-	defer exec.Command("virsh", "-c", "network:///system", "net-destroy", "default").Run()
+	defer exec.Command("sh", "-c", "virsh -c network:///system net-destroy default; ip link del lan0; ip link del br-churn").Run()
 	for _, name := range strings.Fields(sh(t, "virsh -c vz:///system list --all --name")) {
 		exec.Command("virsh", "-c", "vz:///system", "destroy", name).Run()
 		exec.Command("virsh", "-c", "vz:///system", "undefine", name).Run()
