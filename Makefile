@@ -33,6 +33,8 @@ install: build
 		sed 's|@SBINDIR@|$(SBINDIR)|' integration/packaging/$$unit > bin/$$unit && \
 		install -D -m 644 bin/$$unit $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
 	done
+	install -d $(DESTDIR)$(PREFIX)/share/virtvzd/templates
+	install -m 644 driver/virtvzd/templates/*.toml $(DESTDIR)$(PREFIX)/share/virtvzd/templates
 	[ -e $(DESTDIR)/etc/libvirt/virtvzd.conf ] || \
 		install -D -m 644 driver/virtvzd/virtvzd.conf $(DESTDIR)/etc/libvirt/virtvzd.conf
 

@@ -73,9 +73,17 @@ func (t *Templates) Import(ctx context.Context, name, source string, o ImportOpt
 	return made, nil
 }
 
+// absolute is a source as the manifest tells it.
+func absolute(source string) string {
+	if full, err := filepath.Abs(source); err == nil {
+		return full
+	}
+	return source
+}
+
 // importTar unpacks into dir/rootfs.
 func importTar(ctx context.Context, tarFile, dir string, o ImportOptions) (Generation, error) {
-	made := Generation{Source: tarFile}
+	made := Generation{Source: absolute(tarFile)}
 	f, err := os.Open(tarFile)
 	if err != nil {
 		return made, errnoOf(err)

@@ -26,7 +26,7 @@ func importDir(ctx context.Context, source, dir string, o ImportOptions) (Genera
 		return Generation{}, err
 	}
 	made, err := copyTree(ctx, fd, dir, o)
-	made.Source = source
+	made.Source = absolute(source)
 	return made, err
 }
 

@@ -29,7 +29,7 @@ const (
 // dir/rootfs. where is the directory of an OCI image layout, and ":TAG" where
 // it has several images (org.opencontainers.image.ref.name).
 func importOCI(ctx context.Context, where, dir string, o ImportOptions) (Generation, error) {
-	made := Generation{Source: OCIPrefix + where}
+	made := Generation{Source: OCIPrefix + absolute(where)}
 	image, err := openOCI(where)
 	if err != nil {
 		return made, err

@@ -43,7 +43,15 @@ const stubName = "virtvzd-stub"
 // file in place of the next message means the daemon died: the stub exits, and
 // with it all it mounted. After the exec the scope is what finds it.
 func Stub() bool {
-	if len(os.Args) == 0 || os.Args[0] != stubName {
+	if len(os.Args) == 0 {
+		return false
+	}
+	switch os.Args[0] {
+	case stubName:
+	case builderName, stepName:
+		runBuildProcess()
+		return true
+	default:
 		return false
 	}
 	goruntime.LockOSThread() // fsuid and mount namespace belong to the thread

@@ -142,6 +142,13 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// text is what was written.
+func (t *tail) text() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.buf.String()
+}
+
 // String is what was written, as one line.
 func (t *tail) String() string {
 	t.mu.Lock()

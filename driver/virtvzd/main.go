@@ -3,7 +3,8 @@
 //
 //	virtvzd                               serve (what the systemd unit runs)
 //	virtvzd template import NAME SOURCE   make a template of a tar, directory or image
-//	virtvzd template list|show|rm|prune   see templateUsage
+//	virtvzd template build NAME [FILE]    make one from a distribution's packages
+//	virtvzd template list|show|rm|…       see templateUsage
 package main
 
 import (
@@ -23,7 +24,7 @@ var version = "0-dev"
 const defaultConfig = "/etc/libvirt/virtvzd.conf"
 
 const usage = `usage: virtvzd [--config FILE] [--debug]
-       virtvzd template import|list|show|rm|prune …
+       virtvzd template import|build|update|list|show|rm|prune …
        virtvzd --version
 `
 

@@ -14,9 +14,12 @@ import (
 	"text/tabwriter"
 
 	"virtvzd/runtime"
+	"virtvzd/systemd"
 )
 
 const templateUsage = `usage: virtvzd template import [--limit SIZE] NAME FILE|DIR|oci:LAYOUT[:TAG]
+       virtvzd template build NAME [FILE]
+       virtvzd template update --pending NAME
        virtvzd template list
        virtvzd template show NAME[@GENERATION]
        virtvzd template rm NAME[@GENERATION]
@@ -28,14 +31,17 @@ const templateUsage = `usage: virtvzd template import [--limit SIZE] NAME FILE|D
 func template(ctx context.Context, conf *config, args []string) error {
 	templates := runtime.OpenTemplates(conf.DataDir)
 	templates.NameOf = namesIn(conf.ConfigDir)
-	commands := map[string]func(context.Context, *runtime.Templates, []string) error{
-		"import": importTemplate, "list": listTemplates, "show": showTemplate, "rm": removeTemplate, "prune": pruneTemplates,
+	commands := map[string]command{
+		"import": importTemplate, "build": buildTemplate(conf), "update": updateTemplate(conf),
+		"list": listTemplates, "show": showTemplate, "rm": removeTemplate, "prune": pruneTemplates,
 	}
 	if len(args) == 0 || commands[args[0]] == nil {
 		return errors.New("unknown template command\n" + templateUsage)
 	}
 	return commands[args[0]](ctx, templates, args[1:])
 }
+
+type command func(context.Context, *runtime.Templates, []string) error
 
 // parse wants as many words after the options as there are names.
 func parse(flags *flag.FlagSet, args []string, names ...string) error {
@@ -61,6 +67,75 @@ func importTemplate(ctx context.Context, templates *runtime.Templates, args []st
 	}
 	fmt.Printf("template %s imported (%s)\n", g.Name, g.Digest)
 	return nil
+}
+
+// buildTemplate builds from a recipe; without a file, from the one of that name
+// of those that are installed.
+func buildTemplate(conf *config) command {
+	return func(ctx context.Context, templates *runtime.Templates, args []string) error {
+		if len(args) == 1 {
+			args = append(args, recipeFile(conf, args[0]))
+		}
+		flags := flag.NewFlagSet("build", flag.ContinueOnError)
+		if err := parse(flags, args, "NAME", "FILE"); err != nil {
+			return err
+		}
+		bus, options := buildOptions(conf)
+		defer bus.Close()
+		g, err := templates.Build(ctx, flags.Arg(0), flags.Arg(1), options)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("template %s built: %s, %d packages, %d MiB (%s)\n", g.Name, orDash(g.System), g.Packages, g.Size>>20, g.Digest)
+		return nil
+	}
+}
+
+// recipeFile looks where users and packagers put recipes.
+func recipeFile(conf *config, name string) string {
+	own := filepath.Join(conf.ConfigDir, "templates", name+".toml")
+	if _, err := os.Stat(own); err == nil {
+		return own
+	}
+	if binary, err := os.Executable(); err == nil {
+		return filepath.Join(filepath.Dir(binary), "../share/virtvzd/templates", name+".toml")
+	}
+	return own
+}
+
+// buildOptions hold a build in a scope where systemd runs.
+func buildOptions(conf *config) (io.Closer, runtime.BuildOptions) {
+	o := runtime.BuildOptions{StateDir: conf.StateDir, Progress: func(line string) { fmt.Fprintln(os.Stderr, line) }}
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return io.NopCloser(nil), o
+	}
+	bus := systemd.Open()
+	o.Scopes = bus
+	return bus, o
+}
+
+func updateTemplate(conf *config) command {
+	return func(ctx context.Context, templates *runtime.Templates, args []string) error {
+		flags := flag.NewFlagSet("update", flag.ContinueOnError)
+		pending := flags.Bool("pending", false, "")
+		if err := parse(flags, args, "NAME"); err != nil {
+			return err
+		}
+		if !*pending {
+			return errors.New("a template is updated by building it again: give --pending to learn what waits\n" + templateUsage)
+		}
+		bus, options := buildOptions(conf)
+		defer bus.Close()
+		list, err := templates.Pending(ctx, flags.Arg(0), options)
+		if err != nil {
+			return err
+		}
+		for _, line := range list {
+			fmt.Println(line)
+		}
+		fmt.Printf("%d package updates wait for template %s\n", len(list), flags.Arg(0))
+		return nil
+	}
 }
 
 // listTemplates prints a line for each generation; of a name, the current one

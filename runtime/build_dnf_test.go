@@ -1,0 +1,105 @@
+//go:build !vm
+
+package runtime
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// addRPM builds a package without architecture of the files of a directory
+// and adds it to the repository.
+func addRPM(t *testing.T, repository, name, version, install string) {
+	t.Helper()
+	top := t.TempDir()
+	spec := fmt.Sprintf(`Name: %s
+Version: %s
+Release: 1
+Summary: a package of a test
+License: none
+BuildArch: noarch
+AutoReqProv: no
+%%description
+%%install
+%s
+%%files
+/*
+`, name, version, install)
+	if err := os.WriteFile(top+"/x.spec", []byte(spec), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("rpmbuild", "--quiet", "-bb", "--nodeps", "--define", "_topdir "+top, "--define", "_rpmdir "+repository, "--define", "_binaries_in_noarch_packages_terminate_build 0", top+"/x.spec")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if out, err := exec.Command("createrepo_c", "-q", repository).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TestBuildDNF builds from a repository in a directory of the host.
+func TestBuildDNF(t *testing.T) {
+	buildTest(t, "dnf", "rpmbuild", "createrepo_c")
+	repository := t.TempDir()
+	busybox, _ := exec.LookPath("busybox")
+	addRPM(t, repository, "base", "1.0", "mkdir -p %{buildroot}/bin %{buildroot}/etc %{buildroot}/proc %{buildroot}/dev\n"+
+		"cp "+busybox+" %{buildroot}/bin/busybox\nfor a in sh cat id sleep; do ln -s busybox %{buildroot}/bin/$a; done\necho 'PRETTY_NAME=\"Test 1\"' >%{buildroot}/etc/os-release")
+	recipe := t.TempDir() + "/test.toml"
+	text := `distribution = "fedora"
+release = "42"
+packages = ["base"]
+size = "512M"
+[[repository]]
+name = "local"
+address = "file://` + repository + `"
+unsigned = true
+[[hook]]
+name = "mark"
+script = "echo by the hook >/etc/mark"
+`
+	if err := os.WriteFile(recipe, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	templates := OpenTemplates(t.TempDir())
+	var said strings.Builder
+	o := BuildOptions{StateDir: t.TempDir(), Progress: func(line string) { said.WriteString(line + "\n") }}
+	g, err := templates.Build(t.Context(), "test", recipe, o)
+	if err != nil {
+		t.Fatal(err, said.String())
+	}
+	mark, _ := os.ReadFile(g.Path + "/etc/mark")
+	list, _ := g.PackageList()
+	if string(mark) != "by the hook\n" || strings.Join(list, ",") != "base 1.0-1" || g.System != "Test 1" || g.Source != recipe {
+		t.Errorf("%q, %v, %+v", mark, list, g)
+	}
+	for _, want := range []string{"==> installing packages\n", "base", "==> hook mark\n"} {
+		if !strings.Contains(said.String(), want) {
+			t.Errorf("it did not say %q:\n%s", want, said.String())
+		}
+	}
+	gone(t, templates)
+
+	pending, err := templates.Pending(t.Context(), "test", o)
+	if err != nil || len(pending) != 0 {
+		t.Errorf("updates %q, %v\n%s", pending, err, said.String())
+	}
+	addRPM(t, repository, "base", "2.0", "mkdir -p %{buildroot}/etc; echo 2 >%{buildroot}/etc/os-release")
+	pending, err = templates.Pending(t.Context(), "test", o)
+	if err != nil || len(pending) != 1 || !strings.Contains(pending[0], "2.0") {
+		t.Errorf("updates %q, %v\n%s", pending, err, said.String())
+	}
+	gone(t, templates)
+
+	// What fails leaves the template as it is.
+	os.WriteFile(recipe, []byte(strings.Replace(text, `["base"]`, `["base", "nosuch"]`, 1)), 0o644)
+	if _, err := templates.Build(t.Context(), "test", recipe, o); err == nil || !strings.Contains(err.Error(), "nosuch") {
+		t.Errorf("a package that there is not: %v", err)
+	}
+	if now, err := templates.Lookup("test"); err != nil || now.Digest != g.Digest {
+		t.Errorf("%+v, %v", now, err)
+	}
+	gone(t, templates)
+}
