@@ -201,6 +201,7 @@ func domainGuestInfo(r *request, d *domain, a *protocol.DomainGetGuestInfoArgs) 
 		{protocol.DomainGuestInfoHostname, "guest-get-host-name", addHostname},
 		{protocol.DomainGuestInfoFilesystem, "guest-get-fsinfo", addFilesystems},
 		{protocol.DomainGuestInfoDisks, "guest-get-disks", addDisks},
+		{protocol.DomainGuestInfoInterfaces, "guest-network-get-interfaces", addLinks},
 		{protocol.DomainGuestInfoLoad, "guest-get-load", addLoad},
 	} {
 		known |= kind.flag
@@ -304,6 +305,25 @@ func addFilesystems(body json.RawMessage, g *guestInfo) error {
 func addDisks(_ json.RawMessage, g *guestInfo) error {
 	g.add(protocol.DomainGuestInfoDiskCount, protocol.UintValue(0))
 	return nil
+}
+
+func addLinks(body json.RawMessage, g *guestInfo) error {
+	var list []agent.Interface
+	err := json.Unmarshal(body, &list)
+	g.add(protocol.DomainGuestInfoIfCount, protocol.UintValue(len(list)))
+	for n, i := range list {
+		prefix := fmt.Sprint(protocol.DomainGuestInfoIfPrefix, n)
+		g.text(prefix+protocol.DomainGuestInfoIfSuffixName, i.Name)
+		g.text(prefix+protocol.DomainGuestInfoIfSuffixHwaddr, i.MAC)
+		g.add(prefix+protocol.DomainGuestInfoIfSuffixAddrCount, protocol.UintValue(len(i.Addresses)))
+		for m, a := range i.Addresses {
+			prefix := fmt.Sprint(prefix, protocol.DomainGuestInfoIfSuffixAddrPrefix, m)
+			g.text(prefix+protocol.DomainGuestInfoIfSuffixAddrSuffixType, a.Type)
+			g.text(prefix+protocol.DomainGuestInfoIfSuffixAddrSuffixAddr, a.Address)
+			g.add(prefix+protocol.DomainGuestInfoIfSuffixAddrSuffixPrefix, protocol.UintValue(a.Prefix))
+		}
+	}
+	return err
 }
 
 func addLoad(body json.RawMessage, g *guestInfo) error {

@@ -88,9 +88,28 @@ func init() {
 		}
 		env := vmEnvironment(&testing.T{}, "busybox")
 		env.Consoles = []xml.Console{{ID: "lxc 0"}, {ID: "lxc 1"}}
+		with := *env
+		with.Interfaces = vmInterfaces()
+		later, attach := strings.CutPrefix(step, "attach ")
+		detach := false
+		if !attach {
+			later, detach = strings.CutPrefix(step, "detach ")
+			env = &with
+		}
 		i, err := r.Start(context.Background(), env, StartOptions{})
 		if err != nil {
 			fmt.Println(err)
+			return 1
+		}
+		if attach || detach {
+			step = later // is come by once more
+			without := with
+			without.Interfaces = nil
+			if detach {
+				i.Tune(context.Background(), &with, &without, nil)
+			} else {
+				i.Tune(context.Background(), &without, &with, nil)
+			}
 			return 1
 		}
 		if step == "running" {

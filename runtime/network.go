@@ -68,6 +68,7 @@ type recordedLink struct {
 	HostIndex   int    `json:",omitempty"` // 0 until it is made
 	GuestIndex  int    `json:",omitempty"`
 	Parent      string // bridge or interface of the host
+	WasUp       bool   `json:",omitempty"` // of hostdev: on the host
 	Ports       []recordedPort
 	Proxies     []proxy
 	Claims      []string // what no other environment may have
@@ -199,12 +200,12 @@ func (i *Instance) addInterface(ctx context.Context, w *wires, n xml.Interface, 
 	if err := i.prepare(w, l, &p); err != nil {
 		return err
 	}
-	atStep("link " + p.Type)
+	atStep("link_" + p.Type)
 	made, err := w.add(p)
 	if err != nil {
 		return err
 	}
-	atStep("linked " + p.Type)
+	atStep("linked_" + p.Type)
 	if err := i.noteLink(func() { l.HostIndex, l.GuestIndex = made.host, made.guest }); err != nil {
 		return err
 	}
@@ -253,7 +254,7 @@ func (i *Instance) prepare(w *wires, l *recordedLink, p *linkPlan) error {
 	}
 	return i.noteLink(func() {
 		l.Type, l.MAC, l.Host, l.Guest, l.Parent = p.Type, p.MAC.String(), p.Host, p.Guest, p.Parent
-		l.Proxies, l.Claims = proxies, claims
+		l.Proxies, l.Claims, l.WasUp = proxies, claims, p.WasUp
 	})
 }
 
@@ -283,7 +284,7 @@ func (i *Instance) lend(w *wires, p *linkPlan) error {
 	if err != nil {
 		return err
 	}
-	p.MAC = link.Attrs().HardwareAddr
+	p.MAC, p.WasUp = link.Attrs().HardwareAddr, link.Attrs().Flags&net.FlagUp != 0
 	i.r.mu.Lock()
 	have := i.r.links.spaces[i.uuid]
 	i.r.mu.Unlock()
@@ -317,6 +318,7 @@ func (i *Instance) removeInterface(ctx context.Context, w *wires, id string) err
 // removeLink removes all that a record has of a link. Without an environment
 // (w is nil) what is inside is gone already.
 func (r *Runtime) removeLink(ctx context.Context, l *recordedLink, w *wires) error {
+	atStep("undo link")
 	hardware, _ := net.ParseMAC(l.MAC)
 	host := r.hostLinks()
 	if w != nil {
@@ -327,9 +329,9 @@ func (r *Runtime) removeLink(ctx context.Context, l *recordedLink, w *wires) err
 	case host == nil:
 		err = errors.New("netlink cannot be used")
 	case l.Type == "hostdev" && w != nil:
-		err = w.moveOut(l.GuestIndex, hardware, l.Host)
+		err = w.moveOut(l.GuestIndex, hardware, l.Host, l.WasUp)
 	case l.Type == "hostdev":
-		err = awaitReturn(host, hardware, l.Host)
+		err = awaitReturn(host, hardware, l.Host, l.WasUp)
 	case l.Type == "direct" && w != nil:
 		err = removeMacvlan(w.inside, l)
 	case l.Type == "bridge", l.Type == "ethernet":
@@ -342,6 +344,7 @@ func (r *Runtime) removeLink(ctx context.Context, l *recordedLink, w *wires) err
 		return err
 	}
 	for _, port := range l.Ports {
+		atStep("undo port")
 		if err := r.unplug(ctx, port); err != nil {
 			return err
 		}
@@ -369,7 +372,9 @@ func removeVeth(h *netlink.Handle, l *recordedLink, mac net.HardwareAddr) error 
 func removeMacvlan(h *netlink.Handle, l *recordedLink) error {
 	link, err := h.LinkByIndex(l.GuestIndex)
 	if l.GuestIndex == 0 {
-		link, err = h.LinkByName(l.Guest)
+		if link, err = h.LinkByName(l.Host); err != nil { // not renamed yet
+			link, err = h.LinkByName(l.Guest)
+		}
 	}
 	if err != nil {
 		return ignoreMissing(err)

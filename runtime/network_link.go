@@ -105,7 +105,7 @@ func (w *wires) makeVeth(p linkPlan) (made madeLink, err error) {
 	veth.PeerNamespace = netlink.NsFd(w.space.Fd())
 	if err := w.host.LinkAdd(veth); err != nil {
 		if errors.Is(err, unix.EEXIST) {
-			err = fmt.Errorf("there is a network interface %s on the host already: choose another name with <target dev=…/>, or none", p.Host)
+			err = errHostName(p.Host)
 		}
 		return made, err
 	}
@@ -114,6 +114,10 @@ func (w *wires) makeVeth(p linkPlan) (made madeLink, err error) {
 		return made, err
 	}
 	return madeLink{host.Attrs().Index, host.Attrs().ParentIndex}, nil
+}
+
+func errHostName(name string) error {
+	return fmt.Errorf("there is a network interface %s on the host already: choose another name with <target dev=…/>, or none", name)
 }
 
 // bridge finds a bridge of the host's.
@@ -143,20 +147,27 @@ func (w *wires) makeMacvlan(p linkPlan) (made madeLink, err error) {
 		return made, err
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.HardwareAddr, attrs.MTU, attrs.ParentIndex = p.Guest, p.MAC, p.MTU, parent.Attrs().Index
+	// The kernel wants a name that is free on the host, too.
+	attrs.Name, attrs.HardwareAddr, attrs.MTU, attrs.ParentIndex = p.Host, p.MAC, p.MTU, parent.Attrs().Index
 	attrs.Namespace = netlink.NsFd(w.space.Fd())
 	err = w.host.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: macvlanModes[p.Mode]})
 	switch {
+	case errors.Is(err, unix.EEXIST):
+		return made, errHostName(p.Host)
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
 		return made, fmt.Errorf("%s cannot have a macvlan of mode %q: it is used in another way (as a port of a bridge, or in passthrough mode): %w", p.Parent, p.Mode, err)
 	case err != nil:
 		return made, err
 	}
-	link, err := w.inside.LinkByName(p.Guest)
+	link, err := w.inside.LinkByName(p.Host)
 	if err != nil {
 		return made, err
 	}
-	return madeLink{guest: link.Attrs().Index}, nil
+	made.guest = link.Attrs().Index
+	if err := w.inside.LinkSetName(link, p.Guest); err != nil {
+		return made, errors.Join(err, w.unmake(p.Type, made))
+	}
+	return made, nil
 }
 
 func (w *wires) device(name string) (netlink.Link, error) {

@@ -313,9 +313,12 @@ func TestMovedLink(t *testing.T) {
 	w.inside.LinkSetDown(guest)
 	w.inside.LinkSetName(guest, "mine")
 	for range 2 { // once more when it is back
-		if err := w.moveOut(made.guest, link.Attrs().HardwareAddr, "nic0"); err != nil {
+		if err := w.moveOut(made.guest, link.Attrs().HardwareAddr, "nic0", true); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if back, err := w.host.LinkByName("nic0"); err != nil || back.Attrs().Flags&net.FlagUp == 0 {
+		t.Errorf("it is not up again: %v", err)
 	}
 	if got := state(t, w.host); !strings.Contains(got, "nic0 veth "+link.Attrs().HardwareAddr.String()) || strings.Contains(got, "192.0.2.9") {
 		t.Errorf("host:\n%s", got)
@@ -334,6 +337,7 @@ func TestMovedLink(t *testing.T) {
 func TestMacvlanLink(t *testing.T) {
 	w := newSpace(t)
 	addLink(t, w, cable("up0"))
+	addLink(t, w, cable("eth0")) // a name inside may be one of the host's
 	before := state(t, w.host)
 	p := mustPlan(t, xml.Interface{Type: "network", Source: "lan", MAC: "52:54:00:00:00:01"}, Plug{Device: "up0", Mode: "bridge"}, "macvlan0", "eth0")
 	made, err := w.add(p)

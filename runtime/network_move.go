@@ -62,7 +62,7 @@ func (w *wires) moveIn(p linkPlan) (made madeLink, err error) {
 }
 
 // moveOut brings an interface back under its name.
-func (w *wires) moveOut(index int, hardware net.HardwareAddr, name string) error {
+func (w *wires) moveOut(index int, hardware net.HardwareAddr, name string, up bool) error {
 	link, err := w.inside.LinkByIndex(index)
 	if index == 0 || errors.As(err, &netlink.LinkNotFoundError{}) {
 		link, err = byHardware(w.inside, hardware)
@@ -86,7 +86,19 @@ func (w *wires) moveOut(index int, hardware net.HardwareAddr, name string) error
 	if err := w.inside.LinkSetNsFd(link, int(host.Fd())); err != nil {
 		return fmt.Errorf("bring %s back to the host: %w", name, err)
 	}
-	return nil
+	return restore(w.host, name, up)
+}
+
+// restore sets up an interface that was.
+func restore(h *netlink.Handle, name string, up bool) error {
+	if !up {
+		return nil
+	}
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return h.LinkSetUp(link)
 }
 
 // byHardware finds an interface by its address, which root inside may have
@@ -107,7 +119,7 @@ const returnTime = 5 * time.Second
 
 // awaitReturn waits for hardware that the kernel moves back when no daemon
 // kept the namespace, and gives it its name again.
-func awaitReturn(h *netlink.Handle, hardware net.HardwareAddr, name string) error {
+func awaitReturn(h *netlink.Handle, hardware net.HardwareAddr, name string, up bool) error {
 	for end := time.Now().Add(returnTime); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		link, err := byHardware(h, hardware)
 		if err != nil {
@@ -116,13 +128,12 @@ func awaitReturn(h *netlink.Handle, hardware net.HardwareAddr, name string) erro
 		if link == nil {
 			continue
 		}
-		if link.Attrs().Name == name {
-			return nil
+		if link.Attrs().Name != name {
+			if err := errors.Join(h.LinkSetDown(link), h.LinkSetName(link, name)); err != nil {
+				return err
+			}
 		}
-		if err := h.LinkSetDown(link); err != nil {
-			return err
-		}
-		return h.LinkSetName(link, name)
+		return restore(h, name, up)
 	}
 	return nil // it was no hardware, and has ended with the namespace
 }

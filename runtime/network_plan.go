@@ -30,6 +30,7 @@ type linkPlan struct {
 
 	Addresses, HostAddresses []netip.Prefix
 	Routes, HostRoutes       []xml.Route
+	WasUp                    bool // of hostdev: on the host, where it is to be so again
 	Checked                  bool // packets with a source that is none of Addresses are dropped
 
 	Inbound, Outbound xml.Rate

@@ -76,6 +76,7 @@ func runTests(m *testing.M) int {
 		return childManager(step)
 	}
 	os.RemoveAll(vmState)
+	vmLinks()
 	return m.Run()
 }
 
@@ -94,7 +95,7 @@ func newVMRuntime() (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	return New(Config{StateDir: vmState, DataDir: vmData, OCI: "crun", Scopes: conn, FDs: vmStore})
+	return New(Config{StateDir: vmState, DataDir: vmData, OCI: "crun", Scopes: conn, FDs: vmStore, Networks: vmNetworks{vmPorts}})
 }
 
 // vmTemplate imports one of the roots once.
@@ -208,6 +209,7 @@ func leftovers() []string {
 			left = append(left, "process "+p+" "+string(bytes.ReplaceAll(line, []byte{0}, []byte(" "))))
 		}
 	}
+	left = append(left, networkLeftovers()...)
 	vmStore.mu.Lock()
 	for name := range vmStore.files {
 		left = append(left, "descriptor "+name)

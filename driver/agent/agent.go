@@ -36,6 +36,7 @@ type Guest interface {
 	Hostname() (string, error)
 	CPUs() []int
 	Memory() (current, limit uint64, err error)
+	InsideLinks() ([]runtime.InsideLink, error)
 }
 
 // Agent is that of one environment, from its start to its end.
@@ -160,17 +161,18 @@ func commands() map[string]handler {
 		"guest-file-seek":  with((*Agent).fileSeek),
 		"guest-file-flush": with((*Agent).fileFlush),
 
-		"guest-get-osinfo":            with((*Agent).osInfo),
-		"guest-get-host-name":         with((*Agent).hostName),
-		"guest-get-users":             with((*Agent).users),
-		"guest-get-timezone":          with((*Agent).timezone),
-		"guest-get-time":              with((*Agent).time),
-		"guest-get-fsinfo":            with((*Agent).fsInfo),
-		"guest-get-disks":             with(func(*Agent, context.Context, none) (any, error) { return []any{}, nil }),
-		"guest-get-vcpus":             with((*Agent).vcpus),
-		"guest-get-load":              with((*Agent).load),
-		"guest-get-memory-blocks":     with((*Agent).memoryBlocks),
-		"guest-get-memory-block-info": with((*Agent).memoryBlockInfo),
+		"guest-get-osinfo":             with((*Agent).osInfo),
+		"guest-get-host-name":          with((*Agent).hostName),
+		"guest-get-users":              with((*Agent).users),
+		"guest-get-timezone":           with((*Agent).timezone),
+		"guest-get-time":               with((*Agent).time),
+		"guest-get-fsinfo":             with((*Agent).fsInfo),
+		"guest-get-disks":              with(func(*Agent, context.Context, none) (any, error) { return []any{}, nil }),
+		"guest-network-get-interfaces": with((*Agent).interfaces),
+		"guest-get-vcpus":              with((*Agent).vcpus),
+		"guest-get-load":               with((*Agent).load),
+		"guest-get-memory-blocks":      with((*Agent).memoryBlocks),
+		"guest-get-memory-block-info":  with((*Agent).memoryBlockInfo),
 
 		"guest-fsfreeze-status":      with(func(*Agent, context.Context, none) (any, error) { return "thawed", nil }),
 		"guest-fsfreeze-thaw":        with(func(*Agent, context.Context, none) (any, error) { return 0, nil }),

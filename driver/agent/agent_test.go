@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -54,6 +55,11 @@ func (g *guest) Mounts(int) ([]runtime.Mount, error) {
 }
 func (g *guest) FilesystemSpace(context.Context, string) (uint64, uint64, error) { return 100, 7, nil }
 
+func (g *guest) InsideLinks() ([]runtime.InsideLink, error) {
+	return []runtime.InsideLink{{Name: "eth0", MAC: "52:54:00:00:00:01", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24"), netip.MustParsePrefix("2001:db8::7/64")},
+		Stats: runtime.InterfaceStats{Received: runtime.Traffic{Bytes: 5}}}}, nil
+}
+
 func newAgent(t *testing.T, g *guest) *Agent {
 	a := New(g, func(_ context.Context, mode string) error { return errors.New("asked to " + mode) })
 	t.Cleanup(a.Close)
@@ -80,6 +86,7 @@ func TestCommands(t *testing.T) {
 		{`{"execute":"guest-get-vcpus"}`, `{"return":[{"logical-id":0,"online":true,"can-offline":false},{"logical-id":1,"online":true,"can-offline":false}]}`},
 		{`{"execute":"guest-get-memory-block-info"}`, `{"return":{"size":268435456}}`},
 		{`{"execute":"guest-get-fsinfo"}`, `{"return":[{"name":"overlay","mountpoint":"/","type":"overlay","total-bytes":100,"used-bytes":7,"disk":[]}]}`},
+		{`{"execute":"guest-network-get-interfaces"}`, `{"return":[{"name":"eth0","hardware-address":"52:54:00:00:00:01","ip-addresses":[{"ip-address-type":"ipv4","ip-address":"192.0.2.7","prefix":24},{"ip-address-type":"ipv6","ip-address":"2001:db8::7","prefix":64}],"statistics":{"rx-bytes":5,`},
 		{`{"execute":"guest-get-load"}`, `{"return":{"load15m":2,"load1m":0.25,"load5m":1.5}}`},
 		{`{"execute":"guest-fsfreeze-status"}`, `{"return":"thawed"}`},
 		{`{"execute":"guest-info"}`, `{"name":"guest-shutdown","enabled":true,"success-response":false}`},

@@ -184,3 +184,39 @@ func (a *Agent) memoryBlockInfo(context.Context, none) (any, error) {
 	}
 	return map[string]uint64{"size": limit}, err
 }
+
+// Interface is a network interface inside.
+type Interface struct {
+	Name      string           `json:"name"`
+	MAC       string           `json:"hardware-address,omitempty"`
+	Addresses []Address        `json:"ip-addresses,omitempty"`
+	Stats     map[string]int64 `json:"statistics"`
+}
+
+// Address is one of an interface; Type is "ipv4" or "ipv6".
+type Address struct {
+	Type    string `json:"ip-address-type"`
+	Address string `json:"ip-address"`
+	Prefix  int    `json:"prefix"`
+}
+
+func (a *Agent) interfaces(context.Context, none) (any, error) {
+	links, err := a.guest.InsideLinks()
+	list := []Interface{}
+	for _, l := range links {
+		in, out := l.Stats.Received, l.Stats.Sent
+		one := Interface{Name: strings.ToValidUTF8(l.Name, "\uFFFD"), MAC: l.MAC, Stats: map[string]int64{
+			"rx-bytes": int64(in.Bytes), "rx-packets": int64(in.Packets), "rx-errs": int64(in.Errors), "rx-dropped": int64(in.Dropped),
+			"tx-bytes": int64(out.Bytes), "tx-packets": int64(out.Packets), "tx-errs": int64(out.Errors), "tx-dropped": int64(out.Dropped),
+		}}
+		for _, p := range l.Addresses {
+			kind := "ipv4"
+			if p.Addr().Is6() {
+				kind = "ipv6"
+			}
+			one.Addresses = append(one.Addresses, Address{kind, p.Addr().String(), p.Bits()})
+		}
+		list = append(list, one)
+	}
+	return list, err
+}

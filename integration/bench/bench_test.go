@@ -90,6 +90,8 @@ func table(f map[string]float64) string {
 	for _, call := range []string{"define", "start", "destroy", "undefine"} {
 		row(call+", busybox, no NIC", "vz."+call, "lxc."+call, "libvirt-lxc", ms, "ms")
 	}
+	row("start, busybox, one NIC", "vz.nic.start", "lxc.nic.start", "libvirt-lxc", ms, "ms")
+	row("destroy, busybox, one NIC", "vz.nic.destroy", "lxc.nic.destroy", "libvirt-lxc", ms, "ms")
 	row("start", "vz.start", "crun.start", "crun create + start in a scope", ms, "ms")
 	row("destroy", "vz.destroy", "crun.destroy", "crun delete --force", ms, "ms")
 	row("list, 100 defined", "vz.100.list", "lxc.100.list", "libvirt-lxc", ms, "ms")

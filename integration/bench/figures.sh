@@ -11,11 +11,11 @@ mkdir -p $dir/root $dir/bare
 
 print() { sed "s/^/$1./"; } # the lines of a measurement, under its name
 say() { echo "$*" >&2; }
-domain() { # domain TYPE NAME
+domain() { # domain TYPE NAME [DEVICE]
 	cat <<-END
 		<domain type='$1'><name>$2</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
 		<os><type>exe</type><init>/sbin/init</init></os>
-		<devices><filesystem type='mount'><source dir='$dir/root'/><target dir='/'/></filesystem><console type='pty'/></devices></domain>
+		<devices><filesystem type='mount'><source dir='$dir/root'/><target dir='/'/></filesystem><console type='pty'/>${3:-}</devices></domain>
 	END
 }
 domain vz bench >$dir/vz.xml
@@ -27,6 +27,16 @@ systemctl start libvirtd.service
 say "start, destroy, define, undefine"
 $calls cycle $vz $dir/vz.xml ${ROUNDS:-7} | print vz
 $calls cycle "$lxc" $dir/lxc.xml ${ROUNDS:-7} | print lxc
+
+say "the same with one network interface"
+ip link add vzbench type bridge
+nic="<interface type='bridge'><source bridge='vzbench'/></interface>"
+for side in vz lxc; do
+	domain $side bench "$nic" >$dir/nic.xml
+	case $side in vz) uri=$vz ;; *) uri=$lxc ;; esac
+	$calls cycle "$uri" $dir/nic.xml ${ROUNDS:-7} | print $side.nic
+done
+ip link delete vzbench
 
 say "crun create and start in a scope"
 [ -L $dir/bare/rootfs ] || ln -s $dir/root $dir/bare/rootfs

@@ -31,7 +31,7 @@ const patience = 2 * time.Minute
 // TestLibvirtConsole reads and types into consoles through streams of
 // libvirt's library, with a client on this host and the daemon in a machine.
 func TestLibvirtConsole(t *testing.T) {
-	v := vm.Test(t)
+	v := vm.Own(t)
 	v.Sh(t, "virtvzd template list | grep -q ^busybox || virtvzd template import busybox "+vm.Roots+"/busybox.tar.zst")
 	socket, err := v.Forward(t.Context(), "/run/libvirt/virtvzd-sock")
 	must(t, err)

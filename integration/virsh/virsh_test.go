@@ -32,20 +32,56 @@ func TestMain(m *testing.M) {
 	os.Exit(vm.Main(m))
 }
 
-// TestVirsh runs the scripts in a machine and reports each.
+// machines is how many run scripts at once. An emulated one is busy with about
+// one CPU.
+const machines = 2
+
+// TestVirsh runs the scripts in machines and reports each.
 func TestVirsh(t *testing.T) {
 	if inMachine() {
 		t.Skip("this is the machine")
 	}
-	v := vm.Test(t)
+	for n, names := range deal(scripts(t), machines) {
+		t.Run(fmt.Sprint("machine", n+1), func(t *testing.T) {
+			t.Parallel()
+			runScripts(t, names)
+		})
+	}
+}
+
+// deal gives each of n hands every n-th name.
+func deal(names []string, n int) [][]string {
+	hands := make([][]string, n)
+	for k, name := range names {
+		hands[k%n] = append(hands[k%n], name)
+	}
+	return hands
+}
+
+// scripts are the names of all.
+func scripts(t *testing.T) (names []string) {
+	files, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil || len(files) < machines {
+		t.Fatal("there are no scripts", err)
+	}
+	for _, file := range files {
+		names = append(names, strings.TrimSuffix(filepath.Base(file), ".txtar"))
+	}
+	return names
+}
+
+func runScripts(t *testing.T, names []string) {
+	v := vm.Own(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Minute)
 	defer cancel()
-	results, err := v.PackageResults(ctx, "./integration/virsh", "-test.run", "TestScripts", "-test.timeout", "38m")
+	results, err := v.PackageResults(ctx, "./integration/virsh", "-test.run", "TestScripts/^("+strings.Join(names, "|")+")$", "-test.timeout", "38m")
+	ran := map[string]bool{}
 	for _, r := range results {
 		name, isScript := strings.CutPrefix(r.Name, "TestScripts/")
 		if !isScript {
 			continue
 		}
+		ran[name] = true
 		t.Run(name, func(t *testing.T) {
 			t.Logf("%.0f s in the machine\n%s", r.Elapsed, r.Output)
 			if r.Action != "pass" {
@@ -56,8 +92,10 @@ func TestVirsh(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if len(results) < 2 {
-		t.Error("no script ran")
+	for _, name := range names {
+		if !ran[name] {
+			t.Errorf("%s did not run", name)
+		}
 	}
 }
 
@@ -72,12 +110,8 @@ func TestScripts(t *testing.T) {
 			sh(t, "virtvzd template import "+name+" "+filepath.Join(roots, name+".tar.zst"))
 		}
 	}
-	scripts, err := filepath.Glob("testdata/script/*.txtar")
-	if err != nil || len(scripts) == 0 {
-		t.Fatal("there are no scripts", err)
-	}
-	for _, script := range scripts {
-		name := strings.TrimSuffix(filepath.Base(script), ".txtar")
+	for _, name := range scripts(t) {
+		script := filepath.Join("testdata/script", name+".txtar")
 		t.Run(name, func(t *testing.T) {
 			// A test of its own, so that the check comes after the script's end.
 			t.Run("script", func(t *testing.T) {
@@ -140,7 +174,7 @@ func removeAll(t *testing.T) {
 	sh(t, `! mountpoint -q /etc/libvirt/vz || umount /etc/libvirt/vz
 [ ! -e /usr/bin/crun.away ] || mv /usr/bin/crun.away /usr/bin/crun
 systemctl start dbus.socket; systemctl reset-failed virtvzd.service; systemctl start virtvzd.service`)
-	defer exec.Command("virsh", "-c", "network:///system", "net-destroy", "default").Run()
+	defer exec.Command("sh", "-c", "virsh -c network:///system net-destroy default; ip link del lan0; ip link del br-churn").Run()
 	for _, name := range strings.Fields(sh(t, "virsh -c vz:///system list --all --name")) {
 		exec.Command("virsh", "-c", "vz:///system", "destroy", name).Run()
 		exec.Command("virsh", "-c", "vz:///system", "undefine", name).Run()

@@ -30,6 +30,18 @@ func Test(t testing.TB) *VM {
 	return shared.vm
 }
 
+// Own returns a machine with this tree's daemon for one test, which may run
+// beside others.
+func Own(t testing.TB) *VM {
+	t.Helper()
+	v, err := startInstalled()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { v.Close() })
+	return v
+}
+
 func startInstalled() (*VM, error) {
 	// Not a test's context: the machine outlives the test that is first.
 	ctx := context.Background()

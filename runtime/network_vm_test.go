@@ -1,0 +1,194 @@
+//go:build vm
+
+package runtime
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"virtvzd/xml"
+)
+
+// vmNetworks is a network daemon whose ports are files, so that they outlive a
+// manager that is killed. It has one network, on vmBridge.
+type vmNetworks struct{ dir string }
+
+const (
+	vmBridge = "br-vztest"
+	vmUplink = "up-vztest"
+	vmPorts  = "/run/virtvzd-test-ports"
+)
+
+func (n vmNetworks) Plug(_ context.Context, p Port) (Plug, error) {
+	if p.Network != "lan" {
+		return Plug{}, errors.New("there is no such network")
+	}
+	return Plug{Bridge: vmBridge}, os.WriteFile(filepath.Join(n.dir, p.UUID), []byte(p.MAC), 0o600)
+}
+
+func (n vmNetworks) Unplug(_ context.Context, _, uuid string) error {
+	err := os.Remove(filepath.Join(n.dir, uuid))
+	if _, away := os.Stat(n.dir); away != nil {
+		return away
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (n vmNetworks) Limit(context.Context, string, string, xml.Rate, xml.Rate) error { return nil }
+
+// vmLinks makes the host's links that the tests' interfaces need.
+func vmLinks() {
+	os.MkdirAll(vmPorts, 0o700)
+	exec.Command("sh", "-c", "ip link add "+vmBridge+" type bridge; ip link set "+vmBridge+" up; "+
+		"ip link add "+vmUplink+" type veth peer name far-vztest; ip addr add 198.51.100.1/24 dev "+vmUplink+"; ip link set "+vmUplink+" up").Run()
+}
+
+// vmInterfaces is one of each kind.
+func vmInterfaces() []xml.Interface {
+	return []xml.Interface{
+		{Type: "network", Source: "lan", MAC: "52:54:00:00:7e:01", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}},
+		{Type: "ethernet", MAC: "52:54:00:00:7e:02", Target: "vztest-venet", Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.20/32")}},
+		{Type: "direct", Source: vmUplink, MAC: "52:54:00:00:7e:03"},
+		{Type: "hostdev", Source: "far-vztest"},
+	}
+}
+
+// networkLeftovers are what the tests' environments have left of links.
+func networkLeftovers() (left []string) {
+	ports, _ := os.ReadDir(vmPorts)
+	for _, p := range ports {
+		left = append(left, "port "+p.Name())
+	}
+	links, _ := exec.Command("ip", "-o", "link").Output()
+	lent := false
+	for line := range strings.Lines(string(links)) {
+		if strings.Contains(line, "52:54:00:00:7e:") || strings.Contains(line, "fe:54:00:00:7e:") {
+			left = append(left, "link "+strings.TrimSpace(line))
+		}
+		lent = lent || strings.Contains(line, " far-vztest")
+	}
+	if _, err := os.Stat("/sys/class/net/" + vmUplink); err == nil && !lent {
+		left = append(left, "far-vztest is not back")
+	}
+	proxies, _ := exec.Command("ip", "neigh", "show", "proxy").Output()
+	if text := strings.TrimSpace(string(proxies)); text != "" {
+		left = append(left, "proxy "+text)
+	}
+	return left
+}
+
+// A manager that is killed while it attaches or detaches leaves a running
+// environment: it gets, or loses, what its saved definition says.
+func TestKilledWhileAttaching(t *testing.T) {
+	list := vmInterfaces()
+	for _, c := range []struct {
+		step      string
+		has, then []xml.Interface // what is said of it when the manager is killed and after
+	}{
+		{"attach link_bridge", nil, nil}, {"attach linked_bridge", nil, nil},
+		{"attach linked_ethernet", nil, list}, {"attach link_direct", nil, list[:2]}, {"attach linked_direct", nil, nil},
+		{"attach link_hostdev", nil, nil}, {"attach linked_hostdev", nil, nil},
+		{"detach undo link", list, list}, {"detach undo port", list, nil},
+	} {
+		t.Run(c.step, func(t *testing.T) {
+			runChild(t, c.step)
+			r := vmRuntime(t)
+			adopted, ended, err := r.Recover(context.Background(), vmStore.take())
+			if err != nil || len(adopted) != 1 || len(ended) != 0 {
+				t.Fatalf("adopted %d, ended %+v, %v", len(adopted), ended, err)
+			}
+			i := adopted[0]
+			env := vmEnvironment(t, "busybox")
+			env.Consoles = []xml.Console{{ID: "lxc 0"}, {ID: "lxc 1"}}
+			env.Interfaces = c.then
+			if err := i.Enforce(context.Background(), env); err != nil {
+				t.Error(err)
+			}
+			if len(i.Links()) != len(c.then) {
+				t.Errorf("it has %+v", i.Links())
+			}
+			inside, err := i.InsideLinks()
+			if err != nil || len(inside) != 1+len(c.then) {
+				t.Errorf("inside %+v, %v", inside, err)
+			}
+			if c.then == nil {
+				if left := networkLeftovers(); len(left) > 0 {
+					t.Errorf("left: %s", strings.Join(left, "\n"))
+				}
+			}
+			vmEnd(t, r, i)
+		})
+	}
+}
+
+// Without libvirt's daemon a port cannot be removed; that neither keeps the
+// environment from ending nor is it forgotten.
+func TestPortLater(t *testing.T) {
+	r := vmRuntime(t)
+	env := vmEnvironment(t, "busybox")
+	env.Interfaces = vmInterfaces()[:1]
+	i, err := r.Start(context.Background(), env, StartOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(vmPorts, vmPorts+".away"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := errors.Join(i.Kill(ctx), i.Release(ctx)); err != nil {
+		t.Error(err)
+	}
+	if err := os.Rename(vmPorts+".away", vmPorts); err != nil {
+		t.Fatal(err)
+	}
+	if ports, _ := os.ReadDir(vmPorts); len(ports) != 1 {
+		t.Fatalf("ports: %v", ports)
+	}
+	if i, err = r.Start(ctx, env, StartOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if ports, _ := os.ReadDir(vmPorts); len(ports) != 1 {
+		t.Errorf("ports: %v", ports)
+	}
+	vmEnd(t, r, i)
+}
+
+// A start that fails after its first interfaces were made leaves none.
+func TestStartWithBadInterface(t *testing.T) {
+	r := vmRuntime(t)
+	env := vmEnvironment(t, "busybox")
+	env.Interfaces = append(vmInterfaces(), xml.Interface{Type: "bridge", Source: "br-none", MAC: "52:54:00:00:7e:09"})
+	_, err := r.Start(context.Background(), env, StartOptions{})
+	if err == nil || !strings.Contains(err.Error(), "there is no bridge br-none on this host") {
+		t.Errorf("start: %v", err)
+	}
+	r.RemovePrivate(testUUID)
+	nothingLeft(t)
+}
+
+// Fifty interfaces are made, told apart and removed.
+func TestFiftyInterfaces(t *testing.T) {
+	r := vmRuntime(t)
+	env := vmEnvironment(t, "busybox")
+	for n := range 50 {
+		mac := "52:54:00:00:7e:" + string("0123456789abcdef"[n/16]) + string("0123456789abcdef"[n%16])
+		env.Interfaces = append(env.Interfaces, xml.Interface{Type: "bridge", Source: vmBridge, MAC: mac})
+	}
+	i := vmStart(t, r, env, StartOptions{})
+	inside, err := i.InsideLinks()
+	if err != nil || len(inside) != 51 || inside[50].Name != "eth49" || inside[50].ID != env.Interfaces[49].MAC {
+		t.Errorf("inside %d, %v", len(inside), err)
+	}
+}
