@@ -80,7 +80,7 @@ func gone(t *testing.T, templates *Templates) {
 func hooks(t *testing.T, ctx context.Context, templates *Templates, size int64, scripts ...string) (said string, err error) {
 	t.Helper()
 	_, err = templates.makeGeneration(ctx, "x", func(dir string) (Generation, error) {
-		o := BuildOptions{StateDir: t.TempDir(), Progress: func(line string) { said += line + "\n" }}
+		o := BuildOptions{StateDir: t.TempDir(), Scopes: buildScopes(t), Progress: func(line string) { said += line + "\n" }}
 		b, err := startBuilder(ctx, dir, "x", size, nil, &buildPlan{}, o)
 		if err != nil {
 			return Generation{}, err
