@@ -47,6 +47,7 @@ func TestBuildHostileHooks(t *testing.T) {
 		{"reach a network", "ping -c 1 -W 1 127.0.0.1", ""},
 		{"write to what the host's programs are", "echo bad >/usr/bin/ls", "nonexistent directory"},
 		{"fill the disk", "dd if=/dev/zero of=/fill bs=1M count=1000", "No space left"},
+		{"many processes", "i=0; while [ $i -lt 3000 ]; do sleep 1000 & i=$((i+1)); done", "fork"},
 		{"fill the memory file systems", "dd if=/dev/zero of=/dev/shm/fill bs=1M count=4000", "No space left"},
 		{"many files", "mkdir /f; i=0; while [ $i -lt 20000 ]; do echo >/f/$i; i=$((i+1)); done", "No space left"},
 	}

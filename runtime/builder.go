@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -35,10 +36,7 @@ type builder struct {
 // startBuilder makes the disk and the process that builds on it. With a lower
 // generation it builds on a layer over that.
 func startBuilder(ctx context.Context, dir, name string, size int64, lower *Generation, plan *buildPlan, o BuildOptions) (_ *builder, err error) {
-	b := &builder{say: func(line string) {}}
-	if o.Progress != nil {
-		b.say = o.Progress
-	}
+	b := &builder{say: oneAtATime(o.Progress)}
 	q := buildRequest{Dir: filepath.Join(dir, "view"), Files: plan.Files, Binds: plan.Binds, Lower: lower != nil}
 	if q.UIDs, err = buildRange(o.StateDir); err != nil {
 		return nil, err
@@ -83,6 +81,18 @@ func startBuilder(ctx context.Context, dir, name string, size int64, lower *Gene
 	}
 	_, err = b.answer()
 	return b, err
+}
+
+// oneAtATime lets what is said and what is done be told from two goroutines.
+func oneAtATime(tell func(line string)) func(line string) {
+	var mu sync.Mutex
+	return func(line string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if tell != nil {
+			tell(line)
+		}
+	}
 }
 
 // buildRange is a range of ids that nobody has.

@@ -13,6 +13,14 @@
 //	recover.go   after a restart of the daemon: adopt what runs, remove what was half made
 //	cleanup.go   one idempotent removal, by UUID
 //
+// The way of a template:
+//
+//	templates.go            names and what environments stand on; template_generation.go the manifest and how one is
+//	                        made, template_remove.go how it goes, volume.go those that are uploaded to a pool
+//	import.go               of a tar (untar.go), a directory (importdir.go) or an OCI image (importoci.go, unlayer.go)
+//	build.go                of packages: recipe.go what is asked for, build_plan.go what is run for it (pure)
+//	builder.go              the command's side of a build, build_stub.go and build_step.go the confined side
+//
 // The package imports xml (what to run) and systemd (scopes). It returns
 // errors as sentences for the user and logs nothing.
 package runtime
