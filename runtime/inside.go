@@ -13,6 +13,11 @@ import (
 // trust no path and no program it finds.
 var namespaceTypes = map[string]int{"ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_NEWUTS, "net": unix.CLONE_NEWNET, "mnt": unix.CLONE_NEWNS}
 
+// A thread that is in an environment's namespaces ends with its goroutine, or
+// it would keep them alive. The process's first thread cannot end, and
+// /proc/self shows its namespaces: no goroutine but main's may have it.
+func init() { goruntime.LockOSThread() }
+
 // inside runs do on a thread of its own in namespaces of the environment's
 // init. The thread ends with it: it is elsewhere for good. what is for the error.
 func (i *Instance) inside(what string, kinds []string, do func() error) error {
