@@ -291,12 +291,7 @@ func (i *Instance) lend(w *wires, p *linkPlan) error {
 	if have != nil {
 		return nil
 	}
-	space, err := dupFile(w.space)
-	if err != nil {
-		return err
-	}
-	i.r.keepSpace(i.uuid, space)
-	return i.r.storeFD(spaceFDName(i.rec.UUID), space)
+	return i.keepOwnSpace(w)
 }
 
 func spaceFDName(uuid string) string { return "vz-net-" + uuid }

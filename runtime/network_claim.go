@@ -3,6 +3,7 @@ package runtime
 import (
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -19,6 +20,15 @@ type linkState struct {
 func newLinkState() linkState {
 	host, _ := netlink.NewHandle(unix.NETLINK_ROUTE) // without it no interface can be made, and the error says so
 	return linkState{host: host, claims: map[string]string{}, spaces: map[[16]byte]*os.File{}, next: map[string]int{}}
+}
+
+func (s *linkState) close() {
+	if s.host != nil {
+		s.host.Close()
+	}
+	for _, space := range s.spaces {
+		space.Close()
+	}
 }
 
 func (r *Runtime) hostLinks() *netlink.Handle { return r.links.host }
@@ -51,9 +61,27 @@ func (r *Runtime) adoptLinks(i *Instance, space *os.File) {
 	for _, l := range i.rec.Links {
 		r.claimLinks(i.rec.Name, l.Claims) // nobody else has it
 	}
+	lent := slices.ContainsFunc(i.rec.Links, func(l *recordedLink) bool { return l.Type == "hostdev" })
+	if space == nil && lent { // the store was lost; the namespace is there as long as init
+		if w, err := i.wires(); err == nil {
+			defer w.close()
+			i.keepOwnSpace(w)
+		}
+		return
+	}
 	if space != nil {
 		r.keepSpace(i.uuid, space)
 	}
+}
+
+// keepOwnSpace keeps the namespace open after the environment's end.
+func (i *Instance) keepOwnSpace(w *wires) error {
+	space, err := dupFile(w.space)
+	if err != nil {
+		return err
+	}
+	i.r.keepSpace(i.uuid, space)
+	return i.r.storeFD(spaceFDName(i.rec.UUID), space)
 }
 
 func (r *Runtime) keepSpace(uuid [16]byte, space *os.File) {

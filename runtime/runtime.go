@@ -113,6 +113,7 @@ func (r *Runtime) Close() error {
 			i.forget()
 		}
 	}
+	r.links.close()
 	return nil
 }
 
