@@ -67,6 +67,9 @@ func addInterfaces(g *gathering, l *numberList) {
 
 // addTraffic is what was counted over all runs of the environment.
 func addTraffic(g *gathering, l *numberList) {
+	if g.drv.rt == nil {
+		return
+	}
 	var now []runtime.InterfaceStats
 	if g.v.instance != nil {
 		for _, link := range g.v.instance.Links() {
@@ -79,6 +82,9 @@ func addTraffic(g *gathering, l *numberList) {
 	if err != nil {
 		g.drv.log.Warn("traffic of earlier runs is not in domstats", "uuid", g.d.uuid, "error", err)
 		return
+	}
+	if g.v.instance == nil && all == (runtime.InterfaceStats{}) {
+		return // it never ran
 	}
 	l.number("vz.net.rx.bytes", all.Received.Bytes)
 	l.number("vz.net.rx.pkts", all.Received.Packets)
