@@ -110,10 +110,10 @@ func TestShape(t *testing.T) {
 		rate xml.Rate
 		want shaping
 	}{
-		{xml.Rate{Average: m}, shaping{m, m, 0, 60000}},
-		{xml.Rate{Average: m, Peak: 4 * m, Burst: 2 * m}, shaping{m, 4 * m, 2 * m, 60000}},
-		{xml.Rate{Average: 1 << 10, Burst: 4 << 30}, shaping{1 << 10, 1 << 10, 200 << 10, 1600}},
-		{xml.Rate{Average: 5 << 30, Burst: 8 << 30}, shaping{5 << 30, 5 << 30, math.MaxUint32, 60000}},
+		{xml.Rate{Average: m}, shaping{m, m, m / 50, m / 50, 60000}},
+		{xml.Rate{Average: m, Peak: 4 * m, Burst: 2 * m}, shaping{m, 4 * m, 2 * m, 4 * m / 50, 60000}},
+		{xml.Rate{Average: 1 << 10, Burst: 4 << 30}, shaping{1 << 10, 1 << 10, 200 << 10, 200 << 10, 1600}},
+		{xml.Rate{Average: 5 << 30, Burst: 8 << 30}, shaping{5 << 30, 5 << 30, math.MaxUint32, math.MaxUint32, 60000}},
 	} {
 		if got := shape(c.rate); got != c.want {
 			t.Errorf("%+v: %+v, want %+v", c.rate, got, c.want)

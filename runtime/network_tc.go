@@ -52,7 +52,7 @@ func setShaping(h *netlink.Handle, link netlink.Link, rate xml.Rate) error {
 	s := shape(rate)
 	class := netlink.NewHtbClass(
 		netlink.ClassAttrs{LinkIndex: index, Handle: netlink.MakeHandle(1, 1), Parent: netlink.MakeHandle(1, 0)},
-		netlink.HtbClassAttrs{Rate: s.rate * 8, Ceil: s.ceil * 8, Buffer: s.burst, Quantum: s.quantum})
+		netlink.HtbClassAttrs{Rate: s.rate * 8, Ceil: s.ceil * 8, Buffer: s.burst, Cbuffer: s.peakBurst, Quantum: s.quantum})
 	if err := h.ClassAdd(class); err != nil {
 		return err
 	}
@@ -62,15 +62,25 @@ func setShaping(h *netlink.Handle, link netlink.Link, rate xml.Rate) error {
 
 // shaping is a rate in tc's terms: bytes each second and bytes.
 type shaping struct {
-	rate, ceil     uint64
-	burst, quantum uint32
+	rate, ceil       uint64
+	burst, peakBurst uint32
+	quantum          uint32
 }
 
 // maxBurstTime bounds a burst: tc counts how long it lasts in 32 bits of 64 ns.
 const maxBurstTime = 200 // seconds
 
+// minShapedBurst makes up for the time by which a busy host sends late: with
+// less, what could not be sent then is never sent, and the rate not reached.
+func minShapedBurst(rate uint64) uint64 { return max(rate/50, 16<<10) }
+
 func shape(r xml.Rate) shaping {
-	s := shaping{rate: r.Average, ceil: max(r.Peak, r.Average), burst: burst(r.Burst, r.Average)}
+	s := shaping{rate: r.Average, ceil: max(r.Peak, r.Average)}
+	s.burst = burst(max(r.Burst, minShapedBurst(s.rate)), s.rate)
+	s.peakBurst = s.burst // without a peak the burst may be sent at any speed
+	if s.ceil > s.rate {
+		s.peakBurst = burst(minShapedBurst(s.ceil), s.ceil)
+	}
 	// How much one class may send before the next: there is one. Between these
 	// the kernel does not complain.
 	s.quantum = uint32(min(max(r.Average/10, 1600), 60000))
