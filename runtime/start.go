@@ -163,7 +163,16 @@ func (s *starter) makeLayers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.rec.Template, s.res.Lower = template.Digest, template.Path
+	disk, chain, err := s.r.Layers().below(s.env.UUID)
+	if err != nil {
+		return fmt.Errorf("disk of %s: %w", s.env.Name, err)
+	}
+	for n := range chain {
+		if err := os.MkdirAll(chainMount(s.res.Dir, n), 0o711); err != nil {
+			return err
+		}
+	}
+	s.rec.Template, s.res.Lower, s.res.Chain, s.res.Cloned = template.Digest, template.Path, chain, disk.Clone != ""
 	return s.rec.save(s.res.Dir)
 }
 

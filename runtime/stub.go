@@ -68,7 +68,9 @@ type rootRequest struct {
 	Dir        string    // work directory with lower/, layers/ and rootfs/ to mount on
 	UIDs, GIDs []idRange // empty: the host's own ids
 	Lower      string    // template's tree; empty: Root is a directory of its own
+	Chain      []string  // trees between the two, top down, for chain/0, chain/1, … in Dir
 	Layers     string    // directory with upper/ and work/ for an overlay
+	Cloned     bool      // it must not be taken for the one it was cloned from
 	Root       string    // directory, when Lower is empty
 	ReadOnly   bool
 	Init       []string // as configured; empty: look for one
