@@ -42,32 +42,40 @@ func (l *Layers) Push(uuid [16]byte) (id string, err error) {
 		if err := l.room(d); err != nil {
 			return err
 		}
-		id = newLayerID()
-		atStep("push layer")
-		if err := os.Mkdir(l.layerDir(id), 0o700); err != nil {
-			return err
-		}
-		layer := Layer{ID: id, Of: name, Below: d.Layer, Template: d.Template, Made: time.Now().UTC()}
-		if err := l.describe(l.layerDir(id), layer); err != nil {
-			return err
-		}
-		atStep("push intent")
-		d.Pushing = id
-		if err := d.save(dir); err != nil {
-			return err
-		}
-		atStep("push rename")
-		if err := os.Rename(filepath.Join(dir, "upper"), filepath.Join(l.layerDir(id), "rootfs")); err != nil {
-			return err
-		}
-		if err := syncDirectory(l.layerDir(id)); err != nil {
-			return err
-		}
-		atStep("push settle")
-		_, err = l.settled(name)
-		atStep("push done")
+		id, err = l.push(name, d, false)
 		return err
 	})
+	return id, err
+}
+
+// push is Push with the lock held. A released layer stays only as long as
+// others stand on it.
+func (l *Layers) push(name string, d disk, released bool) (id string, err error) {
+	dir := l.privateDir(name)
+	id = newLayerID()
+	atStep("push layer")
+	if err := os.Mkdir(l.layerDir(id), 0o700); err != nil {
+		return "", err
+	}
+	layer := Layer{ID: id, Of: name, Below: d.Layer, Template: d.Template, Made: time.Now().UTC(), Released: released}
+	if err := l.describe(l.layerDir(id), layer); err != nil {
+		return "", err
+	}
+	atStep("push intent")
+	d.Pushing = id
+	if err := d.save(dir); err != nil {
+		return "", err
+	}
+	atStep("push rename")
+	if err := os.Rename(filepath.Join(dir, "upper"), filepath.Join(l.layerDir(id), "rootfs")); err != nil {
+		return "", err
+	}
+	if err := syncDirectory(l.layerDir(id)); err != nil {
+		return "", err
+	}
+	atStep("push settle")
+	_, err = l.settled(name)
+	atStep("push done")
 	return id, err
 }
 

@@ -132,6 +132,11 @@ func runStub(in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if root.Cloned {
+		if err := root.forgetIdentity(facts.Kind); err != nil {
+			return err
+		}
+	}
 	if err := writeMessage(out, facts); err != nil {
 		return errOrphaned
 	}
