@@ -9,6 +9,7 @@ import (
 	goruntime "runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -356,4 +357,82 @@ func TestMacvlanLink(t *testing.T) {
 	if got := state(t, w.host) + state(t, w.inside); got != before {
 		t.Errorf("left:\n%swant\n%s", got, before)
 	}
+}
+
+// What a link counted is added up once, over links that come and go, and what
+// cannot be read keeps nobody from removing one.
+func TestCountLink(t *testing.T) {
+	w := newSpace(t)
+	bridge := addLink(t, w, &netlink.Bridge{LinkAttrs: named("br0")}, "192.0.2.1/24")
+	r := &Runtime{config: Config{DataDir: t.TempDir()}, links: linkState{host: w.host}}
+	count := func(mac string) (InterfaceStats, *recordedLink) {
+		n := xml.Interface{Type: "bridge", Source: bridge.Attrs().Name, MAC: mac, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24")}}
+		p := mustPlan(t, n, Plug{}, "vnet0", "eth0")
+		made, err := w.add(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 5 { // a neighbour is asked for that answers nothing
+			w.inside.NeighDel(&netlink.Neigh{LinkIndex: made.guest, IP: net.IPv4(192, 0, 2, 9)})
+			w.inside.NeighAdd(&netlink.Neigh{LinkIndex: made.guest, IP: net.IPv4(192, 0, 2, 9), State: netlink.NUD_INCOMPLETE, Flags: unix.NTF_USE})
+		}
+		l := &recordedLink{ID: n.ID(), Type: p.Type, MAC: mac, Host: p.Host, HostIndex: made.host, GuestIndex: made.guest}
+		var s InterfaceStats
+		for end := time.Now().Add(10 * time.Second); s.Sent.Packets == 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			s, _ = readCounters(w.host, l, w)
+		}
+		if s.Sent.Packets == 0 {
+			t.Fatal("nothing was sent")
+		}
+		// No more is sent while it is looked at.
+		if err := w.host.LinkSetDown(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Index: made.host}}); err != nil {
+			t.Fatal(err)
+		}
+		s, _ = readCounters(w.host, l, w)
+		return s, l
+	}
+	total := func() Traffic {
+		t.Helper()
+		s, err := r.Traffic(testUUID, nil)
+		if err != nil {
+			t.Error(err)
+		}
+		return s.Sent
+	}
+	r.openAccount(testUUID)
+	first, l := count("52:54:00:00:00:01")
+	for range 2 { // as when a daemon was killed in between
+		r.countLink(testUUID, l, w)
+	}
+	if total() != first.Sent {
+		t.Errorf("counted %+v of %+v", total(), first.Sent)
+	}
+	if s, _ := r.Traffic(testUUID, []InterfaceStats{first}); s.Sent.Packets != 2*first.Sent.Packets {
+		t.Errorf("with those it has: %+v", s)
+	}
+	if err := removeVeth(w.host, l, macOf(l)); err != nil {
+		t.Fatal(err)
+	}
+	r.countLink(testUUID, l, w) // nothing is there
+	second, l := count("52:54:00:00:00:02")
+	r.openAccount(testUUID) // another run
+	r.countLink(testUUID, l, w)
+	if total().Packets != first.Sent.Packets+second.Sent.Packets {
+		t.Errorf("after the second %+v, of %+v and %+v", total(), first.Sent, second.Sent)
+	}
+	if err := os.WriteFile(r.accountFile(testUUID), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.countLink(testUUID, l, w)
+	if _, err := r.Traffic(testUUID, nil); err == nil || !strings.Contains(err.Error(), "mend or remove the file") {
+		t.Errorf("a file that cannot be read: %v", err)
+	}
+	if err := errors.Join(r.ForgetTraffic(testUUID), r.ForgetTraffic(testUUID)); err != nil || total() != (Traffic{}) {
+		t.Errorf("forgotten: %+v, %v", total(), err)
+	}
+}
+
+func macOf(l *recordedLink) net.HardwareAddr {
+	mac, _ := net.ParseMAC(l.MAC)
+	return mac
 }
