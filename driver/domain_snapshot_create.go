@@ -103,7 +103,7 @@ func (c *change) takeSnapshot(snap *xml.Snapshot, flags uint32) error {
 	}
 	snap.Created, snap.Parent = now.Unix(), v.snapshots.current
 	snap.Domain = xml.Copy(v.definition(true))
-	env, err := xml.NewEnvironment(snap.Domain)
+	env, err := xml.NewEnvironment(v.definition(false)) // what the disk is of
 	if err != nil {
 		return err
 	}

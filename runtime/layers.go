@@ -140,15 +140,22 @@ func (l *Layers) chain(id string) (chain []Layer, err error) {
 	return chain, nil
 }
 
-// all lists every complete layer. A damaged one is left out.
-func (l *Layers) all() (list []Layer) {
-	entries, _ := os.ReadDir(l.dir)
+// all lists every layer. A damaged one is left out, and reported.
+func (l *Layers) all() (list []Layer, err error) {
+	entries, err := os.ReadDir(l.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
 	for _, e := range entries {
-		if found, err := l.layer(e.Name()); err == nil {
+		if !validLayerID(e.Name()) || !exists(filepath.Join(l.layerDir(e.Name()), "rootfs")) {
+			continue
+		}
+		found, damaged := l.layer(e.Name())
+		if err = errors.Join(err, damaged); damaged == nil {
 			list = append(list, found)
 		}
 	}
-	return list
+	return list, err
 }
 
 // replaceFileSynced is replaceFile for what must survive a crash of the host.

@@ -49,8 +49,11 @@ func (l *Layers) collect(uuid string) error {
 
 // collectOne takes one layer out of sight, and tells whether there was one.
 func (l *Layers) collectOne(uuid string) (bool, error) {
-	layers := l.all()
-	users, busy := l.users(layers)
+	layers, damaged := l.all()
+	users, busy, unknown := l.users(layers)
+	if damaged != nil || unknown != nil {
+		return false, nil // what that stands on is not known: nothing goes before it is mended
+	}
 	for _, layer := range layers {
 		if !layer.Released || layer.Of != uuid || busy[layer.ID] {
 			continue
@@ -75,7 +78,7 @@ func (l *Layers) collectOne(uuid string) (bool, error) {
 }
 
 // users tells who stands on each layer, and which layers something runs on.
-func (l *Layers) users(layers []Layer) (users map[string][]user, busy map[string]bool) {
+func (l *Layers) users(layers []Layer) (users map[string][]user, busy map[string]bool, err error) {
 	users, busy = map[string][]user{}, map[string]bool{}
 	below := map[string]string{}
 	for _, layer := range layers {
@@ -84,11 +87,17 @@ func (l *Layers) users(layers []Layer) (users map[string][]user, busy map[string
 			users[layer.Below] = append(users[layer.Below], user{layer: layer.ID})
 		}
 	}
-	entries, _ := os.ReadDir(l.private)
+	entries, err := os.ReadDir(l.private)
+	if err != nil {
+		return nil, nil, err
+	}
 	for _, e := range entries {
 		d, err := readDisk(l.privateDir(e.Name()))
-		if err != nil {
+		if err == errNoDisk {
 			continue
+		}
+		if err != nil {
+			return nil, nil, err
 		}
 		for _, id := range []string{d.Layer, d.Pushing} {
 			if id == "" {
@@ -101,7 +110,7 @@ func (l *Layers) users(layers []Layer) (users map[string][]user, busy map[string
 			}
 		}
 	}
-	return users, busy
+	return users, busy, nil
 }
 
 // join moves what is seen of a layer up into the one that stands on it, which
@@ -150,13 +159,34 @@ func (l *Layers) sweep() error {
 				return err
 			}
 		}
-		return nil
+		return l.sweepEmpty()
 	})
 	gone, _ := filepath.Glob(filepath.Join(l.dir, ".gone-*"))
 	for _, dir := range gone {
 		os.RemoveAll(dir) // what cannot be removed is out of sight, and tried again next time
 	}
 	return err
+}
+
+// sweepEmpty sets aside layers that an upper was to become and did not.
+func (l *Layers) sweepEmpty() error {
+	entries, err := os.ReadDir(l.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		dir := l.layerDir(e.Name())
+		if !validLayerID(e.Name()) || exists(filepath.Join(dir, "rootfs")) {
+			continue
+		}
+		if _, busy, err := l.users(nil); err != nil || busy[e.Name()] {
+			continue
+		}
+		if err := l.setAside(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // abandonUnlocked sets aside a directory whose maker, who had it locked, is gone.

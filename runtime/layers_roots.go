@@ -48,7 +48,9 @@ func (l *Layers) Roots() ([]PrivateRoot, error) {
 		}
 		found[root.UUID] = root
 	}
-	for _, layer := range l.all() {
+	layers, err := l.all()
+	errs = append(errs, err)
+	for _, layer := range layers {
 		if layer.Released {
 			continue
 		}
@@ -83,7 +85,11 @@ func (l *Layers) Remove(uuid [16]byte) error {
 		for _, layer := range below {
 			owners = append(owners, layer.Of)
 		}
-		for _, layer := range l.all() {
+		layers, err := l.all()
+		if err != nil {
+			return err
+		}
+		for _, layer := range layers {
 			if layer.Of != name {
 				continue
 			}
@@ -212,7 +218,11 @@ func (l *Layers) Adopt(old, now [16]byte) error {
 				return err
 			}
 		}
-		for _, layer := range l.all() { // killed before this, it is done by doing it again
+		layers, err := l.all()
+		if err != nil {
+			return err
+		}
+		for _, layer := range layers { // killed before this, it is done by doing it again
 			if layer.Of != from {
 				continue
 			}

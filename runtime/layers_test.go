@@ -526,3 +526,42 @@ func TestJoinShowsTheSame(t *testing.T) {
 		}
 	}
 }
+
+// As long as it is not known what something damaged stands on, nothing goes.
+func TestDamagedLayer(t *testing.T) {
+	for name, file := range map[string]func(l *Layers, two string) string{
+		"layer": func(l *Layers, two string) string { return filepath.Join(l.layerDir(two), "layer.json") },
+		"disk": func(l *Layers, _ string) string {
+			return filepath.Join(l.privateDir(formatUUID(layersUUID)), "template")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newTestLayers(t)
+			write(t, l.upper(layersUUID), "a=1")
+			one := must[string](t)(l.Push(layersUUID))
+			two := must[string](t)(l.Push(layersUUID))
+			broken := file(l, two)
+			good, err := os.ReadFile(broken)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Dir(broken), filepath.Base(broken)+"=x\nlayer ../..\n")
+			if err := l.Release(layersUUID, one); err != nil {
+				t.Error(err)
+			}
+			if left := l.left(t); len(left) != 2 {
+				t.Errorf("left: %v", left)
+			}
+			if _, err := l.Roots(); err == nil {
+				t.Error("the list says nothing of it")
+			}
+			write(t, filepath.Dir(broken), filepath.Base(broken)+"="+string(good))
+			if got := l.shows(t, layersUUID); got != "a=1 text=1" {
+				t.Errorf("mended: %s", got)
+			}
+			if err := l.Release(layersUUID, two); err != nil || len(l.left(t)) != 0 {
+				t.Errorf("released: %v, left %v", err, l.left(t))
+			}
+		})
+	}
+}

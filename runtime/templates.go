@@ -207,7 +207,8 @@ func (t *Templates) users() map[string][]string {
 		}
 		users[digest] = append(users[digest], name)
 	}
-	for _, layer := range t.layers().all() { // snapshots that no disk stands on
+	layers, _ := t.layers().all()
+	for _, layer := range layers { // snapshots that no disk stands on
 		name := layer.Of
 		if t.NameOf != nil {
 			name = t.NameOf(name)

@@ -112,6 +112,9 @@ func removeRoot(conf *config, layers *runtime.Layers, args []string) error {
 	if err := layers.Remove(uuid); err != nil {
 		return err
 	}
+	if err := os.RemoveAll(snapshotDir(conf, uuid)); err != nil {
+		return err
+	}
 	fmt.Printf("root %s removed\n", args[0])
 	return nil
 }
@@ -152,6 +155,11 @@ func parseUUID(text string) (uuid [16]byte, err error) {
 	return uuid, nil
 }
 
+// snapshotDir is where the daemon keeps what is known of a domain's snapshots.
+func snapshotDir(conf *config, of [16]byte) string {
+	return filepath.Join(conf.ConfigDir, "snapshot", fmt.Sprintf("%x-%x-%x-%x-%x", of[:4], of[4:6], of[6:8], of[8:10], of[10:]))
+}
+
 // snapshotLayer reads which layer a snapshot is from what the daemon keeps of it.
 func snapshotLayer(conf *config, of [16]byte, name string) (string, error) {
 	if strings.Contains(name, "/") || strings.HasPrefix(name, ".") {
@@ -162,8 +170,7 @@ func snapshotLayer(conf *config, of [16]byte, name string) (string, error) {
 			ID string `xml:"id,attr"`
 		} `xml:"cookie>layer"`
 	}
-	id := fmt.Sprintf("%x-%x-%x-%x-%x", of[:4], of[4:6], of[6:8], of[8:10], of[10:])
-	body, err := os.ReadFile(filepath.Join(conf.ConfigDir, "snapshot", id, name+".xml"))
+	body, err := os.ReadFile(filepath.Join(snapshotDir(conf, of), name+".xml"))
 	if err == nil {
 		err = xml.Unmarshal(body, &snapshot)
 	}
