@@ -138,7 +138,7 @@ func describeSnapshot(d *domain, a *protocol.DomainSnapshotGetXMLDescArgs) (ret 
 func (c *change) loadSnapshots() {
 	found := c.drv.store.snapshots(c.uuid, func() xml.HostFacts {
 		facts := c.drv.facts()
-		facts.Templates = nil
+		facts.Templates, facts.HostRoot = nil, true // as load has it
 		return facts
 	}, func(file string, err error) {
 		c.drv.log.Error("snapshot skipped", "file", file, "error", err)
