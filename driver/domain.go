@@ -37,6 +37,7 @@ type view struct {
 	config *libvirtxml.Domain // what the next start uses; nil when transient
 	live   *libvirtxml.Domain // what runs; nil when shut off
 
+	snapshots   snapshots
 	instance    *runtime.Instance // nil when shut off
 	autodestroy *client           // destroyed when this client goes
 	rebooting   bool              // init was asked to reboot and has not ended yet

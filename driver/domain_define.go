@@ -18,12 +18,12 @@ var definition = table{
 		ret.Dom, err = r.define(a.XML, a.Flags)
 		return ret, err
 	}),
-	modify(protocol.DomainUndefine, func(c *change, _ *protocol.DomainUndefineArgs) error { return undefine(c) }),
+	modify(protocol.DomainUndefine, func(c *change, _ *protocol.DomainUndefineArgs) error { return undefine(c, 0) }),
 	modify(protocol.DomainUndefineFlags, func(c *change, a *protocol.DomainUndefineFlagsArgs) error {
 		if err := checkFlags(a.Flags, undefineFlags...); err != nil {
 			return err
 		}
-		return undefine(c)
+		return undefine(c, a.Flags)
 	}),
 	get(protocol.DomainGetXMLDesc, describe),
 }
@@ -85,6 +85,9 @@ func (drv *Driver) claim(ctx context.Context, who *client, id protocol.UUID, nam
 		if gone := d.view().removed; gone && err != nil {
 			continue // it was undefined while we waited for its job
 		}
+		if err == nil && c.view().definition(false) == nil {
+			c.loadSnapshots()
+		}
 		return c, err
 	}
 }
@@ -98,19 +101,22 @@ func (c *change) release() {
 	c.done()
 }
 
-// define saves the definition first: if that fails the old one stays in
-// force.
 func (c *change) define(def *libvirtxml.Domain) error {
+	if c.view().config != nil {
+		return c.defineAs(def, protocol.DomainEventDefinedUpdated)
+	}
+	return c.defineAs(def, protocol.DomainEventDefinedAdded)
+}
+
+// defineAs saves the definition first: if that fails the old one stays in
+// force. The event tells why it was defined.
+func (c *change) defineAs(def *libvirtxml.Domain, detail int32) error {
 	doc, err := xml.Format(def, xml.FormatOptions{Inactive: true, Secure: true})
 	if err != nil {
 		return err
 	}
 	if err := c.drv.store.saveDefinition(def.Name, doc); err != nil {
 		return err
-	}
-	detail := protocol.DomainEventDefinedAdded
-	if c.view().config != nil {
-		detail = protocol.DomainEventDefinedUpdated
 	}
 	c.publish(func(v *view) { v.config, v.persistent = def, true })
 	if v := c.view(); v.state.active() {
@@ -119,17 +125,27 @@ func (c *change) define(def *libvirtxml.Domain) error {
 		}
 	}
 	c.drv.log.Info("domain defined", "domain", def.Name, "uuid", c.uuid)
-	c.drv.events.emit(c.domain, lifecycleEvent(protocol.DomainEventDefined, int32(detail)))
+	c.drv.events.emit(c.domain, lifecycleEvent(protocol.DomainEventDefined, detail))
 	return nil
 }
 
 // undefine forgets the definition. A running domain becomes transient. The
-// private root stays: nothing a user wrote is deleted by a default.
-func undefine(c *change) error {
+// private root stays, and so do the layers of snapshots: nothing a user wrote is
+// deleted by a default. What is known of snapshots goes only if a flag says so,
+// or stays with a running domain.
+func undefine(c *change, flags uint32) error {
 	if err := c.requirePersistent("undefine"); err != nil {
 		return err
 	}
 	v := c.view()
+	if n := len(v.snapshots.all); n > 0 && !v.state.active() {
+		if flags&protocol.DomainUndefineSnapshotsMetadata == 0 {
+			return errorf(protocol.ErrOperationInvalid, "cannot delete inactive domain with %d snapshots", n)
+		}
+		if err := c.forgetSnapshots(); err != nil {
+			return err
+		}
+	}
 	if err := c.drv.store.removeDefinition(v.name); err != nil {
 		return err
 	}

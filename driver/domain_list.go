@@ -40,8 +40,8 @@ var filters = []filter{
 		protocol.ConnectListDomainsManagedsave:   never,
 		protocol.ConnectListDomainsNoManagedsave: always,
 	}, {
-		protocol.ConnectListDomainsHasSnapshot: never,
-		protocol.ConnectListDomainsNoSnapshot:  always,
+		protocol.ConnectListDomainsHasSnapshot: func(v *view) bool { return len(v.snapshots.all) > 0 },
+		protocol.ConnectListDomainsNoSnapshot:  func(v *view) bool { return len(v.snapshots.all) == 0 },
 	}, {
 		protocol.ConnectListDomainsHasCheckpoint: never,
 		protocol.ConnectListDomainsNoCheckpoint:  always,

@@ -38,6 +38,7 @@ type Driver struct {
 	config  Config
 	log     *slog.Logger
 	rt      *runtime.Runtime
+	layers  *runtime.Layers // the disks
 	host    *host
 	store   store
 	domains *registry
@@ -55,13 +56,17 @@ func New(c Config, rt *runtime.Runtime, log *slog.Logger) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return open(c, h, rt, log, func() xml.HostFacts {
+	drv, err := open(c, h, rt, log, func() xml.HostFacts {
 		f := h.facts()
 		f.Emulator = rt.Host().OCI
 		f.Templates = rt.Templates().Names
 		f.HostRoot = c.HostRoot
 		return f
 	})
+	if err == nil {
+		drv.layers = rt.Layers()
+	}
+	return drv, err
 }
 
 func open(c Config, h *host, rt *runtime.Runtime, log *slog.Logger, facts func() xml.HostFacts) (*Driver, error) {
@@ -152,6 +157,7 @@ func (drv *Driver) add(def *libvirtxml.Domain, links map[string]bool) error {
 	}
 	c := d.changeAlways("load")
 	defer c.done()
+	c.loadSnapshots()
 	c.publish(func(v *view) {
 		v.config, v.persistent = def, true
 		v.autostart = links[drv.store.autostartLink(def.Name)]
@@ -212,6 +218,9 @@ func (drv *Driver) adopt(id protocol.UUID, s savedStatus, inst *runtime.Instance
 	}
 	c := d.changeAlways("recover")
 	defer c.done()
+	if c.view().definition(false) == nil {
+		c.loadSnapshots()
+	}
 	state, reason := s.State, s.Reason
 	frozen, err := inst.Frozen()
 	if err != nil {
@@ -233,6 +242,9 @@ func (drv *Driver) adopt(id protocol.UUID, s savedStatus, inst *runtime.Instance
 		return err
 	} else if err := inst.Enforce(c.ctx, env); err != nil {
 		drv.log.Error("cannot put the limits in force again that were being changed", "domain", s.Name, "error", err)
+	}
+	if err == nil && state == Paused && reason == protocol.DomainPausedSnapshot {
+		err = c.letGo(true) // the daemon was killed while it copied the disk
 	}
 	if err == nil && s.Autodestroy {
 		return c.destroy(0) // its client lost the connection with the daemon

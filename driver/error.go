@@ -64,6 +64,7 @@ var templates = map[int32]string{
 	protocol.ErrOverflow:              "numerical overflow: %s",
 	protocol.ErrDeviceMissing:         "device not found: %s",
 	protocol.ErrInvalidDomainSnapshot: "Invalid domain snapshot: %s",
+	protocol.ErrSnapshotRevertRisky:   "revert requires force: %s",
 }
 
 func template(code int32) string {
@@ -108,7 +109,7 @@ func classify(err error) *Error {
 		return &Error{Code: protocol.ErrOperationFailed, Detail: "Active console session exists for this domain"}
 	case errors.Is(err, runtime.ErrUnsupported):
 		return &Error{Code: protocol.ErrOperationUnsupported, Detail: err.Error()}
-	case errors.Is(err, runtime.ErrTooMuchInUse), errors.Is(err, runtime.ErrNoProcess):
+	case errors.Is(err, runtime.ErrTooMuchInUse), errors.Is(err, runtime.ErrNoProcess), errors.Is(err, runtime.ErrTooManyLayers):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: err.Error()}
 	case errors.As(err, &unavailable), errors.As(err, &nic):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: err.Error()}

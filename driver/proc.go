@@ -155,10 +155,17 @@ func (r *request) openDomain(args protocol.Payload, field []int) (*domain, error
 	return d, r.allow(d, args)
 }
 
-// domainField finds the argument that names the domain. A table entry of a
+// domainField finds the argument that names the domain, or names a snapshot of it. A table entry of a
 // wrong shape stops the daemon's tests, not its users.
 func domainField[A any](info *protocol.Info) []int {
-	field, ok := reflect.TypeFor[A]().FieldByName("Dom")
+	args := reflect.TypeFor[A]()
+	for _, name := range []string{"Snap", "Snapshot"} {
+		if snap, ok := args.FieldByName(name); ok && snap.Type == reflect.TypeFor[protocol.NonnullDomainSnapshot]() {
+			dom, _ := snap.Type.FieldByName("Dom")
+			return append(snap.Index, dom.Index...)
+		}
+	}
+	field, ok := args.FieldByName("Dom")
 	if !ok || field.Type != reflect.TypeFor[protocol.NonnullDomain]() {
 		panic(fmt.Sprintf("%s has no domain argument: it is not a get, query or modify", info.Name))
 	}

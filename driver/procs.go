@@ -39,6 +39,7 @@ var families = []table{
 	interfaceStatistics,
 	networkInterfaces,
 	filesystemInformation,
+	snapshotting,
 	relayed(protocol.Remote()),
 }
 

@@ -13,6 +13,13 @@
 //	recover.go   after a restart of the daemon: adopt what runs, remove what was half made
 //	cleanup.go   one idempotent removal, by UUID
 //
+// The way of a disk, for snapshots and clones:
+//
+//	layers.go               what a disk consists of; layers_disk.go how that is kept and finished after a crash
+//	layers_push.go          a layer is made, and gone back to; layers_copy.go that of a running environment
+//	layers_collect.go       a layer that nobody needs goes; layers_join.go two become one
+//	layers_roots.go         disks are listed, cloned, adopted and removed; identity.go a clone becomes itself
+//
 // The way of a template:
 //
 //	templates.go            names and what environments stand on; template_generation.go the manifest and how one is

@@ -19,7 +19,9 @@ type Reserved struct {
 	CPULoad map[int]int // environments on each CPU
 	Dir     string      // StateDir/UUID
 	Lower   string      // tree of the template, for a root of type template
+	Chain   []string    // layers between the two, top down
 	Layers  string      // DataDir/private/UUID
+	Cloned  bool        // its first start since it was cloned
 }
 
 // Plan is everything that will be done to start an environment. Making one touches
@@ -85,7 +87,7 @@ func planRoot(env *xml.Environment, res Reserved) (rootRequest, error) {
 	q.ReadOnly = root.ReadOnly
 	switch root.Type {
 	case "template":
-		q.Lower, q.Layers = res.Lower, res.Layers
+		q.Lower, q.Chain, q.Layers, q.Cloned = res.Lower, res.Chain, res.Layers, res.Cloned
 	case "mount":
 		q.Root = root.Source
 	case "host":

@@ -162,12 +162,36 @@ func (s *starter) makeLayers(ctx context.Context) error {
 	if len(s.env.Filesystems) == 0 || s.env.Filesystems[0].Type != "template" {
 		return nil
 	}
+	if err := s.cloneRoot(); err != nil {
+		return err
+	}
 	template, err := s.r.Templates().pin(ctx, s.env.Filesystems[0].Source, s.res.Layers)
 	if err != nil {
 		return err
 	}
-	s.rec.Template, s.res.Lower = template.Digest, template.Path
+	disk, chain, err := s.r.Layers().below(s.env.UUID)
+	if err != nil {
+		return fmt.Errorf("disk of %s: %w", s.env.Name, err)
+	}
+	for n := range chain {
+		if err := os.MkdirAll(chainMount(s.res.Dir, n), 0o711); err != nil {
+			return err
+		}
+	}
+	s.rec.Template, s.res.Lower, s.res.Chain, s.res.Cloned = template.Digest, template.Path, chain, disk.Clone != ""
 	return s.rec.save(s.res.Dir)
+}
+
+// cloneRoot makes the disk of an environment that is to start as another's
+// clone. Once it has a disk, that counts.
+func (s *starter) cloneRoot() error {
+	if s.env.CloneOf == [16]byte{} || pinned(s.res.Layers) != "" {
+		return nil
+	}
+	if err := s.r.Layers().Clone(s.env.CloneOf, "", s.env.UUID); err != nil {
+		return fmt.Errorf("%s cannot start as a clone: %w", s.env.Name, err)
+	}
+	return nil
 }
 
 func (s *starter) forkStub(context.Context) (err error) {
@@ -372,6 +396,11 @@ func (s *starter) finish(context.Context) error {
 	}
 	if err := s.rec.save(s.res.Dir); err != nil {
 		return err
+	}
+	if s.res.Cloned {
+		if err := s.r.Layers().started(s.env.UUID); err != nil {
+			return err
+		}
 	}
 	s.i.watch()
 	s.r.keep(s.i, claim{spans(s.plan.IDMap), s.rec.CPUs})

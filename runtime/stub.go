@@ -68,7 +68,9 @@ type rootRequest struct {
 	Dir        string    // work directory with lower/, layers/ and rootfs/ to mount on
 	UIDs, GIDs []idRange // empty: the host's own ids
 	Lower      string    // template's tree; empty: Root is a directory of its own
+	Chain      []string  // trees between the two, top down, for chain/0, chain/1, … in Dir
 	Layers     string    // directory with upper/ and work/ for an overlay
+	Cloned     bool      // it must not be taken for the one it was cloned from
 	Root       string    // directory, when Lower is empty
 	Foreign    bool      // Root is not the environment's: its owners are nobody inside
 	ReadOnly   bool
@@ -130,6 +132,11 @@ func runStub(in io.Reader, out io.Writer) error {
 	facts, err := inspectRoot(root)
 	if err != nil {
 		return err
+	}
+	if root.Cloned {
+		if err := root.forgetIdentity(facts.Kind); err != nil {
+			return err
+		}
 	}
 	if err := writeMessage(out, facts); err != nil {
 		return errOrphaned

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -33,22 +34,35 @@ func mountRoot(q rootRequest) error {
 	if err := cloneMount(q.Lower, lower, space, unix.MOUNT_ATTR_RDONLY, false); err != nil {
 		return err
 	}
+	var below []string // from Dir: mount(2) takes one page of options
+	for n, layer := range q.Chain {
+		if err := cloneMount(layer, chainMount(q.Dir, n), space, unix.MOUNT_ATTR_RDONLY, false); err != nil {
+			return err
+		}
+		below = append(below, chainMount("", n))
+	}
 	if err := cloneMount(q.Layers, layers, space, 0, false); err != nil {
 		return err
 	}
 	if err := enterRange(q); err != nil {
 		return err
 	}
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", escapeLayer(lower), layers, layers)
+	options := fmt.Sprintf("lowerdir=%s,upperdir=layers/upper,workdir=layers/work", strings.Join(append(below, "lower"), ":"))
 	flags := uintptr(0)
 	if q.ReadOnly {
 		flags = unix.MS_RDONLY
 	}
+	if err := os.Chdir(q.Dir); err != nil {
+		return err
+	}
 	if err := unix.Mount("overlay", rootfs, "overlay", flags, options); err != nil {
 		return fmt.Errorf("mount an overlay of %s and %s: %w", q.Lower, q.Layers, err)
 	}
-	return nil
+	return os.Chdir("/")
 }
+
+// chainMount is where the stub mounts a layer between upper and template.
+func chainMount(dir string, n int) string { return filepath.Join(dir, "chain", strconv.Itoa(n)) }
 
 // mountDirectory mounts a directory as the root. A tree that was shifted for
 // this range before (its top directory belongs to the mapped root, the way
@@ -146,11 +160,6 @@ func openTree(dir int, source string, space *os.File, set uint64, recursive bool
 			"use ext4, xfs or btrfs, or give the domain an explicit idmap and a root that belongs to it", source)
 	}
 	return -1, fmt.Errorf("set the attributes of the mount of %s: %w", source, err)
-}
-
-// escapeLayer quotes what overlayfs treats specially in lowerdir.
-func escapeLayer(path string) string {
-	return strings.NewReplacer(`\`, `\\`, `:`, `\:`, `,`, `\,`).Replace(path)
 }
 
 // errnoOf strips the path that package os puts before an errno.

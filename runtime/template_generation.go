@@ -182,7 +182,11 @@ func (t *Templates) makeGeneration(ctx context.Context, name string, fill func(d
 // workDir is a directory for what is being made. As long as it is locked it is
 // no rubbish.
 func (t *Templates) workDir() (dir string, done func(), err error) {
-	dir, err = os.MkdirTemp(filepath.Join(t.dir, ".digest"), ".import-")
+	return temporaryDir(filepath.Join(t.dir, ".digest"), ".import-")
+}
+
+func temporaryDir(parent, prefix string) (dir string, done func(), err error) {
+	dir, err = os.MkdirTemp(parent, prefix)
 	if err != nil {
 		return "", nil, err
 	}
@@ -201,14 +205,19 @@ func (t *Templates) workDir() (dir string, done func(), err error) {
 func (t *Templates) sweep() {
 	old, _ := filepath.Glob(filepath.Join(t.dir, ".digest", ".import-*"))
 	for _, dir := range old {
-		f, err := os.Open(dir)
-		if err != nil {
-			continue
-		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			os.RemoveAll(dir)
-		}
-		f.Close()
+		removeUnlocked(dir)
+	}
+}
+
+// removeUnlocked removes a temporaryDir whose maker is gone.
+func removeUnlocked(dir string) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		os.RemoveAll(dir)
 	}
 }
 

@@ -182,8 +182,13 @@ func makeLayer(on Generation, layers string) error {
 }
 
 func pinned(layers string) string {
-	body, _ := os.ReadFile(filepath.Join(layers, "template"))
-	return strings.TrimSpace(string(body))
+	d, _ := readDisk(layers)
+	return d.Template
+}
+
+// layers are those that stand on the templates. What runs is not known here.
+func (t *Templates) layers() *Layers {
+	return &Layers{dir: filepath.Join(filepath.Dir(t.private), "layers"), private: t.private, templates: t}
 }
 
 // users lists, by digest, what to call the environments whose layers belong to
@@ -201,6 +206,16 @@ func (t *Templates) users() map[string][]string {
 			name = t.NameOf(name)
 		}
 		users[digest] = append(users[digest], name)
+	}
+	layers, _ := t.layers().all()
+	for _, layer := range layers { // snapshots that no disk stands on
+		name := layer.Of
+		if t.NameOf != nil {
+			name = t.NameOf(name)
+		}
+		if !slices.Contains(users[layer.Template], name) {
+			users[layer.Template] = append(users[layer.Template], name)
+		}
 	}
 	for _, list := range users {
 		slices.Sort(list)

@@ -15,6 +15,7 @@ type Environment struct {
 	Name, Type string // Type is "vz", "lxc" or "openvz", as it was defined
 	UUID       [16]byte
 	Hostname   string
+	CloneOf    [16]byte // on whose disk it starts the first time; zero: on the template
 
 	Nameservers, SearchDomains []string // for resolv.conf; none: leave it alone
 

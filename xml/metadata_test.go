@@ -106,6 +106,15 @@ func TestVE(t *testing.T) {
 	if err != nil || e.Hostname != "a.example" || strings.Join(append(e.Nameservers, e.SearchDomains...), " ") != "192.0.2.1 b.example" {
 		t.Errorf("got %+v, %v", e, err)
 	}
+	if err := SetMetadata(def, "<ve><clone of='01020304-0000-4000-8000-000000000000'/></ve>", "ve", VENamespace); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := NewEnvironment(def); err != nil || e.CloneOf != [16]byte{1, 2, 3, 4, 6: 0x40, 8: 0x80} {
+		t.Errorf("clone of %x, %v", e.CloneOf, err)
+	}
+	if err := SetMetadata(def, "<ve><clone of='web1'/></ve>", "ve", VENamespace); err == nil {
+		t.Error("a clone of a name was accepted")
+	}
 	if err := SetMetadata(def, "<ve><tasks>0</tasks></ve>", "ve", VENamespace); err == nil {
 		t.Error("no tasks were accepted")
 	}

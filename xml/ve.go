@@ -18,14 +18,17 @@ import (
 //	    <ve:searchdomain>example.org</ve:searchdomain>
 //	    <ve:tasks>512</ve:tasks>
 //	    <ve:ubc name="numpty" limit="32"/>
+//	    <ve:clone of="1a2b3c4d-…"/>
 //	  </ve:ve>
 //	</metadata>
 //
 // hostname: what the environment is called inside, instead of its domain's
 // name. nameserver, searchdomain: for resolv.conf, repeatable. tasks: the
 // most processes and threads. ubc: an OpenVZ beancounter, see beancounters;
-// its barrier, where it has one, is kept and means nothing. Other children
-// are kept and mean nothing.
+// its barrier, where it has one, is kept and means nothing. clone: the UUID
+// of the environment, shut off, whose disk it starts with instead of the bare
+// template; it counts at the first start only. Other children are kept and
+// mean nothing.
 const VENamespace = "http://virtvzd.org/ve/1.0"
 
 type ve struct {
@@ -35,6 +38,9 @@ type ve struct {
 	SearchDomains []string `xml:"searchdomain"`
 	Tasks         *uint64  `xml:"tasks"`
 	UBC           []ubc    `xml:"ubc"`
+	Clone         *struct {
+		Of string `xml:"of,attr"`
+	} `xml:"clone"`
 }
 
 // resolv.conf's own limits (MAXNS is 3, but more are kept by resolvers that
@@ -80,6 +86,11 @@ func (v *ve) check() error {
 	if v.Tasks != nil && (*v.Tasks < 1 || *v.Tasks > maxTasks) {
 		return invalid("<ve:tasks>", "is %d: 1 to %d are accepted", *v.Tasks, maxTasks)
 	}
+	if v.Clone != nil {
+		if _, err := parseUUID(v.Clone.Of); err != nil {
+			return invalid("<ve:clone>", "names '%s', which is not the UUID of an environment", shorten(v.Clone.Of))
+		}
+	}
 	return v.checkUBC()
 }
 
@@ -108,6 +119,9 @@ func (v *ve) apply(e *Environment) {
 	}
 	e.Nameservers, e.SearchDomains = v.Nameservers, v.SearchDomains
 	v.applyUBC(&e.Counts, &e.Memory)
+	if v.Clone != nil {
+		e.CloneOf, _ = parseUUID(v.Clone.Of) // checked
+	}
 	if v.Tasks != nil {
 		e.Counts.Tasks = *v.Tasks
 	}

@@ -5,6 +5,7 @@
 //	virtvzd template import NAME SOURCE   make a template of a tar, directory or image
 //	virtvzd template build NAME [FILE]    make one from a distribution's packages
 //	virtvzd template list|show|rm|…       see templateUsage
+//	virtvzd root list|clone|adopt|rm      disks of environments, see rootUsage
 package main
 
 import (
@@ -25,6 +26,7 @@ const defaultConfig = "/etc/libvirt/virtvzd.conf"
 
 const usage = `usage: virtvzd [--config FILE] [--debug]
        virtvzd template import|build|update|list|show|rm|prune …
+       virtvzd root list|clone|adopt|rm …
        virtvzd --version
 `
 
@@ -65,6 +67,8 @@ func run(args []string) error {
 		return serve(ctx, conf, *debug)
 	case command == "template":
 		return template(ctx, conf, flags.Args()[1:])
+	case command == "root":
+		return root(ctx, conf, flags.Args()[1:])
 	default:
 		return fmt.Errorf("unknown command %q\n%s", command, usage)
 	}

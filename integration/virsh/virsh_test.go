@@ -177,7 +177,7 @@ systemctl start dbus.socket; systemctl reset-failed virtvzd.service; systemctl s
 	defer exec.Command("sh", "-c", "virsh -c network:///system net-destroy default; ip link del lan0; ip link del br-churn").Run()
 	for _, name := range strings.Fields(sh(t, "virsh -c vz:///system list --all --name")) {
 		exec.Command("virsh", "-c", "vz:///system", "destroy", name).Run()
-		exec.Command("virsh", "-c", "vz:///system", "undefine", name).Run()
+		exec.Command("virsh", "-c", "vz:///system", "undefine", "--snapshots-metadata", name).Run()
 	}
 }
 

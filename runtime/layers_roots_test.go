@@ -1,0 +1,148 @@
+package runtime
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestCloneRoot(t *testing.T) {
+	l := newTestLayers(t)
+	from, to, third := layersUUID, [16]byte{2}, [16]byte{3}
+	write(t, l.upper(from), "a=1", "-text")
+	if err := l.Clone(from, "", to); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Clone(from, "", to); err == nil {
+		t.Error("a disk was replaced by a clone")
+	}
+	write(t, l.upper(from), "a=2")
+	write(t, l.upper(to), "b=1")
+	if a, b := l.shows(t, from), l.shows(t, to); a != "a=2" || b != "a=1 b=1" {
+		t.Errorf("the original shows %q, the clone %q", a, b)
+	}
+	// Where nothing was written since, nothing is added.
+	os.Remove(l.upper(to) + "/b")
+	if err := l.Clone(to, "", third); err != nil {
+		t.Fatal(err)
+	}
+	if left := l.left(t); len(left) != 1 {
+		t.Errorf("%d layers of three disks with one state in common", len(left))
+	}
+	roots, err := l.Roots()
+	if err != nil || len(roots) != 3 || roots[0].Layers != 1 || roots[0].Snapshots != 0 {
+		t.Errorf("%+v, %v", roots, err)
+	}
+
+	// The clones keep what they need of an original that is deleted.
+	if err := l.Remove(from); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Remove(third); err != nil {
+		t.Fatal(err)
+	}
+	if got, left := l.shows(t, to), l.left(t); got != "a=1" || len(left) != 0 {
+		t.Errorf("the clone shows %q, layers %v", got, left)
+	}
+	if err := l.Remove(from); err == nil {
+		t.Error("what is not there was removed")
+	}
+}
+
+func TestCloneNothing(t *testing.T) {
+	l := newTestLayers(t)
+	if err := l.Clone([16]byte{7}, "", [16]byte{8}); !errors.Is(err, errNoDisk) {
+		t.Errorf("clone of what never started: %v", err)
+	}
+	if err := l.Clone([16]byte{7}, "../../../../etc", [16]byte{8}); err == nil {
+		t.Error("cloned a path")
+	}
+	if exists(l.privateDir(formatUUID([16]byte{8}))) {
+		t.Error("a failed clone left a disk")
+	}
+}
+
+// What is kept goes on as the disk of another domain, with its snapshots.
+func TestAdoptRoot(t *testing.T) {
+	l := newTestLayers(t)
+	old, now := layersUUID, [16]byte{5}
+	write(t, l.upper(old), "a=1")
+	one := must[string](t)(l.Push(old))
+	write(t, l.upper(old), "a=2")
+	if err := l.Adopt(old, now); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.shows(t, now); got != "a=2 text=1" {
+		t.Errorf("adopted: %s", got)
+	}
+	if err := l.Revert(now, one); err != nil {
+		t.Error(err)
+	}
+	if err := l.Adopt(old, now); err == nil {
+		t.Error("nothing was adopted without an error")
+	}
+	roots, err := l.Roots()
+	if err != nil || len(roots) != 1 || roots[0].UUID != formatUUID(now) || roots[0].Snapshots != 1 {
+		t.Errorf("%+v, %v", roots, err)
+	}
+}
+
+func TestForgetIdentity(t *testing.T) {
+	for kind, want := range map[InitKind]string{Systemd: "etc/ etc/machine-id= etc/other=1 var/ var/lib/ var/lib/dbus/", Sysvinit: "etc/ etc/other=1 var/ var/lib/ var/lib/dbus/"} {
+		dir := t.TempDir()
+		write(t, dir, "etc/machine-id=1234", "etc/other=1", "var/lib/dbus/machine-id=1234")
+		tree, err := openTreeRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tree.Close()
+		if err := forgetIdentity(tree, kind); err != nil {
+			t.Fatal(err)
+		}
+		if got := view(t, dir); got != want {
+			t.Errorf("%s: %s", kind, got)
+		}
+	}
+
+	// A link, and a directory that is one, lead nowhere outside.
+	outside, dir := t.TempDir(), t.TempDir()
+	write(t, outside, "machine-id=host")
+	write(t, dir, "var/")
+	if err := errors.Join(os.Symlink(outside, dir+"/etc"), os.Mkdir(dir+"/var/lib", 0o755), os.Mkdir(dir+"/var/lib/dbus", 0o755),
+		os.Symlink(outside+"/machine-id", dir+"/var/lib/dbus/machine-id")); err != nil {
+		t.Fatal(err)
+	}
+	tree, err := openTreeRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	if err := forgetIdentity(tree, Systemd); err != nil {
+		t.Error(err)
+	}
+	if body, err := os.ReadFile(outside + "/machine-id"); string(body) != "host" {
+		t.Errorf("the host's file is %q, %v", body, err)
+	}
+	for _, file := range []string{"/etc", "/var/lib/dbus/machine-id"} {
+		if _, err := os.Readlink(dir + file); err != nil {
+			t.Error(err)
+		}
+	}
+	fifo := t.TempDir()
+	write(t, fifo, "etc/")
+	if err := unix.Mkfifo(filepath.Join(fifo, "etc/machine-id"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := openTreeRoot(fifo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	if err := forgetIdentity(pipe, Systemd); err != nil && !strings.Contains(err.Error(), "machine-id") {
+		t.Error(err)
+	}
+}
