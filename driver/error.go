@@ -106,6 +106,8 @@ func classify(err error) *Error {
 		return &Error{Code: xmlCode(bad.Kind), Detail: bad.Error()}
 	case errors.Is(err, runtime.ErrBusy):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: "Active console session exists for this domain"}
+	case errors.Is(err, runtime.ErrMountBusy):
+		return &Error{Code: protocol.ErrResourceBusy, Detail: err.Error()}
 	case errors.Is(err, runtime.ErrUnsupported):
 		return &Error{Code: protocol.ErrOperationUnsupported, Detail: err.Error()}
 	case errors.Is(err, runtime.ErrTooMuchInUse), errors.Is(err, runtime.ErrNoProcess):

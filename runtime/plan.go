@@ -20,6 +20,7 @@ type Reserved struct {
 	Dir     string      // StateDir/UUID
 	Lower   string      // tree of the template, for a root of type template
 	Layers  string      // DataDir/private/UUID
+	Tree    int         // the stub's descriptor of the root's mount, of type file, block or volume
 }
 
 // Plan is everything that will be done to start an environment. Making one touches
@@ -42,9 +43,7 @@ func NewPlan(env *xml.Environment, host Host, root Root, res Reserved) (*Plan, e
 	if p.Root, err = planRoot(env, res); err != nil {
 		return nil, err
 	}
-	if p.Work.Mounts, err = planMounts(env, p.IDMap); err != nil {
-		return nil, err
-	}
+	p.Work.Mounts = planMounts(p.IDMap)
 	p.Work.Files, p.Work.Nodes = runFiles(root.Kind), nodesOf(env.Devices)
 	if p.Work.Names = resolverText(env); p.Work.Names != "" && root.Kind == Systemd {
 		p.Work.Files = append(p.Work.Files, resolvedFile(env))
@@ -88,8 +87,10 @@ func planRoot(env *xml.Environment, res Reserved) (rootRequest, error) {
 		q.Lower, q.Layers = res.Lower, res.Layers
 	case "mount":
 		q.Root = root.Source
+	case "file", "block", "volume":
+		q.Root, q.Tree = root.Source, res.Tree
 	default:
-		return q, fmt.Errorf("a root of type '%s' is not supported: use 'template' or 'mount'", root.Type)
+		return q, fmt.Errorf("a root of type '%s' is not supported: use template, mount, file, block or volume", root.Type)
 	}
 	return q, nil
 }
@@ -98,32 +99,18 @@ func planRoot(env *xml.Environment, res Reserved) (rootRequest, error) {
 // 16 MiB free there; the pages are charged to the environment as they are used.
 const runSize = 64 << 20
 
-// planMounts are the mounts the stub makes itself, in order.
-func planMounts(env *xml.Environment, ids xml.IDMap) ([]stubMount, error) {
+// planMounts are the mounts the stub makes itself, in order. The filesystems
+// below the root come later, as those do that are attached.
+func planMounts(ids xml.IDMap) []stubMount {
 	owner := ""
 	if ids.Mode != xml.Privileged {
 		owner = fmt.Sprintf(",uid=%d,gid=%d", hostID(ranges(ids.UIDs), 0), hostID(ranges(ids.GIDs), 0))
 	}
 	mounts := []stubMount{{
-		Kind: "tmpfs", Target: "/run", Flags: mountNoSuid | mountNoDev,
+		Target: "/run", Flags: mountNoSuid | mountNoDev,
 		Data: fmt.Sprintf("mode=755,size=%d%s", runSize, owner),
 	}}
-	for _, fs := range env.Filesystems[1:] {
-		m := stubMount{Source: fs.Source, Target: fs.Target, ReadOnly: fs.ReadOnly}
-		switch fs.Type {
-		case "mount":
-			m.Kind = "bind"
-		case "bind":
-			m.Kind = "inside"
-		case "ram":
-			m.Kind, m.Flags = "tmpfs", mountNoSuid|mountNoDev
-			m.Data = fmt.Sprintf("mode=755,size=%d%s", fs.Size, owner)
-		default:
-			return nil, fmt.Errorf("a filesystem of type '%s' at %s is not supported: use 'mount', 'bind' or 'ram'", fs.Type, fs.Target)
-		}
-		mounts = append(mounts, m)
-	}
-	return mounts, nil
+	return mounts
 }
 
 // mount(2) flags, as in <linux/mount.h>.
@@ -143,7 +130,7 @@ func (p *Plan) String() string {
 	fmt.Fprintf(&b, "root lower=%s layers=%s dir=%s readonly=%v ids=%v,%v\n",
 		p.Root.Lower, p.Root.Layers, p.Root.Root, p.Root.ReadOnly, p.Root.UIDs, p.Root.GIDs)
 	for _, m := range p.Work.Mounts {
-		fmt.Fprintf(&b, "mount %s %s on %s ro=%v %s\n", m.Kind, m.Source, m.Target, m.ReadOnly, m.Data)
+		fmt.Fprintf(&b, "mount tmpfs on %s %s\n", m.Target, m.Data)
 	}
 	for _, f := range p.Work.Files {
 		if f.Link != "" {

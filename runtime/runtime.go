@@ -21,6 +21,7 @@ type Config struct {
 	Scopes   Scopes
 	FDs      FDStore
 	Networks Networks // libvirt's; nil: there are none
+	Volumes  Volumes  // libvirt's; nil: there are none
 }
 
 // Scopes is what is wanted from systemd; *systemd.Conn has it.
