@@ -110,7 +110,7 @@ func classify(err error) *Error {
 		return &Error{Code: protocol.ErrResourceBusy, Detail: err.Error()}
 	case errors.Is(err, runtime.ErrUnsupported):
 		return &Error{Code: protocol.ErrOperationUnsupported, Detail: err.Error()}
-	case errors.Is(err, runtime.ErrTooMuchInUse), errors.Is(err, runtime.ErrNoProcess):
+	case errors.Is(err, runtime.ErrTooMuchInUse), errors.Is(err, runtime.ErrTooMuchData), errors.Is(err, runtime.ErrNoProcess):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: err.Error()}
 	case errors.As(err, &unavailable), errors.As(err, &nic):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: err.Error()}

@@ -95,8 +95,14 @@ func (i *Instance) changeFilesystem(ctx context.Context, was, fs xml.Filesystem)
 	return err
 }
 
-// changeRoot refuses what a root is made with.
+// changeRoot changes the limit of the space of a root and refuses what it is
+// made with.
 func (i *Instance) changeRoot(was, fs xml.Filesystem) error {
+	limited := was
+	limited.HardLimit, limited.SoftLimit = fs.HardLimit, fs.SoftLimit
+	if limited == fs {
+		return i.r.limitSpace(i.uuid, fs)
+	}
 	return fmt.Errorf("the root of a running environment cannot be another or change between writable and read-only: use --config, it holds from the next start on: %w", ErrUnsupported)
 }
 
@@ -323,6 +329,9 @@ func (i *Instance) restoreFilesystems(ctx context.Context, list []xml.Filesystem
 			}
 		}
 		errs = append(errs, i.detachFilesystem(ctx, m.Target))
+	}
+	if len(list) > 0 && list[0].Type == "template" {
+		errs = append(errs, i.r.limitSpace(i.uuid, list[0]))
 	}
 	for _, fs := range list {
 		if _, there := i.mountAt(fs.Target); !there && fs.Target != "/" {

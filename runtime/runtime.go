@@ -55,6 +55,8 @@ type Runtime struct {
 	stop   chan struct{}
 	ooms   *oomWatch
 
+	quotas sync.Mutex // held while one is set
+
 	mu        sync.Mutex
 	instances map[[16]byte]*Instance // nil while a start or a clean-up goes on
 	claims    map[[16]byte]claim
@@ -144,6 +146,7 @@ func (r *Runtime) RemovePrivate(uuid [16]byte) error {
 	if busy {
 		return ErrRunning
 	}
+	r.freeSpace(uuid)
 	return os.RemoveAll(r.privateDir(uuid))
 }
 

@@ -179,6 +179,9 @@ func (s *starter) makeLayers(ctx context.Context) error {
 		return err
 	}
 	s.rec.Template, s.res.Lower = template.Digest, template.Path
+	if err := s.r.limitSpace(s.env.UUID, s.env.Filesystems[0]); err != nil {
+		return err
+	}
 	return s.rec.save(s.res.Dir)
 }
 
