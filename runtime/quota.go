@@ -174,7 +174,8 @@ func kib(bytes uint64) uint64 {
 }
 
 // newProject finds a number that nobody uses: no sibling of the directory has
-// it, and nothing is counted or limited by it.
+// it, and nothing is counted for it. A limit that is left of one whose directory
+// somebody removed will be replaced.
 func (q *quota) newProject() (uint32, error) {
 	taken := map[uint32]bool{}
 	siblings, err := os.ReadDir(filepath.Dir(q.dir.Name()))
@@ -197,7 +198,7 @@ func (q *quota) newProject() (uint32, error) {
 		}
 		if d, err := q.get(id); err != nil {
 			return 0, err
-		} else if d.Used == 0 && d.Inodes == 0 && d.HardKiB == 0 && d.SoftKiB == 0 {
+		} else if d.Used == 0 && d.Inodes == 0 {
 			return id, nil
 		}
 	}
