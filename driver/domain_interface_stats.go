@@ -26,7 +26,7 @@ func domainInterfaceStats(r *request, d *domain, a *protocol.DomainInterfaceStat
 	if err != nil {
 		return ret, err
 	}
-	s, ok := g.traffic(*nic)
+	s, ok := g.traffic(nic.MAC.Address)
 	if !ok {
 		return ret, errorf(protocol.ErrOperationFailed, "interface '%s' is not in force: the environment does not have it", a.Device)
 	}
@@ -38,6 +38,7 @@ func domainInterfaceStats(r *request, d *domain, a *protocol.DomainInterfaceStat
 }
 
 func addInterfaces(g *gathering, l *numberList) {
+	defer addTraffic(g, l)
 	if g.v.instance == nil {
 		return
 	}
@@ -50,7 +51,7 @@ func addInterfaces(g *gathering, l *numberList) {
 		}
 		prefix := protocol.DomainStatsNetPrefix + strconv.Itoa(n)
 		l.text(prefix+protocol.DomainStatsNetSuffixName, name)
-		if s, ok := g.traffic(nic); ok {
+		if s, ok := g.traffic(nic.MAC.Address); ok {
 			l.number(prefix+protocol.DomainStatsNetSuffixRxBytes, s.Received.Bytes)
 			l.number(prefix+protocol.DomainStatsNetSuffixRxPkts, s.Received.Packets)
 			l.number(prefix+protocol.DomainStatsNetSuffixRxErrs, s.Received.Errors)
@@ -64,14 +65,41 @@ func addInterfaces(g *gathering, l *numberList) {
 	addSockets(g, l)
 }
 
+// addTraffic is what was counted over all runs of the environment.
+func addTraffic(g *gathering, l *numberList) {
+	if g.drv.rt == nil {
+		return
+	}
+	var now []runtime.InterfaceStats
+	if g.v.instance != nil {
+		for _, link := range g.v.instance.Links() {
+			if s, ok := g.traffic(link.ID); ok {
+				now = append(now, s)
+			}
+		}
+	}
+	all, err := g.drv.rt.Traffic(g.d.uuid, now)
+	if err != nil {
+		g.drv.log.Warn("traffic of earlier runs is not in domstats", "uuid", g.d.uuid, "error", err)
+		return
+	}
+	if g.v.instance == nil && all == (runtime.InterfaceStats{}) {
+		return // it never ran
+	}
+	l.number("vz.net.rx.bytes", all.Received.Bytes)
+	l.number("vz.net.rx.pkts", all.Received.Packets)
+	l.number("vz.net.tx.bytes", all.Sent.Bytes)
+	l.number("vz.net.tx.pkts", all.Sent.Packets)
+}
+
 // traffic is what an interface received and sent, seen from inside. Most have
 // an end on the host, which counts the other way round; a macvlan has none and
 // is read inside.
-func (g *gathering) traffic(nic libvirtxml.DomainInterface) (runtime.InterfaceStats, bool) {
+func (g *gathering) traffic(id string) (runtime.InterfaceStats, bool) {
 	if g.links == nil {
 		g.links = g.v.instance.Links()
 	}
-	n := slices.IndexFunc(g.links, func(l runtime.Link) bool { return l.ID == nic.MAC.Address })
+	n := slices.IndexFunc(g.links, func(l runtime.Link) bool { return l.ID == id })
 	if n < 0 {
 		return runtime.InterfaceStats{}, false
 	}
@@ -79,7 +107,7 @@ func (g *gathering) traffic(nic libvirtxml.DomainInterface) (runtime.InterfaceSt
 		return runtime.InterfaceStats{Received: end.Sent, Sent: end.Received}, true
 	}
 	for _, l := range g.interfaces() {
-		if l.ID == nic.MAC.Address {
+		if l.ID == id {
 			return l.Stats, true
 		}
 	}

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"libvirt.org/go/libvirtxml"
-
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc/xdr"
 	"virtvzd/runtime"
@@ -495,7 +493,7 @@ func TestTraffic(t *testing.T) {
 	} {
 		g := &gathering{inside: c.inside, links: c.links, shared: &sharedStats{interfaces: host}}
 		got := "-"
-		if s, ok := g.traffic(libvirtxml.DomainInterface{MAC: &libvirtxml.DomainInterfaceMAC{Address: pair.ID}}); ok {
+		if s, ok := g.traffic(pair.ID); ok {
 			got = fmt.Sprint(s.Received.Bytes)
 		}
 		if got != c.want {

@@ -3,9 +3,7 @@ package driver
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"libvirt.org/go/libvirtxml"
@@ -19,77 +17,22 @@ import (
 // networks are libvirt's virtual networks, of which environments get ports:
 // the host's network daemon decides what an interface is plugged into, lists
 // its ports (virsh net-port-list) and guarantees their bandwidth.
-type networks struct {
-	relay *relay.Relay
+type networks struct{ peer }
 
-	mu     sync.Mutex
-	client *relay.Client
-	idle   *time.Timer
-}
+// networkTimeout bounds what is asked for one interface: an environment that
+// starts waits for it.
+const networkTimeout = 30 * time.Second
 
 // NewNetworks gives environments the networks of the daemon that c leads to.
 // It connects when the first is wanted.
 func NewNetworks(c relay.Config) runtime.Networks {
-	return &networks{relay: relay.New(c)}
+	return &networks{peer{relay: relay.New(c), driver: relay.Network}}
 }
 
-const (
-	// networkTimeout bounds each call: an environment that starts waits for it.
-	networkTimeout = 30 * time.Second
-	// networkIdle is how long a connection is kept for the next start. A
-	// libvirtd that has clients does not end when it has nothing to do.
-	networkIdle = 20 * time.Second
-)
-
-// connect gives the connection that is open, or a new one.
-func (n *networks) connect(ctx context.Context) (*relay.Client, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.client != nil && n.idle.Reset(networkIdle) {
-		return n.client, nil
-	}
-	client, err := n.relay.Dial(ctx, relay.Network)
-	if err != nil {
-		return nil, err
-	}
-	n.client = client
-	n.idle = time.AfterFunc(networkIdle, func() { n.drop(client) })
-	return client, nil
-}
-
-// drop closes a connection that broke or is idle. Calls on it have their own
-// timeout, which is longer than no call takes.
-func (n *networks) drop(client *relay.Client) {
-	n.mu.Lock()
-	if n.client == client {
-		n.client = nil
-	}
-	n.mu.Unlock()
-	client.Close()
-}
-
-// find looks a network up. The connection may have broken since it was used
-// last, so it is tried twice.
+// find looks a network up.
 func (n *networks) find(ctx context.Context, name string) (*relay.Client, protocol.NonnullNetwork, error) {
-	for again := true; ; again = false {
-		client, err := n.connect(ctx)
-		if err != nil {
-			return nil, protocol.NonnullNetwork{}, err
-		}
-		found, err := relay.Call(ctx, client, protocol.NetworkLookupByName, &protocol.NetworkLookupByNameArgs{Name: name})
-		if err == nil || answers(err, protocol.ErrNoNetwork) {
-			return client, found.Net, err
-		}
-		n.drop(client)
-		if !again {
-			return nil, protocol.NonnullNetwork{}, err
-		}
-	}
-}
-
-func answers(err error, code int32) bool {
-	var answer *relay.Error
-	return errors.As(err, &answer) && answer.Code == code
+	client, found, err := askFirst(ctx, &n.peer, protocol.NetworkLookupByName, &protocol.NetworkLookupByNameArgs{Name: name})
+	return client, found.Net, err
 }
 
 // Plug makes a port for an interface.
@@ -178,6 +121,24 @@ func portXML(p runtime.Port) (string, error) {
 		UUID: p.UUID, Owner: &libvirtxml.NetworkPortOwner{Name: p.Owner, UUID: p.OwnerUUID},
 		MAC: &libvirtxml.NetworkPortMAC{Address: p.MAC}, Group: p.Group,
 	}
+	if !p.VLAN.IsZero() {
+		port.VLAN = &libvirtxml.NetworkPortVLAN{}
+		if len(p.VLAN.Tags) > 0 {
+			port.VLAN.Trunk = "yes"
+		}
+		if p.VLAN.Native != 0 {
+			tag := libvirtxml.NetworkPortVLANTag{ID: uint(p.VLAN.Native)}
+			if p.VLAN.Tagged {
+				tag.NativeMode = "tagged"
+			} else if len(p.VLAN.Tags) > 0 {
+				tag.NativeMode = "untagged"
+			}
+			port.VLAN.Tags = append(port.VLAN.Tags, tag)
+		}
+		for _, id := range p.VLAN.Tags {
+			port.VLAN.Tags = append(port.VLAN.Tags, libvirtxml.NetworkPortVLANTag{ID: uint(id)})
+		}
+	}
 	if p.Isolated {
 		port.PortOptions = &libvirtxml.NetworkPortPortOptions{Isolated: "yes"}
 	}
@@ -211,6 +172,13 @@ func parsePort(network, doc string) (plug runtime.Plug, err error) {
 		return plug, fmt.Errorf("port in the network %s: %w", network, err)
 	}
 	plug.Isolated = port.PortOptions != nil && port.PortOptions.Isolated == "yes"
+	if v := port.VLAN; v != nil {
+		def := libvirtxml.DomainInterfaceVLan{Trunk: v.Trunk}
+		for _, t := range v.Tags {
+			def.Tags = append(def.Tags, libvirtxml.DomainInterfaceVLanTag(t))
+		}
+		plug.VLAN = xml.NewVLAN(&def)
+	}
 	if b := port.Bandwidth; b != nil {
 		plug.Inbound, plug.Outbound = rateOf(b.Inbound), rateOf(b.Outbound)
 	}

@@ -87,6 +87,11 @@ func (r *registry) claim(drv *Driver, id protocol.UUID, name string) (*domain, e
 // finds it removed.
 func (r *registry) drop(c *change) {
 	c.publish(func(v *view) { v.removed = true })
+	if c.drv.rt != nil {
+		if err := c.drv.rt.ForgetTraffic(c.uuid); err != nil {
+			c.drv.log.Warn("the count of its traffic is left", "uuid", c.uuid, "error", err)
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.byUUID, c.uuid)

@@ -23,7 +23,8 @@ import (
 //	filesystem_image.go   those in a file or on a block device
 //	filesystem_change.go  into the environment and out of it again
 //
-// All go with the namespace when the last process has ended.
+// All go with the namespace when the last process has ended. Root inside may
+// unmount them, and sees what is below in its root then.
 
 // Volumes is what is wanted of libvirt's storage pools.
 type Volumes interface {

@@ -109,6 +109,9 @@ func (i *Instance) changeRoot(was, fs xml.Filesystem) error {
 // attachFilesystem mounts one. Where that is, is looked up inside, as root
 // there; the mount is recorded before it is made.
 func (i *Instance) attachFilesystem(ctx context.Context, fs xml.Filesystem) error {
+	if fs.Type == "tmp" {
+		return nil // the stub's, there for good
+	}
 	fail := func(err error) error { return fmt.Errorf("filesystem at %s of %s: %w", fs.Target, i.Name(), err) }
 	var m freshMount
 	if fs.Type != "bind" {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -26,11 +25,12 @@ import (
 //	network_venet.go  the host's side of a routed one
 //	network_tc.go     rates, and the check of source addresses
 //	network_move.go   the host's own interfaces, lent
+//	network_filter.go libvirt's packet filters on one
 //	network_read.go   addresses and counters
 //
 // Most goes with the namespace when the last process has ended: a veth pair,
 // its queues, filters and routes, a macvlan. Ports in libvirt's networks, proxy
-// entries and lent interfaces do not; the record has them before they are made.
+// entries, filters and lent interfaces do not; the record has them before they are made.
 
 // Networks is what is wanted of libvirt's virtual networks.
 type Networks interface {
@@ -48,6 +48,7 @@ type Port struct {
 	Owner, OwnerUUID     string // the domain
 	MAC                  string
 	Isolated             bool
+	VLAN                 xml.VLAN
 	Inbound, Outbound    xml.Rate
 }
 
@@ -57,6 +58,7 @@ type Plug struct {
 	Bridge            string
 	Device, Mode      string
 	Isolated          bool
+	VLAN              xml.VLAN
 	Inbound, Outbound xml.Rate // the network's own, for an interface that has none
 }
 
@@ -69,11 +71,18 @@ type recordedLink struct {
 	GuestIndex  int    `json:",omitempty"`
 	Parent      string // bridge or interface of the host
 	WasUp       bool   `json:",omitempty"` // of hostdev: on the host
+	Isolated    bool   `json:",omitempty"` // with VLAN, as a port of Parent
+	VLAN        xml.VLAN
+	Filter      xml.Filter // which may be bound to Host
 	Ports       []recordedPort
 	Proxies     []proxy
 	Claims      []string // what no other environment may have
 
-	Inbound, Outbound xml.Rate // the network's own
+	// the network's own
+	Inbound, Outbound xml.Rate
+	PortVLAN          xml.VLAN
+
+	Before InterfaceStats // of hostdev: what it had counted on the host
 }
 
 // recordedPort is a port in a network; of several the last is the one in use.
@@ -147,7 +156,10 @@ func (i *Instance) addInterfaces(ctx context.Context, list, all []xml.Interface)
 		return err
 	}
 	defer w.close()
-	i.r.retryPorts(ctx)
+	if err := i.keepSpace(w); err != nil {
+		return err
+	}
+	i.r.retryDebts(ctx)
 	var added []string
 	for _, n := range list {
 		if i.link(n.ID()) != nil {
@@ -200,6 +212,7 @@ func (i *Instance) addInterface(ctx context.Context, w *wires, n xml.Interface, 
 	if err := i.prepare(w, l, &p); err != nil {
 		return err
 	}
+	p.Guarded = p.Filter.Name != ""
 	atStep("link_" + p.Type)
 	made, err := w.add(p)
 	if err != nil {
@@ -207,6 +220,9 @@ func (i *Instance) addInterface(ctx context.Context, w *wires, n xml.Interface, 
 	}
 	atStep("linked_" + p.Type)
 	if err := i.noteLink(func() { l.HostIndex, l.GuestIndex = made.host, made.guest }); err != nil {
+		return err
+	}
+	if err := i.bindFilter(ctx, w, l, p); err != nil {
 		return err
 	}
 	return w.addProxies(l.Proxies)
@@ -226,12 +242,12 @@ func (i *Instance) plugIn(ctx context.Context, l *recordedLink, n xml.Interface)
 	}
 	plug, err = i.r.config.Networks.Plug(ctx, Port{
 		UUID: port.UUID, Network: n.Source, Group: n.PortGroup, Owner: i.Name(), OwnerUUID: formatUUID(i.uuid),
-		MAC: n.MAC, Isolated: n.Isolated, Inbound: n.Inbound, Outbound: n.Outbound,
+		MAC: n.MAC, Isolated: n.Isolated, VLAN: n.VLAN, Inbound: n.Inbound, Outbound: n.Outbound,
 	})
 	if err != nil {
 		return plug, err
 	}
-	return plug, i.noteLink(func() { l.Inbound, l.Outbound = plug.Inbound, plug.Outbound })
+	return plug, i.noteLink(func() { l.Inbound, l.Outbound, l.PortVLAN = plug.Inbound, plug.Outbound, plug.VLAN })
 }
 
 // prepare records what a planned link will be, and what it takes.
@@ -246,7 +262,7 @@ func (i *Instance) prepare(w *wires, l *recordedLink, p *linkPlan) error {
 		proxies, err = w.planProxies(*p)
 	}
 	if p.Type == "hostdev" && err == nil {
-		err = i.lend(w, p)
+		err = w.lend(p)
 	}
 	if err != nil {
 		i.r.releaseLinks(claims)
@@ -255,6 +271,7 @@ func (i *Instance) prepare(w *wires, l *recordedLink, p *linkPlan) error {
 	return i.noteLink(func() {
 		l.Type, l.MAC, l.Host, l.Guest, l.Parent = p.Type, p.MAC.String(), p.Host, p.Guest, p.Parent
 		l.Proxies, l.Claims, l.WasUp = proxies, claims, p.WasUp
+		l.Isolated, l.VLAN, l.Before = p.Isolated, p.VLAN, p.Before
 	})
 }
 
@@ -277,21 +294,15 @@ func (i *Instance) plan(w *wires, n xml.Interface, all []xml.Interface, plug Plu
 	return planLink(n, all, plug, host, guest)
 }
 
-// lend keeps the namespace open for an interface of the host's that is to come
-// back from it.
-func (i *Instance) lend(w *wires, p *linkPlan) error {
+// lend notes how an interface of the host's is to come back.
+func (w *wires) lend(p *linkPlan) error {
 	link, err := w.movable(p.Parent)
 	if err != nil {
 		return err
 	}
 	p.MAC, p.WasUp = link.Attrs().HardwareAddr, link.Attrs().Flags&net.FlagUp != 0
-	i.r.mu.Lock()
-	have := i.r.links.spaces[i.uuid]
-	i.r.mu.Unlock()
-	if have != nil {
-		return nil
-	}
-	return i.keepOwnSpace(w)
+	p.Before = counters(link.Attrs().Statistics)
+	return nil
 }
 
 func spaceFDName(uuid string) string { return "vz-net-" + uuid }
@@ -302,7 +313,7 @@ func (i *Instance) removeInterface(ctx context.Context, w *wires, id string) err
 	if l == nil {
 		return nil
 	}
-	if err := i.r.removeLink(ctx, l, w); err != nil {
+	if err := i.r.removeLink(ctx, i.uuid, l, w); err != nil {
 		return fmt.Errorf("network interface %s: %w", id, err)
 	}
 	return i.noteLink(func() {
@@ -312,7 +323,8 @@ func (i *Instance) removeInterface(ctx context.Context, w *wires, id string) err
 
 // removeLink removes all that a record has of a link. Without an environment
 // (w is nil) what is inside is gone already.
-func (r *Runtime) removeLink(ctx context.Context, l *recordedLink, w *wires) error {
+func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink, w *wires) error {
+	r.countLink(uuid, l, w)
 	atStep("undo link")
 	hardware, _ := net.ParseMAC(l.MAC)
 	host := r.hostLinks()
@@ -338,6 +350,12 @@ func (r *Runtime) removeLink(ctx context.Context, l *recordedLink, w *wires) err
 	if err != nil {
 		return err
 	}
+	if l.Filter.Name != "" {
+		atStep("undo filter")
+		if err := r.unbind(ctx, l.Host); err != nil {
+			return err
+		}
+	}
 	for _, port := range l.Ports {
 		atStep("undo port")
 		if err := r.unplug(ctx, port); err != nil {
@@ -351,17 +369,26 @@ func (r *Runtime) removeLink(ctx context.Context, l *recordedLink, w *wires) err
 // removeVeth deletes the host's end, by its index or, when the daemon was killed
 // before it knew that, by what else it must be.
 func removeVeth(h *netlink.Handle, l *recordedLink, mac net.HardwareAddr) error {
+	link, err := hostEnd(h, l, mac)
+	if link == nil {
+		return err
+	}
+	return ignoreMissing(h.LinkDel(link))
+}
+
+// hostEnd finds the host's end of a pair, nil if it is gone.
+func hostEnd(h *netlink.Handle, l *recordedLink, mac net.HardwareAddr) (netlink.Link, error) {
 	link, err := h.LinkByIndex(l.HostIndex)
 	if l.HostIndex == 0 {
 		link, err = h.LinkByName(l.Host)
 	}
 	if err != nil {
-		return ignoreMissing(err)
+		return nil, ignoreMissing(err)
 	}
 	if link.Type() != "veth" || link.Attrs().HardwareAddr.String() != hostMAC(mac).String() {
-		return nil // not ours
+		return nil, nil // not ours
 	}
-	return ignoreMissing(h.LinkDel(link))
+	return link, nil
 }
 
 func removeMacvlan(h *netlink.Handle, l *recordedLink) error {
@@ -389,7 +416,7 @@ func (r *Runtime) removeLinks(ctx context.Context, uuid [16]byte, rec *record) e
 	}
 	var errs []error
 	for _, l := range slices.Backward(rec.Links) {
-		if err := r.removeLink(ctx, l, w); err != nil {
+		if err := r.removeLink(ctx, uuid, l, w); err != nil {
 			errs = append(errs, fmt.Errorf("network interface %s: %w", l.ID, err))
 		}
 	}
@@ -403,38 +430,4 @@ func newPortID() string {
 	rand.Read(b[:])
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
 	return formatUUID(b)
-}
-
-// unplug removes a port. While libvirt's daemon is away nobody can; then it is
-// noted for when it is back, and does not keep the environment from ending.
-func (r *Runtime) unplug(ctx context.Context, port recordedPort) error {
-	err := errors.New("no network daemon is configured")
-	if r.config.Networks != nil {
-		err = r.config.Networks.Unplug(ctx, port.Network, port.UUID)
-	}
-	file := filepath.Join(r.portsDir(), port.UUID)
-	if err == nil {
-		os.Remove(file)
-		os.Remove(r.portsDir()) // fails unless it was the last
-		return nil
-	}
-	if e := os.MkdirAll(r.portsDir(), 0o700); e != nil {
-		return errors.Join(err, e)
-	}
-	return os.WriteFile(file, []byte(port.Network), 0o600)
-}
-
-// portsDir has a file for each port that is yet to be removed: its name is the
-// port's UUID, in it is the name of the network.
-func (r *Runtime) portsDir() string { return filepath.Join(r.config.StateDir, "ports") }
-
-// retryPorts removes the ports that could not be removed before.
-func (r *Runtime) retryPorts(ctx context.Context) {
-	entries, _ := os.ReadDir(r.portsDir())
-	for _, e := range entries {
-		network, err := os.ReadFile(filepath.Join(r.portsDir(), e.Name()))
-		if err == nil && r.config.Networks != nil {
-			r.unplug(ctx, recordedPort{string(network), e.Name()})
-		}
-	}
 }

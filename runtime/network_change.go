@@ -107,7 +107,7 @@ func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.I
 	if err := changeable(l, from, to); err != nil {
 		return err
 	}
-	plug := Plug{Bridge: l.Parent, Inbound: l.Inbound, Outbound: l.Outbound}
+	plug := Plug{Bridge: l.Parent, Inbound: l.Inbound, Outbound: l.Outbound, VLAN: l.PortVLAN}
 	if l.Type == "direct" {
 		plug.Device, plug.Mode = l.Parent, to.Mode
 	}
@@ -137,6 +137,7 @@ func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.I
 
 // rewire brings a link from one plan to another.
 func (i *Instance) rewire(ctx context.Context, w *wires, l *recordedLink, was, p linkPlan, plugged bool) error {
+	p.Guarded = !reflect.DeepEqual(was.Filter, p.Filter) && p.Filter.Name != ""
 	claims := p.claims()
 	fresh := without(claims, l.Claims)
 	if err := i.r.claimLinks(i.Name(), fresh); err != nil {
@@ -154,6 +155,7 @@ func (i *Instance) rewire(ctx context.Context, w *wires, l *recordedLink, was, p
 	}
 	err := i.noteLink(func() {
 		l.Claims, l.Proxies = append(l.Claims, fresh...), append(l.Proxies, proxies...)
+		l.Isolated, l.VLAN = p.Isolated, p.VLAN
 	})
 	if err != nil {
 		return err
@@ -162,6 +164,9 @@ func (i *Instance) rewire(ctx context.Context, w *wires, l *recordedLink, was, p
 		if err := w.setUpHost(p, l.HostIndex); err != nil {
 			return fmt.Errorf("network interface %s: %w", l.ID, err)
 		}
+	}
+	if err := i.bindFilter(ctx, w, l, p); err != nil {
+		return err
 	}
 	if err := w.setUpInside(p, l.GuestIndex, &was); err != nil {
 		return fmt.Errorf("network interface %s: %w", l.ID, err)

@@ -3,7 +3,6 @@ package runtime
 import (
 	"fmt"
 	"os"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -13,7 +12,7 @@ import (
 type linkState struct {
 	host   *netlink.Handle       // in the host's network namespace; nil if there is no netlink
 	claims map[string]string     // what an environment has alone, and its name
-	spaces map[[16]byte]*os.File // network namespaces with interfaces that are lent
+	spaces map[[16]byte]*os.File // network namespaces of environments with interfaces
 	next   map[string]int        // number of the last name that was chosen
 }
 
@@ -61,30 +60,33 @@ func (r *Runtime) adoptLinks(i *Instance, space *os.File) {
 	for _, l := range i.rec.Links {
 		r.claimLinks(i.rec.Name, l.Claims) // nobody else has it
 	}
-	lent := slices.ContainsFunc(i.rec.Links, func(l *recordedLink) bool { return l.Type == "hostdev" })
-	if space == nil && lent { // the store was lost; the namespace is there as long as init
-		if w, err := i.wires(); err == nil {
-			defer w.close()
-			i.keepOwnSpace(w)
-		}
-		return
-	}
 	if space != nil {
-		r.keepSpace(i.uuid, space)
+		r.holdSpace(i.uuid, space)
+	} else if w, err := i.wires(); len(i.rec.Links) > 0 && err == nil {
+		defer w.close()
+		i.keepSpace(w) // the store was lost; the namespace is there as long as init
 	}
 }
 
-// keepOwnSpace keeps the namespace open after the environment's end.
-func (i *Instance) keepOwnSpace(w *wires) error {
+// keepSpace keeps the namespace open beyond the environment's end: what is lent
+// is to come back from it, what was counted is to be read.
+func (i *Instance) keepSpace(w *wires) error {
+	i.r.mu.Lock()
+	have := i.r.links.spaces[i.uuid]
+	i.r.mu.Unlock()
+	if have != nil {
+		return nil
+	}
+	i.r.openAccount(i.uuid)
 	space, err := dupFile(w.space)
 	if err != nil {
 		return err
 	}
-	i.r.keepSpace(i.uuid, space)
+	i.r.holdSpace(i.uuid, space)
 	return i.r.storeFD(spaceFDName(i.rec.UUID), space)
 }
 
-func (r *Runtime) keepSpace(uuid [16]byte, space *os.File) {
+func (r *Runtime) holdSpace(uuid [16]byte, space *os.File) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.links.spaces[uuid] = space

@@ -222,23 +222,18 @@ func (w *wires) setUpHost(p linkPlan, index int) error {
 	if err != nil {
 		return errGone(err)
 	}
+	// What comes from inside is checked before anything can.
+	if err := w.setIngress(p, link); err != nil {
+		return err
+	}
 	if p.Type == "bridge" {
 		bridge, err := w.bridge(p.Parent)
 		if err != nil {
 			return err
 		}
-		if link.Attrs().MasterIndex != bridge.Attrs().Index {
-			if err := w.host.LinkSetMaster(link, bridge); err != nil {
-				return fmt.Errorf("make %s a port of %s: %w", p.Host, p.Parent, err)
-			}
+		if err := joinBridge(w.host, link, bridge, p.Isolated, p.VLAN); err != nil {
+			return fmt.Errorf("make %s a port of %s: %w", p.Host, p.Parent, err)
 		}
-		if err := w.host.LinkSetIsolated(link, p.Isolated); err != nil {
-			return err
-		}
-	}
-	// What comes from inside is checked before anything can.
-	if err := setIngress(w.host, link, p.Outbound, p.Checked, p.Addresses); err != nil {
-		return fmt.Errorf("outbound traffic: %w", err)
 	}
 	if err := setShaping(w.host, link, p.Inbound); err != nil {
 		return fmt.Errorf("inbound traffic: %w", err)
@@ -250,6 +245,17 @@ func (w *wires) setUpHost(p linkPlan, index int) error {
 		return w.host.LinkSetUp(link)
 	}
 	return w.route(p, link)
+}
+
+func (w *wires) setIngress(p linkPlan, link netlink.Link) error {
+	sources := p.Addresses
+	if p.Guarded {
+		sources = nil
+	}
+	if err := setIngress(w.host, link, p.Outbound, p.Checked || p.Guarded, sources); err != nil {
+		return fmt.Errorf("outbound traffic: %w", err)
+	}
+	return nil
 }
 
 // setUpInside gives the end inside its addresses and routes. before are what

@@ -3,12 +3,14 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	goruntime "runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -355,5 +357,117 @@ func TestMacvlanLink(t *testing.T) {
 	}
 	if got := state(t, w.host) + state(t, w.inside); got != before {
 		t.Errorf("left:\n%swant\n%s", got, before)
+	}
+}
+
+// What a link counted is added up once, over links that come and go, and what
+// cannot be read keeps nobody from removing one.
+func TestCountLink(t *testing.T) {
+	w := newSpace(t)
+	bridge := addLink(t, w, &netlink.Bridge{LinkAttrs: named("br0")}, "192.0.2.1/24")
+	r := &Runtime{config: Config{DataDir: t.TempDir()}, links: linkState{host: w.host}}
+	count := func(mac string) (InterfaceStats, *recordedLink) {
+		n := xml.Interface{Type: "bridge", Source: bridge.Attrs().Name, MAC: mac, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24")}}
+		p := mustPlan(t, n, Plug{}, "vnet0", "eth0")
+		made, err := w.add(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 5 { // a neighbour is asked for that answers nothing
+			w.inside.NeighDel(&netlink.Neigh{LinkIndex: made.guest, IP: net.IPv4(192, 0, 2, 9)})
+			w.inside.NeighAdd(&netlink.Neigh{LinkIndex: made.guest, IP: net.IPv4(192, 0, 2, 9), State: netlink.NUD_INCOMPLETE, Flags: unix.NTF_USE})
+		}
+		l := &recordedLink{ID: n.ID(), Type: p.Type, MAC: mac, Host: p.Host, HostIndex: made.host, GuestIndex: made.guest}
+		var s InterfaceStats
+		for end := time.Now().Add(10 * time.Second); s.Sent.Packets == 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			s, _ = readCounters(w.host, l, w)
+		}
+		if s.Sent.Packets == 0 {
+			t.Fatal("nothing was sent")
+		}
+		// No more is sent while it is looked at.
+		if err := w.host.LinkSetDown(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Index: made.host}}); err != nil {
+			t.Fatal(err)
+		}
+		s, _ = readCounters(w.host, l, w)
+		return s, l
+	}
+	total := func() Traffic {
+		t.Helper()
+		s, err := r.Traffic(testUUID, nil)
+		if err != nil {
+			t.Error(err)
+		}
+		return s.Sent
+	}
+	r.openAccount(testUUID)
+	first, l := count("52:54:00:00:00:01")
+	for range 2 { // as when a daemon was killed in between
+		r.countLink(testUUID, l, w)
+	}
+	if total() != first.Sent {
+		t.Errorf("counted %+v of %+v", total(), first.Sent)
+	}
+	if s, _ := r.Traffic(testUUID, []InterfaceStats{first}); s.Sent.Packets != 2*first.Sent.Packets {
+		t.Errorf("with those it has: %+v", s)
+	}
+	if err := removeVeth(w.host, l, macOf(l)); err != nil {
+		t.Fatal(err)
+	}
+	r.countLink(testUUID, l, w) // nothing is there
+	second, l := count("52:54:00:00:00:02")
+	r.openAccount(testUUID) // another run
+	r.countLink(testUUID, l, w)
+	if total().Packets != first.Sent.Packets+second.Sent.Packets {
+		t.Errorf("after the second %+v, of %+v and %+v", total(), first.Sent, second.Sent)
+	}
+	if err := os.WriteFile(r.accountFile(testUUID), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.countLink(testUUID, l, w)
+	if _, err := r.Traffic(testUUID, nil); err == nil || !strings.Contains(err.Error(), "mend or remove the file") {
+		t.Errorf("a file that cannot be read: %v", err)
+	}
+	if err := errors.Join(r.ForgetTraffic(testUUID), r.ForgetTraffic(testUUID)); err != nil || total() != (Traffic{}) {
+		t.Errorf("forgotten: %+v, %v", total(), err)
+	}
+}
+
+func macOf(l *recordedLink) net.HardwareAddr {
+	mac, _ := net.ParseMAC(l.MAC)
+	return mac
+}
+
+func bridgeNamed(name string) netlink.Link { return &netlink.Bridge{LinkAttrs: named(name)} }
+
+// A port has the VLANs it is to have and no others, from one set to the next;
+// a bridge that does not tell VLANs apart has no such port.
+func TestPortVLANs(t *testing.T) {
+	w := newSpace(t)
+	yes := true
+	bridge := addLink(t, w, &netlink.Bridge{LinkAttrs: named("br0"), VlanFiltering: &yes})
+	plain := addLink(t, w, bridgeNamed("br1"))
+	for _, vlan := range []xml.VLAN{
+		{}, {Native: 42}, {Native: 42}, {Native: 43, Tags: []uint16{44, 45}}, {Tags: []uint16{1, 44}}, {Native: 44, Tagged: true}, {},
+	} {
+		port, err := w.host.LinkByName("port0")
+		if err != nil {
+			port = addLink(t, w, cable("port0"))
+		}
+		if err := joinBridge(w.host, port, bridge, true, vlan); err != nil {
+			t.Fatalf("%+v: %v", vlan, err)
+		}
+		port, _ = w.host.LinkByName("port0")
+		have, err := readVLANs(w.host, port)
+		if want := portVLANs(vlan, bridge.(*netlink.Bridge)); err != nil || !maps.Equal(have, want) {
+			t.Errorf("%+v: the port has %v, want %v, %v", vlan, have, want, err)
+		}
+		if port.Attrs().MasterIndex != bridge.Attrs().Index || port.Attrs().Flags&net.FlagUp == 0 {
+			t.Errorf("%+v: %+v", vlan, port.Attrs())
+		}
+	}
+	port, _ := w.host.LinkByName("port0")
+	if err := joinBridge(w.host, port, plain, false, xml.VLAN{Native: 42}); err == nil || !strings.Contains(err.Error(), "ip link set br1 type bridge vlan_filtering 1") {
+		t.Errorf("a bridge without VLANs: %v", err)
 	}
 }

@@ -27,10 +27,14 @@ type linkPlan struct {
 	MTU      int // 0: the parent's
 	Down     bool
 	Isolated bool
+	VLAN     xml.VLAN
+	Filter   xml.Filter
+	Guarded  bool // nothing from inside passes until the filter is there
 
 	Addresses, HostAddresses []netip.Prefix
 	Routes, HostRoutes       []xml.Route
 	WasUp                    bool // of hostdev: on the host, where it is to be so again
+	Before                   InterfaceStats
 	Checked                  bool // packets with a source that is none of Addresses are dropped
 
 	Inbound, Outbound xml.Rate
@@ -48,7 +52,7 @@ var (
 func planLink(n xml.Interface, all []xml.Interface, plug Plug, host, guest string) (linkPlan, error) {
 	p := linkPlan{
 		ID: n.ID(), Type: n.Type, Parent: n.Source, Mode: n.Mode, Host: host, Guest: guest, MTU: n.MTU,
-		Down: n.Down, Isolated: n.Isolated || plug.Isolated,
+		Down: n.Down, Isolated: n.Isolated || plug.Isolated, VLAN: n.VLAN, Filter: n.Filter,
 		Addresses: slices.Clone(n.Addresses), Routes: slices.Clone(n.Routes),
 		Inbound: n.Inbound, Outbound: n.Outbound,
 	}
@@ -64,12 +68,21 @@ func planLink(n xml.Interface, all []xml.Interface, plug Plug, host, guest strin
 		if plug.Device != "" {
 			p.Type, p.Parent, p.Mode = "direct", plug.Device, plug.Mode
 		}
+		if n.VLAN.IsZero() {
+			p.VLAN = plug.VLAN
+		}
 		if n.Inbound == (xml.Rate{}) && n.Outbound == (xml.Rate{}) {
 			p.Inbound, p.Outbound = plug.Inbound, plug.Outbound
 		}
 	}
 	if p.Type == "direct" && (p.Inbound.Average > 0 || p.Outbound.Average > 0) {
 		return p, fmt.Errorf("a <bandwidth> cannot be held for %s, which has no end on the host where traffic could be counted: use a bridge", p.ID)
+	}
+	if p.Type != "bridge" && p.Filter.Name != "" {
+		return p, fmt.Errorf("the <filterref> of %s cannot be in force: libvirt's filters see what passes a bridge; use an interface of type bridge or of a network that has one", p.ID)
+	}
+	if p.Type != "bridge" && !p.VLAN.IsZero() {
+		return p, fmt.Errorf("the <vlan> of %s cannot be in force: only a port of a bridge has VLANs", p.ID)
 	}
 	if n.Type == "ethernet" && len(n.Addresses) > 0 {
 		planRouted(&p, n, all)
@@ -180,6 +193,7 @@ func (p *linkPlan) String() string {
 	}{
 		{"of", p.Parent, p.Parent != ""}, {"mode", p.Mode, p.Mode != ""}, {"host", p.Host, p.Host != ""}, {"guest", p.Guest, true},
 		{"mtu", p.MTU, p.MTU != 0}, {"down", p.Down, p.Down}, {"isolated", p.Isolated, p.Isolated}, {"checked", p.Checked, p.Checked},
+		{"vlan", p.VLAN, !p.VLAN.IsZero()}, {"filter", p.Filter, p.Filter.Name != ""},
 		{"addresses", p.Addresses, p.Addresses != nil}, {"routes", p.Routes, p.Routes != nil},
 		{"host-addresses", p.HostAddresses, p.HostAddresses != nil}, {"host-routes", p.HostRoutes, p.HostRoutes != nil},
 		{"in", p.Inbound, p.Inbound != xml.Rate{}}, {"out", p.Outbound, p.Outbound != xml.Rate{}},

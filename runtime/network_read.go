@@ -43,6 +43,7 @@ func (i *Instance) InsideLinks() (list []InsideLink, err error) {
 		for _, l := range i.rec.Links {
 			if l.GuestIndex == list[k].index {
 				list[k].ID = l.ID
+				list[k].Stats = InterfaceStats{less(list[k].Stats.Received, l.Before.Received), less(list[k].Stats.Sent, l.Before.Sent)}
 			}
 		}
 	}
@@ -129,7 +130,7 @@ func counters(s *netlink.LinkStatistics) InterfaceStats {
 
 // settled reads a list of which something may come or go meanwhile: then the
 // list can lack what was there all the time, so it is read again.
-func settled[T any](read func() ([]T, error)) (list []T, err error) {
+func settled[T any](read func() (T, error)) (list T, err error) {
 	for range 10 {
 		if list, err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return list, err

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -191,4 +192,61 @@ func TestFiftyInterfaces(t *testing.T) {
 	if err != nil || len(inside) != 51 || inside[50].Name != "eth49" || inside[50].ID != env.Interfaces[49].MAC {
 		t.Errorf("inside %d, %v", len(inside), err)
 	}
+}
+
+// What an environment sent is counted though it ended by itself, and while no
+// manager looked; the next run adds to it.
+func TestTrafficOfRuns(t *testing.T) {
+	runChild(t, "running")
+	rec, err := loadRecord(filepath.Join(vmState, formatUUID(testUUID)))
+	if err != nil || rec == nil {
+		t.Fatal(rec, err)
+	}
+	sent := sentInside(t, rec.Init)
+	if err := killCgroup(rec.Cgroup); err != nil {
+		t.Fatal(err)
+	}
+	for processState(rec.Init) != 0 && processState(rec.Init) != 'Z' {
+		time.Sleep(10 * time.Millisecond)
+	}
+	r := vmRuntime(t)
+	if _, ended, err := r.Recover(context.Background(), vmStore.take()); err != nil || len(ended) != 1 {
+		t.Fatal(ended, err)
+	}
+	first, err := r.Traffic(testUUID, nil)
+	if err != nil || first.Sent.Packets < sent {
+		t.Errorf("counted %+v of at least %d packets, %v", first, sent, err)
+	}
+	env := vmEnvironment(t, "busybox")
+	env.Interfaces = vmInterfaces()[:1]
+	i, err := r.Start(context.Background(), env, StartOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent = sentInside(t, i.rec.Init)
+	vmEnd(t, r, i)
+	both, err := r.Traffic(testUUID, nil)
+	if err != nil || both.Sent.Packets < first.Sent.Packets+sent {
+		t.Errorf("after two runs %+v, of them the first %+v, %v", both, first, err)
+	}
+	if err := r.ForgetTraffic(testUUID); err != nil {
+		t.Error(err)
+	}
+}
+
+// sentInside waits until something was sent.
+func sentInside(t *testing.T, init int) Number {
+	t.Helper()
+	for range 300 {
+		list, err := readInterfaces("/proc/" + strconv.Itoa(init) + "/net/dev")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := list["eth0"].Sent.Packets; n > 0 {
+			return n
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatal("nothing was sent")
+	return 0
 }

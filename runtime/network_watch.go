@@ -62,17 +62,17 @@ func (r *Runtime) sawBridge(known map[string]int, link netlink.Link) {
 // reconnect makes the host's ends that have no bridge ports of theirs.
 func (i *Instance) reconnect(h *netlink.Handle, bridge netlink.Link) {
 	i.mu.Lock()
-	var ends []int
+	var ends []*recordedLink
 	for _, l := range i.rec.Links {
 		if l.Type == "bridge" && l.Parent == bridge.Attrs().Name && l.HostIndex != 0 {
-			ends = append(ends, l.HostIndex)
+			ends = append(ends, l)
 		}
 	}
 	i.mu.Unlock()
-	for _, index := range ends {
-		end, err := h.LinkByIndex(index)
+	for _, l := range ends {
+		end, err := h.LinkByIndex(l.HostIndex)
 		if err == nil && end.Attrs().MasterIndex == 0 {
-			h.LinkSetMaster(end, bridge) // the bridge may have gone again
+			joinBridge(h, end, bridge, l.Isolated, l.VLAN) // the bridge may have gone again
 		}
 	}
 }

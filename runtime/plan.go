@@ -43,7 +43,7 @@ func NewPlan(env *xml.Environment, host Host, root Root, res Reserved) (*Plan, e
 	if p.Root, err = planRoot(env, res); err != nil {
 		return nil, err
 	}
-	p.Work.Mounts = planMounts(p.IDMap)
+	p.Work.Mounts = planMounts(env, p.IDMap)
 	p.Work.Files, p.Work.Nodes = runFiles(root.Kind), nodesOf(env.Devices)
 	if p.Work.Names = resolverText(env); p.Work.Names != "" && root.Kind == Systemd {
 		p.Work.Files = append(p.Work.Files, resolvedFile(env))
@@ -89,6 +89,8 @@ func planRoot(env *xml.Environment, res Reserved) (rootRequest, error) {
 		q.Root = root.Source
 	case "file", "block", "volume":
 		q.Root, q.Tree = root.Source, res.Tree
+	case "host":
+		q.Root, q.Foreign = "/", true
 	default:
 		return q, fmt.Errorf("a root of type '%s' is not supported: use template, mount, file, block or volume", root.Type)
 	}
@@ -101,7 +103,7 @@ const runSize = 64 << 20
 
 // planMounts are the mounts the stub makes itself, in order. The filesystems
 // below the root come later, as those do that are attached.
-func planMounts(ids xml.IDMap) []stubMount {
+func planMounts(env *xml.Environment, ids xml.IDMap) []stubMount {
 	owner := ""
 	if ids.Mode != xml.Privileged {
 		owner = fmt.Sprintf(",uid=%d,gid=%d", hostID(ranges(ids.UIDs), 0), hostID(ranges(ids.GIDs), 0))
@@ -110,6 +112,11 @@ func planMounts(ids xml.IDMap) []stubMount {
 		Target: "/run", Flags: mountNoSuid | mountNoDev,
 		Data: fmt.Sprintf("mode=755,size=%d%s", runSize, owner),
 	}}
+	for _, fs := range env.Filesystems[1:] {
+		if fs.Type == "tmp" { // not to be taken away from what it lies over
+			mounts = append(mounts, stubMount{Target: fs.Target, Flags: mountNoSuid | mountNoDev, Data: "mode=1777" + owner})
+		}
+	}
 	return mounts
 }
 

@@ -45,7 +45,7 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 			continue
 		}
 		if space := stored[spaceFDName(rec.UUID)]; space != nil {
-			r.keepSpace(uuid, space)
+			r.holdSpace(uuid, space)
 			delete(stored, spaceFDName(rec.UUID))
 		}
 		gone := Ended{UUID: uuid, Name: rec.Name, Started: rec.Phase != starting, Exit: exitFromStore(rec, stored)}
@@ -58,7 +58,13 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 		f.Close()
 		r.dropFD(name)
 	}
-	go r.retryPorts(context.WithoutCancel(ctx))
+	go func() { // libvirt's daemons may be slow, or away
+		ctx := context.WithoutCancel(ctx)
+		r.retryDebts(ctx)
+		for _, i := range adopted {
+			i.renewFilters(ctx)
+		}
+	}()
 	return adopted, ended, errors.Join(failures...)
 }
 

@@ -71,6 +71,7 @@ type rootRequest struct {
 	Layers     string    // directory with upper/ and work/ for an overlay
 	Root       string    // directory, when Lower is empty
 	Tree       int       // descriptor of a mount that is the root instead; Root is what it is of
+	Foreign    bool      // Root is not the environment's: its owners are nobody inside
 	ReadOnly   bool
 	Init       []string // as configured; empty: look for one
 	User       string   // to look up in the root's /etc/passwd, "" or number: not looked up

@@ -32,6 +32,12 @@ func validateInterfaces(def *libvirtxml.Domain, _ HostFacts) error {
 		if err := validateBandwidth(n); err != nil {
 			return err
 		}
+		if err := validateFilter(n.FilterRef); err != nil {
+			return err
+		}
+		if err := validateVLAN(n); err != nil {
+			return err
+		}
 		if n.Target != nil && n.Target.Dev != "" && !interfaceName(n.Target.Dev) {
 			return invalid("<interface><target>", "has dev='%s': a name of up to 15 letters, digits and punctuation is accepted", shorten(n.Target.Dev))
 		}

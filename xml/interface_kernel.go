@@ -19,6 +19,8 @@ type Interface struct {
 	MTU       int    // 0: that of what it is connected to
 	Down      bool   // the cable is out
 	Isolated  bool   // from the other isolated ports of its bridge
+	VLAN      VLAN   // of bridge and network
+	Filter    Filter // of bridge and network
 
 	Addresses []netip.Prefix // inside
 	Routes    []Route        // inside
@@ -92,6 +94,7 @@ func interfaces(def *libvirtxml.Domain) (list []Interface) {
 		i.Down = n.Link != nil && n.Link.State == "down"
 		i.Isolated = n.PortOptions != nil && n.PortOptions.Isolated == "yes"
 		i.Addresses, i.Routes = ipPrefixes(n.IP, i.Type == "ethernet"), routes(n.Route)
+		i.VLAN, i.Filter = NewVLAN(n.VLan), filter(n, i.Addresses)
 		if n.Bandwidth != nil {
 			i.Inbound, i.Outbound = rate(n.Bandwidth.Inbound), rate(n.Bandwidth.Outbound)
 		}

@@ -16,9 +16,7 @@ func Unrealised(def *libvirtxml.Domain) (list []string) {
 		element string
 	}{
 		{some(d.Interfaces, func(n libvirtxml.DomainInterface) bool { return n.Source.Hostdev != nil }), "<interface> of type 'hostdev' (use <hostdev mode='capabilities' type='net'>)"},
-		{some(d.Interfaces, func(n libvirtxml.DomainInterface) bool { return n.VLan != nil }), "<vlan>"},
 		{some(d.Interfaces, func(n libvirtxml.DomainInterface) bool { return n.VirtualPort != nil }), "<virtualport>"},
-		{some(d.Interfaces, func(n libvirtxml.DomainInterface) bool { return n.FilterRef != nil }), "<filterref>"},
 		{some(d.Disks, func(d libvirtxml.DomainDisk) bool { return d.Source == nil || d.Source.Block == nil }), "<disk> that is a file"},
 		{def.NUMATune != nil && memoryNodes(def) == "", "<numatune> of a mode that is not strict"},
 		{len(def.SecLabel) > 0, "<seclabel>"},

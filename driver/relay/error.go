@@ -2,6 +2,7 @@ package relay
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 
 	"virtvzd/driver/protocol"
@@ -51,6 +52,12 @@ func errLost(socket string, info *protocol.Info) *Error {
 func errStreamLost(socket string) *Error {
 	return &Error{Code: protocol.ErrOperationFailed, Detail: fmt.Sprintf(
 		"the connection to %s broke in the middle of the transfer: try again", socket)}
+}
+
+// IsLost tells whether err is that of a call whose connection broke.
+func IsLost(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.lost
 }
 
 // decoded is a daemon's error for the daemon's own use.

@@ -1,0 +1,158 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+
+	"virtvzd/xml"
+)
+
+// Filters is what is wanted of libvirt's network filters. Whoever makes them
+// keeps them up to date when a filter changes, and over its own restarts.
+type Filters interface {
+	// Bind makes the rules for the host's end of an interface those of b, in
+	// place of any that it had.
+	Bind(ctx context.Context, b Binding) error
+	// Unbind removes them. That there are none is no error.
+	Unbind(ctx context.Context, device string) error
+}
+
+// Binding is a filter, filled in for one interface.
+type Binding struct {
+	Device           string // the host's end
+	MAC              string // inside
+	Owner, OwnerUUID string // the domain
+	Filter           xml.Filter
+}
+
+// bindFilter gives a link the filter that is planned, and then lets pass what
+// comes from inside.
+func (i *Instance) bindFilter(ctx context.Context, w *wires, l *recordedLink, p linkPlan) error {
+	if p.Filter.Name == "" {
+		if l.Filter.Name == "" {
+			return nil
+		}
+		if err := i.r.unbind(ctx, l.Host); err != nil {
+			return err
+		}
+		return i.noteLink(func() { l.Filter = xml.Filter{} })
+	}
+	if i.r.config.Filters == nil {
+		return errors.New("this daemon has no way to libvirt's network filters")
+	}
+	if !reflect.DeepEqual(l.Filter, p.Filter) {
+		if err := i.noteLink(func() { l.Filter = p.Filter }); err != nil {
+			return err
+		}
+	}
+	atStep("filter")
+	if err := i.bind(ctx, l); err != nil {
+		return fmt.Errorf("network interface %s: %w", p.ID, err)
+	}
+	os.Remove(i.r.debt(unbound, p.Host)) // if one of that name was left over
+	if !p.Guarded {
+		return nil
+	}
+	link, err := w.host.LinkByIndex(l.HostIndex)
+	if err != nil {
+		return errGone(err)
+	}
+	p.Guarded = false
+	return w.setIngress(p, link)
+}
+
+func (i *Instance) bind(ctx context.Context, l *recordedLink) error {
+	return i.r.config.Filters.Bind(ctx, Binding{
+		Device: l.Host, MAC: l.MAC, Owner: i.Name(), OwnerUUID: formatUUID(i.uuid), Filter: l.Filter,
+	})
+}
+
+// renewFilters binds again what an environment had when an earlier daemon
+// ended, in case that it was taken away meanwhile.
+func (i *Instance) renewFilters(ctx context.Context) {
+	if i.r.config.Filters == nil {
+		return
+	}
+	for _, link := range i.Links() {
+		if l, ok := i.filtered(link.ID); ok {
+			i.bind(ctx, &l) // what was there is, if libvirt's daemon is not
+			if _, still := i.filtered(link.ID); !still {
+				i.r.unbind(ctx, l.Host) // it was detached in the meantime
+			}
+		}
+	}
+}
+
+// filtered copies the record of an interface that has a filter.
+func (i *Instance) filtered(id string) (recordedLink, bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, l := range i.rec.Links {
+		if l.ID == id && l.Filter.Name != "" {
+			return *l, true
+		}
+	}
+	return recordedLink{}, false
+}
+
+// What libvirt's daemons are to remove and could not, because they are away,
+// is noted for when they are back, and does not keep the environment from
+// ending: a file for each, its name is that of the port or of the device, in it
+// is the network's.
+const (
+	unplugged = "ports"
+	unbound   = "bindings"
+)
+
+func (r *Runtime) debt(kind, name string) string { return filepath.Join(r.config.StateDir, kind, name) }
+
+func (r *Runtime) settleDebt(kind, name, content string, err error) error {
+	file := r.debt(kind, name)
+	if err == nil {
+		os.Remove(file)
+		os.Remove(filepath.Dir(file)) // fails unless it was the last
+		return nil
+	}
+	if e := os.MkdirAll(filepath.Dir(file), 0o700); e != nil {
+		return errors.Join(err, e)
+	}
+	return os.WriteFile(file, []byte(content), 0o600)
+}
+
+// unplug removes a port.
+func (r *Runtime) unplug(ctx context.Context, port recordedPort) error {
+	err := errors.New("no network daemon is configured")
+	if r.config.Networks != nil {
+		err = r.config.Networks.Unplug(ctx, port.Network, port.UUID)
+	}
+	return r.settleDebt(unplugged, port.UUID, port.Network, err)
+}
+
+// unbind removes the rules for a device.
+func (r *Runtime) unbind(ctx context.Context, device string) error {
+	err := errors.New("no filter daemon is configured")
+	if r.config.Filters != nil {
+		err = r.config.Filters.Unbind(ctx, device)
+	}
+	return r.settleDebt(unbound, device, "", err)
+}
+
+// retryDebts removes what could not be removed before.
+func (r *Runtime) retryDebts(ctx context.Context) {
+	ports, _ := os.ReadDir(filepath.Join(r.config.StateDir, unplugged))
+	for _, e := range ports {
+		if network, err := os.ReadFile(r.debt(unplugged, e.Name())); err == nil && r.config.Networks != nil {
+			r.unplug(ctx, recordedPort{string(network), e.Name()})
+		}
+	}
+	devices, _ := os.ReadDir(filepath.Join(r.config.StateDir, unbound))
+	for _, e := range devices {
+		if r.config.Filters != nil {
+			r.unbind(ctx, e.Name())
+		}
+	}
+}
