@@ -77,7 +77,7 @@ func openQuota(layers string) (*quota, error) {
 		return nil, err
 	}
 	q := &quota{dir}
-	var state [128]byte // struct fs_quota_stat
+	state := [256]byte{1} // struct fs_quota_statv, of version 1
 	err = q.control(quotaState, 0, unsafe.Pointer(&state))
 	if err == nil && binary.NativeEndian.Uint16(state[2:])&quotaEnforced != 0 {
 		return q, nil
@@ -165,13 +165,8 @@ func (q *quota) free() error {
 	return q.set(project, 0, 0)
 }
 
-// kib is a limit as the kernel has it: 0 is none.
-func kib(bytes uint64) uint64 {
-	if bytes == unlimited {
-		return 0
-	}
-	return (bytes + quotaUnit - 1) / quotaUnit
-}
+// kib is a limit as the kernel has it.
+func kib(bytes uint64) uint64 { return (bytes + quotaUnit - 1) / quotaUnit }
 
 // newProject finds a number that nobody uses: no sibling of the directory has
 // it, and nothing is counted for it. A limit that is left of one whose directory
@@ -329,7 +324,7 @@ func (r *Runtime) limitSpace(uuid [16]byte, fs xml.Filesystem) error {
 	r.quotas.Lock() // numbers are found one at a time
 	defer r.quotas.Unlock()
 	q, err := openQuota(r.privateDir(uuid))
-	if errors.Is(err, ErrUnsupported) && fs.HardLimit == unlimited && fs.SoftLimit == unlimited {
+	if errors.Is(err, ErrUnsupported) && fs.HardLimit == 0 && fs.SoftLimit == 0 {
 		return nil
 	}
 	if err != nil {

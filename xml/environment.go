@@ -73,7 +73,7 @@ type Filesystem struct {
 	ReadOnly bool
 	Size     uint64 // bytes, of ram
 
-	HardLimit, SoftLimit uint64 // bytes, of a template's own layer; math.MaxUint64: none
+	HardLimit, SoftLimit uint64 // bytes, of a template's own layer; 0: none
 }
 
 // Console is a terminal of the environment, by its ConsoleID.

@@ -94,20 +94,23 @@ func validateSpace(f libvirtxml.DomainFilesystem) error {
 			}
 		}
 	}
-	if hard, soft := spaceLimits(f); soft != math.MaxUint64 && soft > hard {
+	if hard, soft := spaceLimits(f); hard != 0 && soft > hard {
 		return invalid("<space_soft_limit>", "of the filesystem at '%s' must not be above its <space_hard_limit>", shorten(f.Target.Dir))
 	}
 	return nil
 }
 
+// maxSpace is more than any file system has, in KiB.
+const maxSpace = math.MaxInt64 >> 10
+
 // spaceLimits are bytes; 0 is none, as in libvirt's XML.
 func spaceLimits(f libvirtxml.DomainFilesystem) (hard, soft uint64) {
 	limit := func(l *libvirtxml.DomainFilesystemSpaceHardLimit) uint64 {
-		if l == nil || l.Value == 0 {
-			return math.MaxUint64
+		if l == nil {
+			return 0
 		}
 		kib, _ := toKiB("<space_hard_limit>", uint64(l.Value), cmp.Or(l.Unit, "bytes"))
-		return bytes(kib)
+		return min(kib, maxSpace) << 10
 	}
 	return limit(f.SpaceHardLimit), limit((*libvirtxml.DomainFilesystemSpaceHardLimit)(f.SpaceSoftLimit))
 }
@@ -124,7 +127,7 @@ func SetRootSpace(def *libvirtxml.Domain, size uint64) error {
 			return unsupported("<filesystem>", "of type '%s' at '/' has the size that its source has: only the space of a template's layer can be changed", kind)
 		}
 		f.SpaceHardLimit = &libvirtxml.DomainFilesystemSpaceHardLimit{Value: uint(size), Unit: "bytes"}
-		if _, soft := spaceLimits(*f); soft != math.MaxUint64 && soft > size {
+		if _, soft := spaceLimits(*f); soft > size {
 			f.SpaceSoftLimit = &libvirtxml.DomainFilesystemSpaceSoftLimit{Value: uint(size), Unit: "bytes"}
 		}
 	}
