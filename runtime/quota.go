@@ -56,9 +56,10 @@ const (
 
 // diskQuota is struct if_dqblk of <linux/quota.h>; limits are in KiB.
 type diskQuota struct {
-	HardKiB, SoftKiB, Used            uint64
-	InodeHard, InodeSoft, Inodes      uint64
-	BlockTime, InodeTime, Valid, Fill uint64
+	HardKiB, SoftKiB, Used       uint64
+	InodeHard, InodeSoft, Inodes uint64
+	BlockTime, InodeTime         uint64
+	Valid                        uint32
 }
 
 // quota is the limit of what a directory holds.
