@@ -31,8 +31,16 @@ func (drv *Driver) blocks(d *domain, v *view) []block {
 	devices := v.definition(false).Devices
 	root := block{rootTarget, drv.rt.PrivateDir(d.uuid), rootLayer}
 	for _, fs := range devices.Filesystems {
-		if fs.Target != nil && fs.Target.Dir == rootTarget && fs.Source != nil && fs.Source.Mount != nil {
-			root.path, root.kind = fs.Source.Mount.Dir, rootDirectory
+		if fs.Target == nil || fs.Target.Dir != rootTarget || fs.Source == nil {
+			continue
+		}
+		switch s := fs.Source; {
+		case s.Mount != nil:
+			root.path, root.kind = s.Mount.Dir, rootDirectory
+		case s.File != nil:
+			root.path, root.kind = s.File.File, diskFile
+		case s.Block != nil:
+			root.path, root.kind = s.Block.Dev, diskDevice
 		}
 	}
 	list := []block{root}

@@ -29,7 +29,7 @@ var devices = table{
 
 // liveDevices can be changed while the environment runs; the others, from its
 // next start on.
-var liveDevices = map[string]bool{"console": true, "disk": true, "hostdev": true, "interface": true}
+var liveDevices = map[string]bool{"console": true, "disk": true, "filesystem": true, "hostdev": true, "interface": true}
 
 // parseDevice reads a device that is to be changed.
 func (c *change) parseDevice(doc string, flags uint32) (*xml.DeviceChange, error) {

@@ -27,6 +27,7 @@ var families = []table{
 	processors,
 	scheduling,
 	blockTuning,
+	blockResizing,
 	controlling,
 	devices,
 	jobs,

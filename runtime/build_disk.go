@@ -31,7 +31,7 @@ func makeDisk(ctx context.Context, dir string, size int64, space *os.File) (*bui
 	if err := file.Truncate(size); err != nil {
 		return nil, err
 	}
-	device, err := attachLoop(file)
+	device, err := attachLoop(file, false)
 	if err != nil {
 		return nil, err
 	}
@@ -69,8 +69,12 @@ func (d *buildDisk) close() {
 	}
 }
 
-// attachLoop makes a block device of a file.
-func attachLoop(file *os.File) (*os.File, error) {
+// attachLoop makes a block device of a file. It ends with its last user.
+func attachLoop(file *os.File, readOnly bool) (*os.File, error) {
+	mode, flags := os.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR)
+	if readOnly {
+		mode, flags = os.O_RDONLY, flags|unix.LO_FLAGS_READ_ONLY
+	}
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("there are no loop devices (modprobe loop): %w", err)
@@ -81,11 +85,11 @@ func attachLoop(file *os.File) (*os.File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("no loop device is free: %w", err)
 		}
-		device, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR, 0)
+		device, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), mode, 0)
 		if err != nil {
 			return nil, err
 		}
-		conf := unix.LoopConfig{Fd: uint32(file.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+		conf := unix.LoopConfig{Fd: uint32(file.Fd()), Info: unix.LoopInfo64{Flags: flags}}
 		err = unix.IoctlLoopConfigure(int(device.Fd()), &conf)
 		if err == nil {
 			return device, nil

@@ -95,16 +95,34 @@ func mountAPI(q stepRequest) error {
 	if err := unix.Mount("proc", fmt.Sprintf("/proc/self/fd/%d", fd), "proc", unix.MS_NOSUID|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc of the root: %w", err)
 	}
-	mounts := []stubMount{{Kind: "bind", Source: "/dev", Target: "/dev"}}
+	if err := bindInRoot(t, "/dev", 0); err != nil {
+		return err
+	}
 	if q.Network && q.Inside {
 		for _, name := range q.Binds {
-			mounts = append(mounts, stubMount{Kind: "bind", Source: name, Target: name, ReadOnly: true})
+			if err := bindInRoot(t, name, unix.MOUNT_ATTR_RDONLY); err != nil {
+				return err
+			}
 		}
 	}
-	for _, m := range mounts {
-		if err := mountInRoot(t, m, nil, false); err != nil {
-			return err
-		}
+	return nil
+}
+
+// bindInRoot mounts what has a name on the host at the same name in the root.
+func bindInRoot(t *tree, name string, attr uint64) error {
+	source, err := openTree(unix.AT_FDCWD, name, nil, attr, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(source)
+	target, err := openTarget(t, name, source)
+	if err != nil {
+		return fmt.Errorf("mount point %s in the root: %w", name, err)
+	}
+	defer unix.Close(target)
+	err = unix.MoveMount(source, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", name, err)
 	}
 	return nil
 }

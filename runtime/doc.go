@@ -7,6 +7,8 @@
 //	stubroot.go  mounts the root there (roots.go reads what init it has)
 //	plan.go      from XML, host and root to an OCI spec and unit properties (pure)
 //	record.go    what is written down before each step, so that a crash leaves nothing unknown
+//	filesystem.go its filesystems below the root
+//	quota.go     how much its own layer may hold
 //	network.go   its network interfaces
 //	instance.go  the running environment: init's pid and pidfd, its scope, its console
 //	exit.go      how the end of init is noticed and what it means

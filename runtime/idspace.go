@@ -22,18 +22,11 @@ type idRange struct {
 func openUserNamespace(uids, gids []idRange) (*os.File, error) {
 	goruntime.LockOSThread()
 	defer goruntime.UnlockOSThread()
-	pid, errno := clonePaused()
+	pid, errno := clonePaused(unix.CLONE_NEWUSER)
 	if errno != 0 {
 		return nil, fmt.Errorf("make a user namespace: %w (is user.max_user_namespaces 0?)", errno)
 	}
-	defer func() {
-		unix.Kill(pid, unix.SIGKILL)
-		for {
-			if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
-				return
-			}
-		}
-	}()
+	defer endPaused(pid)
 	for file, ids := range map[string][]idRange{"uid_map": uids, "gid_map": gids} {
 		path := fmt.Sprintf("/proc/%d/%s", pid, file)
 		if err := os.WriteFile(path, []byte(mapText(ids)), 0); err != nil {
@@ -41,6 +34,16 @@ func openUserNamespace(uids, gids []idRange) (*os.File, error) {
 		}
 	}
 	return os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+}
+
+// endPaused ends a child of clonePaused.
+func endPaused(pid int) {
+	unix.Kill(pid, unix.SIGKILL)
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			return
+		}
+	}
 }
 
 func mapText(ids []idRange) string {
@@ -51,15 +54,15 @@ func mapText(ids []idRange) string {
 	return b.String()
 }
 
-// clonePaused forks a child into a new user namespace. After the fork the child
+// clonePaused forks a child into new namespaces (CLONE_NEW…). After the fork the child
 // has one thread of a Go program: it must not allocate, grow its stack or
 // be preempted, so it does raw system calls only, as package syscall's own
 // fork does.
 //
 //go:norace
 //go:noinline
-func clonePaused() (pid int, errno syscall.Errno) {
-	r, _, e := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.CLONE_NEWUSER|int(syscall.SIGCHLD)), 0, 0, 0, 0, 0)
+func clonePaused(spaces uintptr) (pid int, errno syscall.Errno) {
+	r, _, e := syscall.RawSyscall6(syscall.SYS_CLONE, spaces|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
 	if e != 0 || r != 0 {
 		return int(r), e
 	}

@@ -22,6 +22,7 @@ type Reserved struct {
 	Chain   []string    // layers between the two, top down
 	Layers  string      // DataDir/private/UUID
 	Cloned  bool        // its first start since it was cloned
+	Tree    int         // the stub's descriptor of the root's mount, of type file, block or volume
 }
 
 // Plan is everything that will be done to start an environment. Making one touches
@@ -44,9 +45,7 @@ func NewPlan(env *xml.Environment, host Host, root Root, res Reserved) (*Plan, e
 	if p.Root, err = planRoot(env, res); err != nil {
 		return nil, err
 	}
-	if p.Work.Mounts, err = planMounts(env, p.IDMap); err != nil {
-		return nil, err
-	}
+	p.Work.Mounts = planMounts(env, p.IDMap)
 	p.Work.Files, p.Work.Nodes = runFiles(root.Kind), nodesOf(env.Devices)
 	if p.Work.Names = resolverText(env); p.Work.Names != "" && root.Kind == Systemd {
 		p.Work.Files = append(p.Work.Files, resolvedFile(env))
@@ -90,10 +89,12 @@ func planRoot(env *xml.Environment, res Reserved) (rootRequest, error) {
 		q.Lower, q.Chain, q.Layers, q.Cloned = res.Lower, res.Chain, res.Layers, res.Cloned
 	case "mount":
 		q.Root = root.Source
+	case "file", "block", "volume":
+		q.Root, q.Tree = root.Source, res.Tree
 	case "host":
 		q.Root, q.Foreign = "/", true
 	default:
-		return q, fmt.Errorf("a root of type '%s' is not supported: use 'template' or 'mount'", root.Type)
+		return q, fmt.Errorf("a root of type '%s' is not supported: use template, mount, file, block or volume", root.Type)
 	}
 	return q, nil
 }
@@ -102,34 +103,23 @@ func planRoot(env *xml.Environment, res Reserved) (rootRequest, error) {
 // 16 MiB free there; the pages are charged to the environment as they are used.
 const runSize = 64 << 20
 
-// planMounts are the mounts the stub makes itself, in order.
-func planMounts(env *xml.Environment, ids xml.IDMap) ([]stubMount, error) {
+// planMounts are the mounts the stub makes itself, in order. The filesystems
+// below the root come later, as those do that are attached.
+func planMounts(env *xml.Environment, ids xml.IDMap) []stubMount {
 	owner := ""
 	if ids.Mode != xml.Privileged {
 		owner = fmt.Sprintf(",uid=%d,gid=%d", hostID(ranges(ids.UIDs), 0), hostID(ranges(ids.GIDs), 0))
 	}
 	mounts := []stubMount{{
-		Kind: "tmpfs", Target: "/run", Flags: mountNoSuid | mountNoDev,
+		Target: "/run", Flags: mountNoSuid | mountNoDev,
 		Data: fmt.Sprintf("mode=755,size=%d%s", runSize, owner),
 	}}
 	for _, fs := range env.Filesystems[1:] {
-		m := stubMount{Source: fs.Source, Target: fs.Target, ReadOnly: fs.ReadOnly}
-		switch fs.Type {
-		case "mount":
-			m.Kind = "bind"
-		case "bind":
-			m.Kind = "inside"
-		case "ram":
-			m.Kind, m.Flags = "tmpfs", mountNoSuid|mountNoDev
-			m.Data = fmt.Sprintf("mode=755,size=%d%s", fs.Size, owner)
-		case "tmp":
-			m.Kind, m.Flags, m.Data = "tmpfs", mountNoSuid|mountNoDev, "mode=1777"+owner
-		default:
-			return nil, fmt.Errorf("a filesystem of type '%s' at %s is not supported: use 'mount', 'bind' or 'ram'", fs.Type, fs.Target)
+		if fs.Type == "tmp" { // not to be taken away from what it lies over
+			mounts = append(mounts, stubMount{Target: fs.Target, Flags: mountNoSuid | mountNoDev, Data: "mode=1777" + owner})
 		}
-		mounts = append(mounts, m)
 	}
-	return mounts, nil
+	return mounts
 }
 
 // mount(2) flags, as in <linux/mount.h>.
@@ -149,7 +139,7 @@ func (p *Plan) String() string {
 	fmt.Fprintf(&b, "root lower=%s layers=%s dir=%s readonly=%v ids=%v,%v\n",
 		p.Root.Lower, p.Root.Layers, p.Root.Root, p.Root.ReadOnly, p.Root.UIDs, p.Root.GIDs)
 	for _, m := range p.Work.Mounts {
-		fmt.Fprintf(&b, "mount %s %s on %s ro=%v %s\n", m.Kind, m.Source, m.Target, m.ReadOnly, m.Data)
+		fmt.Fprintf(&b, "mount tmpfs on %s %s\n", m.Target, m.Data)
 	}
 	for _, f := range p.Work.Files {
 		if f.Link != "" {

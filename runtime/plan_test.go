@@ -123,10 +123,7 @@ func TestPlanRefuses(t *testing.T) {
 	}{
 		{func(e *xml.Environment) { e.Filesystems = nil }, "has no root"},
 		{func(e *xml.Environment) { e.Filesystems[0].Target = "/srv" }, "has no root"},
-		{func(e *xml.Environment) { e.Filesystems[0].Type = "block" }, "use 'template' or 'mount'"},
-		{func(e *xml.Environment) {
-			e.Filesystems = append(e.Filesystems, xml.Filesystem{Type: "file", Target: "/x"})
-		}, "type 'file' at /x"},
+		{func(e *xml.Environment) { e.Filesystems[0].Type = "ram" }, "use template, mount, file, block or volume"},
 		{func(e *xml.Environment) { e.CPU.Set = "9" }, "none of the CPUs 0-3"},
 		{func(e *xml.Environment) { e.CPU.Set = "x" }, "cpuset x"},
 		{func(e *xml.Environment) { e.Partition = "a//..b" }, "partition"},

@@ -33,6 +33,7 @@ type record struct {
 	StartedAt time.Time
 	Unsettled bool // limits are being changed
 	Links     []*recordedLink
+	Mounts    []recordedMount // filesystems below the root
 }
 
 type recordedConsole struct {

@@ -23,6 +23,7 @@ type Config struct {
 	FDs      FDStore
 	Networks Networks // libvirt's; nil: there are none
 	Filters  Filters  // libvirt's; nil: there are none
+	Volumes  Volumes  // libvirt's; nil: there are none
 }
 
 // Scopes is what is wanted from systemd; *systemd.Conn has it.
@@ -55,6 +56,8 @@ type Runtime struct {
 	host   Host
 	stop   chan struct{}
 	ooms   *oomWatch
+
+	quotas sync.Mutex // held while one is set
 
 	mu        sync.Mutex
 	instances map[[16]byte]*Instance // nil while a start or a clean-up goes on
@@ -145,6 +148,7 @@ func (r *Runtime) RemovePrivate(uuid [16]byte) error {
 	if busy {
 		return ErrRunning
 	}
+	r.freeSpace(uuid)
 	return os.RemoveAll(r.privateDir(uuid))
 }
 

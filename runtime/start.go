@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,6 +61,7 @@ type starter struct {
 	options StartOptions
 
 	rec     *record
+	tree    *os.File // the root's mount, when the stub does not make it
 	stub    *stub
 	scope   chan error
 	plan    *Plan
@@ -110,6 +112,9 @@ func (s *starter) abandon() {
 	if s.stub != nil {
 		s.stub.kill()
 	}
+	if s.tree != nil {
+		s.tree.Close() // perhaps again
+	}
 	if s.scope != nil {
 		<-s.scope // so that the clean-up sees the scope, if it came to be
 	}
@@ -159,7 +164,17 @@ func (s *starter) makeLayers(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(s.env.Filesystems) == 0 || s.env.Filesystems[0].Type != "template" {
+	if len(s.env.Filesystems) == 0 {
+		return nil
+	}
+	switch root := s.env.Filesystems[0]; root.Type {
+	case "template":
+	case "file", "block", "volume":
+		var err error
+		s.tree, err = s.r.openRoot(ctx, root)
+		s.res.Tree = firstExtraFD + len(s.options.Files)
+		return err
+	default:
 		return nil
 	}
 	if err := s.cloneRoot(); err != nil {
@@ -179,6 +194,9 @@ func (s *starter) makeLayers(ctx context.Context) error {
 		}
 	}
 	s.rec.Template, s.res.Lower, s.res.Chain, s.res.Cloned = template.Digest, template.Path, chain, disk.Clone != ""
+	if err := s.r.limitSpace(s.env.UUID, s.env.Filesystems[0]); err != nil {
+		return err
+	}
 	return s.rec.save(s.res.Dir)
 }
 
@@ -195,7 +213,12 @@ func (s *starter) cloneRoot() error {
 }
 
 func (s *starter) forkStub(context.Context) (err error) {
-	s.stub, err = startStub(s.options.Files)
+	files := s.options.Files
+	if s.tree != nil {
+		files = append(slices.Clip(files), s.tree)
+		defer s.tree.Close()
+	}
+	s.stub, err = startStub(files)
 	return err
 }
 
@@ -348,9 +371,14 @@ func (s *starter) adopt(context.Context) error {
 }
 
 // equip is for what can only be made in the environment's namespaces,
-// and before init runs: network interfaces, further consoles, and what neither
-// systemd nor the OCI runtime limits.
+// and before init runs: filesystems, network interfaces, further consoles, and
+// what neither systemd nor the OCI runtime limits.
 func (s *starter) equip(ctx context.Context) error {
+	for _, fs := range s.env.Filesystems[1:] {
+		if err := s.i.attachFilesystem(ctx, fs); err != nil {
+			return err
+		}
+	}
 	if err := s.i.addInterfaces(ctx, s.env.Interfaces, s.env.Interfaces); err != nil {
 		return err
 	}

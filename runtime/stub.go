@@ -72,6 +72,7 @@ type rootRequest struct {
 	Layers     string    // directory with upper/ and work/ for an overlay
 	Cloned     bool      // it must not be taken for the one it was cloned from
 	Root       string    // directory, when Lower is empty
+	Tree       int       // descriptor of a mount that is the root instead; Root is what it is of
 	Foreign    bool      // Root is not the environment's: its owners are nobody inside
 	ReadOnly   bool
 	Init       []string // as configured; empty: look for one

@@ -23,6 +23,10 @@ type stub struct {
 	err    error
 }
 
+// firstExtraFD is the number of a process's first descriptor after the standard
+// ones (exec.Cmd's ExtraFiles).
+const firstExtraFD = 3
+
 // startStub forks our binary into a private mount namespace. files become the
 // descriptors 3, 4, … of the environment's init.
 func startStub(files []*os.File) (*stub, error) {

@@ -27,6 +27,9 @@ func mountRoot(q rootRequest) error {
 		defer space.Close()
 	}
 	rootfs := filepath.Join(q.Dir, "rootfs")
+	if q.Tree != 0 {
+		return mountTree(q, rootfs, space)
+	}
 	if q.Lower == "" {
 		return mountDirectory(q, rootfs, space)
 	}
@@ -100,6 +103,28 @@ func mountDirectory(q rootRequest, rootfs string, space *os.File) error {
 	return enterRange(q)
 }
 
+// mountTree mounts what the daemon has made a mount of. Like a directory it
+// may have been shifted before.
+func mountTree(q rootRequest, rootfs string, space *os.File) error {
+	unix.CloseOnExec(q.Tree)
+	defer unix.Close(q.Tree)
+	if space != nil && !shiftedFor(q.Tree, hostID(q.UIDs, 0)) {
+		if err := setMount(q.Tree, q.Root, space, 0, true); err != nil {
+			return err
+		}
+	}
+	if err := unix.MoveMount(q.Tree, "", unix.AT_FDCWD, rootfs, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount %s: %w", q.Root, err)
+	}
+	return enterRange(q)
+}
+
+// shiftedFor tells whether the top of a tree belongs to an environment's root.
+func shiftedFor(fd int, root uint32) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Uid != 0 && st.Uid == root
+}
+
 func enterRange(q rootRequest) error {
 	if len(q.UIDs) == 0 {
 		return nil
@@ -133,14 +158,26 @@ func cloneMount(source, target string, space *os.File, set uint64, recursive boo
 
 func openTree(dir int, source string, space *os.File, set uint64, recursive bool) (int, error) {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	at := uint(unix.AT_EMPTY_PATH)
 	if recursive {
 		flags |= unix.AT_RECURSIVE
-		at |= unix.AT_RECURSIVE
 	}
 	tree, err := unix.OpenTree(dir, source, flags)
 	if err != nil {
 		return -1, fmt.Errorf("directory %s: %w", source, err)
+	}
+	if err := setMount(tree, source, space, set, recursive); err != nil {
+		unix.Close(tree)
+		return -1, err
+	}
+	return tree, nil
+}
+
+// setMount shifts a mount by the user namespace space, unless that is nil, and
+// sets attributes of it. source is for the error.
+func setMount(tree int, source string, space *os.File, set uint64, recursive bool) error {
+	at := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		at |= unix.AT_RECURSIVE
 	}
 	attr := unix.MountAttr{Attr_set: set}
 	if space != nil {
@@ -148,18 +185,17 @@ func openTree(dir int, source string, space *os.File, set uint64, recursive bool
 		attr.Userns_fd = uint64(space.Fd())
 	}
 	if attr.Attr_set == 0 {
-		return tree, nil
+		return nil
 	}
-	err = unix.MountSetattr(tree, "", at, &attr)
-	if err == nil {
-		return tree, nil
-	}
-	unix.Close(tree)
+	err := unix.MountSetattr(tree, "", at, &attr)
 	if space != nil && errors.Is(err, unix.EINVAL) {
-		return -1, fmt.Errorf("the file system of %s (or of one mounted below it) cannot be id-mapped: "+
+		return fmt.Errorf("the file system of %s (or of one mounted below it) cannot be id-mapped: "+
 			"use ext4, xfs or btrfs, or give the domain an explicit idmap and a root that belongs to it", source)
 	}
-	return -1, fmt.Errorf("set the attributes of the mount of %s: %w", source, err)
+	if err != nil {
+		return fmt.Errorf("set the attributes of the mount of %s: %w", source, err)
+	}
+	return nil
 }
 
 // errnoOf strips the path that package os puts before an errno.

@@ -10,14 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stubMount is a mount the stub makes in the root, before the OCI runtime runs.
+// stubMount is a tmpfs the stub mounts in the root, before the OCI runtime runs.
 type stubMount struct {
-	Kind     string // "bind": Source is a host directory or file; "inside": Source is a path of the root; "tmpfs"
-	Source   string
-	Target   string
-	ReadOnly bool
-	Data     string // tmpfs options
-	Flags    uintptr
+	Target string
+	Data   string // options
+	Flags  uintptr
 }
 
 // furnish completes the mounted root. The tmpfs on /run is mounted here and
@@ -34,15 +31,8 @@ func furnish(q rootRequest, w workRequest) error {
 			return err
 		}
 	}
-	var space *os.File
-	if len(q.UIDs) > 0 && needsSpace(w.Mounts) {
-		if space, err = openUserNamespace(q.UIDs, q.GIDs); err != nil {
-			return err
-		}
-		defer space.Close()
-	}
 	for _, m := range w.Mounts {
-		if err := mountInRoot(t, m, space, q.ReadOnly); err != nil {
+		if err := mountInRoot(t, m); err != nil {
 			return err
 		}
 	}
@@ -65,15 +55,6 @@ func rootID(ids []idRange) uint32 {
 	return hostID(ids, 0)
 }
 
-func needsSpace(mounts []stubMount) bool {
-	for _, m := range mounts {
-		if m.Kind == "bind" {
-			return true
-		}
-	}
-	return false
-}
-
 func mountPoint(t *tree, dir string, readOnly bool) error {
 	fd, err := t.directory(dir, 0o755)
 	if err == unix.EROFS && readOnly {
@@ -85,85 +66,17 @@ func mountPoint(t *tree, dir string, readOnly bool) error {
 	return unix.Close(fd)
 }
 
-func mountInRoot(t *tree, m stubMount, space *os.File, readOnly bool) error {
-	source, err := mountSource(t, m, space)
-	if err != nil {
-		return err
-	}
-	if source >= 0 {
-		defer unix.Close(source)
-	}
-	target, err := openTarget(t, m, source)
+func mountInRoot(t *tree, m stubMount) error {
+	target, err := t.directory(m.Target, 0o755)
 	if err != nil {
 		return fmt.Errorf("mount point %s in the root: %w", m.Target, err)
 	}
 	defer unix.Close(target)
-	if m.Kind == "tmpfs" {
-		where := fmt.Sprintf("/proc/self/fd/%d", target)
-		if err := unix.Mount("tmpfs", where, "tmpfs", m.Flags, m.Data); err != nil {
-			return fmt.Errorf("mount a tmpfs on %s: %w", m.Target, err)
-		}
-		return nil
-	}
-	err = unix.MoveMount(source, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
-	if err != nil {
-		return fmt.Errorf("mount %s on %s: %w", m.Source, m.Target, err)
+	where := fmt.Sprintf("/proc/self/fd/%d", target)
+	if err := unix.Mount("tmpfs", where, "tmpfs", m.Flags, m.Data); err != nil {
+		return fmt.Errorf("mount a tmpfs on %s: %w", m.Target, err)
 	}
 	return nil
-}
-
-// mountSource returns a detached mount, or -1 for a file system without one.
-func mountSource(t *tree, m stubMount, space *os.File) (int, error) {
-	attr := uint64(0)
-	if m.ReadOnly {
-		attr = unix.MOUNT_ATTR_RDONLY
-	}
-	switch m.Kind {
-	case "tmpfs":
-		return -1, nil
-	case "inside": // ids are right already: the root itself is shifted
-		fd, err := t.open(m.Source, unix.O_PATH)
-		if err != nil {
-			return -1, fmt.Errorf("%s in the root: %w", m.Source, err)
-		}
-		defer unix.Close(fd)
-		return openTree(fd, "", nil, attr, true)
-	}
-	return openTree(unix.AT_FDCWD, m.Source, space, attr, true)
-}
-
-// openTarget opens the mount point, making it, as a directory or an empty file
-// like the source, when it is missing.
-func openTarget(t *tree, m stubMount, source int) (int, error) {
-	if source >= 0 {
-		var st unix.Stat_t
-		if err := unix.Fstat(source, &st); err != nil {
-			return -1, err
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return fileTarget(t, m.Target)
-		}
-	}
-	return t.directory(m.Target, 0o755)
-}
-
-func fileTarget(t *tree, name string) (int, error) {
-	fd, err := t.open(name, unix.O_PATH)
-	if err != unix.ENOENT {
-		return fd, err
-	}
-	parent, base := path.Split(path.Clean("/" + name))
-	dir, err := t.directory(parent, 0o755)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(dir)
-	fd, err = openIn(dir, base, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o644)
-	if err != nil {
-		return -1, err
-	}
-	unix.Close(fd)
-	return t.open(name, unix.O_PATH)
 }
 
 // writeRunFiles fills /run. It is a fresh tmpfs and nothing runs inside yet, but

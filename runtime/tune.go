@@ -63,6 +63,9 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 		err = i.changeConsoles(before.Consoles, after.Consoles)
 	}
 	if err == nil {
+		err = i.changeFilesystems(ctx, before.Filesystems, after.Filesystems)
+	}
+	if err == nil {
 		err = i.changeInterfaces(ctx, before.Interfaces, after.Interfaces)
 	}
 	if err == nil {
@@ -131,6 +134,9 @@ func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
 		return err
 	}
 	if err := i.changeConsoles(i.recordedConsoles(env), env.Consoles); err != nil {
+		return err
+	}
+	if err := i.restoreFilesystems(ctx, env.Filesystems); err != nil {
 		return err
 	}
 	if err := i.restoreInterfaces(ctx, env.Interfaces); err != nil {

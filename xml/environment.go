@@ -73,6 +73,8 @@ type Filesystem struct {
 	Target   string // clean and absolute, inside
 	ReadOnly bool
 	Size     uint64 // bytes, of ram
+
+	HardLimit, SoftLimit uint64 // bytes, of a template's own layer; 0: none
 }
 
 // Console is a terminal of the environment, by its ConsoleID.
@@ -170,6 +172,7 @@ func filesystems(def *libvirtxml.Domain) (list []Filesystem) {
 	for _, f := range def.Devices.Filesystems {
 		kind, source := filesystemSource(f)
 		fs := Filesystem{Type: kind, Source: source, Target: path.Clean(f.Target.Dir), ReadOnly: f.ReadOnly != nil}
+		fs.HardLimit, fs.SoftLimit = spaceLimits(f)
 		if f.Source.RAM != nil {
 			kib, _ := toKiB("<source>", uint64(f.Source.RAM.Usage), f.Source.RAM.Units)
 			fs.Size = bytes(kib)

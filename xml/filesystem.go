@@ -1,6 +1,8 @@
 package xml
 
 import (
+	"cmp"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -52,6 +54,9 @@ func validateFilesystem(f libvirtxml.DomainFilesystem, host HostFacts) error {
 	if !slices.Contains([]string{"passthrough", "mapped", "squash"}, f.AccessMode) {
 		return invalid("<filesystem>", "has accessmode='%s': passthrough, mapped and squash are accepted", shorten(f.AccessMode))
 	}
+	if err := validateSpace(f); err != nil {
+		return err
+	}
 	switch kind {
 	case "mount", "bind", "file", "block":
 		if !strings.HasPrefix(source, "/") {
@@ -79,6 +84,54 @@ func validateTemplate(name, target string, host HostFacts) error {
 		have = "there are " + strings.Join(names, ", ")
 	}
 	return invalid("<filesystem>", "names the template '%s', which does not exist; %s", shorten(name), have)
+}
+
+func validateSpace(f libvirtxml.DomainFilesystem) error {
+	for _, l := range []*libvirtxml.DomainFilesystemSpaceHardLimit{f.SpaceHardLimit, (*libvirtxml.DomainFilesystemSpaceHardLimit)(f.SpaceSoftLimit)} {
+		if l != nil {
+			if _, err := toKiB("<space_hard_limit>", uint64(l.Value), cmp.Or(l.Unit, "bytes")); err != nil {
+				return err
+			}
+		}
+	}
+	if hard, soft := spaceLimits(f); hard != 0 && soft > hard {
+		return invalid("<space_soft_limit>", "of the filesystem at '%s' must not be above its <space_hard_limit>", shorten(f.Target.Dir))
+	}
+	return nil
+}
+
+// maxSpace is more than any file system has, in KiB.
+const maxSpace = math.MaxInt64 >> 10
+
+// spaceLimits are bytes; 0 is none, as in libvirt's XML.
+func spaceLimits(f libvirtxml.DomainFilesystem) (hard, soft uint64) {
+	limit := func(l *libvirtxml.DomainFilesystemSpaceHardLimit) uint64 {
+		if l == nil {
+			return 0
+		}
+		kib, _ := toKiB("<space_hard_limit>", uint64(l.Value), cmp.Or(l.Unit, "bytes"))
+		return min(kib, maxSpace) << 10
+	}
+	return limit(f.SpaceHardLimit), limit((*libvirtxml.DomainFilesystemSpaceHardLimit)(f.SpaceSoftLimit))
+}
+
+// SetRootSpace makes the root's hard limit a number of bytes, and its soft
+// limit no more than that.
+func SetRootSpace(def *libvirtxml.Domain, size uint64) error {
+	for n := range def.Devices.Filesystems {
+		f := &def.Devices.Filesystems[n]
+		if path.Clean(f.Target.Dir) != "/" {
+			continue
+		}
+		if kind, _ := filesystemSource(*f); kind != "template" {
+			return unsupported("<filesystem>", "of type '%s' at '/' has the size that its source has: only the space of a template's layer can be changed", kind)
+		}
+		f.SpaceHardLimit = &libvirtxml.DomainFilesystemSpaceHardLimit{Value: uint(size), Unit: "bytes"}
+		if _, soft := spaceLimits(*f); soft > size {
+			f.SpaceSoftLimit = &libvirtxml.DomainFilesystemSpaceSoftLimit{Value: uint(size), Unit: "bytes"}
+		}
+	}
+	return nil
 }
 
 // filesystemSource gives the type of a <filesystem> and what it names.

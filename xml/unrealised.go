@@ -27,8 +27,8 @@ func Unrealised(def *libvirtxml.Domain) (list []string) {
 		}
 	}
 	for _, f := range d.Filesystems {
-		if f.SpaceHardLimit != nil || f.SpaceSoftLimit != nil {
-			return append(list, "<space_hard_limit> is not in force: this version does not realise it")
+		if kind, _ := filesystemSource(f); kind != "template" && (f.SpaceHardLimit != nil || f.SpaceSoftLimit != nil) {
+			return append(list, "<space_hard_limit> of a filesystem that is not a template is not in force: it has the size that its source has")
 		}
 	}
 	return list

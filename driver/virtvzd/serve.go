@@ -38,7 +38,7 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 	libvirt := relay.Config{Dir: conf.UnixSockDir, Log: log.With("component", "relay")}
 	rt, err := runtime.New(runtime.Config{
 		StateDir: conf.StateDir, DataDir: conf.DataDir, OCI: conf.OCIRuntime, HostRoot: conf.HostRoot, Scopes: bus, FDs: service,
-		Networks: driver.NewNetworks(libvirt), Filters: driver.NewFilters(libvirt),
+		Networks: driver.NewNetworks(libvirt), Filters: driver.NewFilters(libvirt), Volumes: driver.NewVolumes(libvirt),
 	})
 	if err != nil {
 		return err

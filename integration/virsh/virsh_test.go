@@ -172,6 +172,7 @@ func sh(t *testing.T, script string) string {
 // taken from the host, so that one failure is not many.
 func removeAll(t *testing.T) {
 	sh(t, `! mountpoint -q /etc/libvirt/vz || umount /etc/libvirt/vz
+! findmnt -n -o SOURCE -M /var/lib/libvirt/vz | tail -1 | grep -q loop || umount -l /var/lib/libvirt/vz
 [ ! -e /usr/bin/crun.away ] || mv /usr/bin/crun.away /usr/bin/crun
 systemctl start dbus.socket; systemctl reset-failed virtvzd.service; systemctl start virtvzd.service`)
 	defer exec.Command("sh", "-c", "virsh -c network:///system net-destroy default; ip link del lan0; ip link del br-churn").Run()

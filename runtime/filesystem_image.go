@@ -1,0 +1,164 @@
+package runtime
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A file system in a file or on a block device is mounted by the daemon, not
+// by the stub: the environment's scope, where the stub is by then, may use
+// no such device.
+//
+// The kernel reads what is in an image, and is not made to withstand one that
+// was written to break it: an image is to be trusted as far as whoever made
+// it. What can be held off is: the type is taken from the superblock and is
+// one of three, an image asks for no panic and for no other device of the
+// host, and its device nodes open nothing (nodev). Programs keep their set-id
+// bits, which mean no more than the ids of the environment.
+
+// openImage mounts the file system of a regular file or block device,
+// nowhere yet: the mount ends with its descriptor, or with the mount namespace
+// that it is moved to. So does the loop device of a file.
+func openImage(source string, readOnly bool) (int, error) {
+	flags := unix.O_RDWR | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
+	if readOnly {
+		flags = flags&^unix.O_RDWR | unix.O_RDONLY
+	}
+	fd, err := unix.Open(source, flags, 0)
+	if err != nil {
+		return -1, fmt.Errorf("image %s: %w", source, err)
+	}
+	image := os.NewFile(uintptr(fd), source)
+	defer image.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return -1, err
+	}
+	kind := st.Mode & unix.S_IFMT
+	if kind != unix.S_IFREG && kind != unix.S_IFBLK {
+		return -1, fmt.Errorf("%s is neither a file nor a block device", source)
+	}
+	fstype, err := imageType(image)
+	if err != nil {
+		return -1, fmt.Errorf("%s: %w", source, err)
+	}
+	device := fmt.Sprintf("/proc/self/fd/%d", fd)
+	if kind == unix.S_IFREG {
+		if err := lockImage(image, readOnly); err != nil {
+			return -1, fmt.Errorf("image %s: %w", source, err)
+		}
+		loop, err := attachLoop(image, readOnly)
+		if err != nil {
+			return -1, fmt.Errorf("image %s: %w", source, err)
+		}
+		defer loop.Close()
+		device = loop.Name()
+	}
+	tree, err := mountDevice(device, fstype, readOnly)
+	if err != nil {
+		return -1, fmt.Errorf("mount the %s file system of %s: %w", fstype, source, err)
+	}
+	return tree, nil
+}
+
+// imageType tells what file system an image has.
+func imageType(image io.ReaderAt) (string, error) {
+	head := make([]byte, 65536+4096)
+	n, err := image.ReadAt(head, 0)
+	if err != nil && err != io.EOF {
+		return "", err
+	}
+	clear(head[n:])
+	super := head[1024:]
+	switch {
+	case bytes.HasPrefix(head, []byte("QFI\xfb")):
+		return "", fmt.Errorf("it is a qcow2 image, which the kernel cannot mount: convert it with 'qemu-img convert -O raw' of the package qemu-utils: %w", ErrUnsupported)
+	case bytes.HasPrefix(head, []byte("XFSB")):
+		return "xfs", nil
+	case string(head[65536+64:][:8]) == "_BHRfS_M":
+		// Its other devices would be looked for among the host's.
+		if n := binary.LittleEndian.Uint64(head[65536+136:]); n != 1 {
+			return "", fmt.Errorf("its btrfs has %d devices: only one of a single device can be mounted", n)
+		}
+		return "btrfs", nil
+	case binary.LittleEndian.Uint16(super[56:]) == 0xef53:
+		const hasJournal, journalDevice = 0x4, 0x8
+		compat, incompat := binary.LittleEndian.Uint32(super[92:]), binary.LittleEndian.Uint32(super[96:])
+		if compat&hasJournal != 0 && binary.LittleEndian.Uint32(super[228:]) != 0 || incompat&journalDevice != 0 {
+			return "", errors.New("its ext4 keeps the journal on another device: only one with a journal of its own can be mounted")
+		}
+		return "ext4", nil // as well as ext2 and ext3
+	}
+	return "", errors.New("there is no file system on it that can be mounted: ext4, xfs and btrfs are, on the whole of it, without partitions")
+}
+
+// lockImage keeps a file that is mounted from being mounted once more, which
+// would destroy it. The lock lasts as long as the loop device, which has the
+// same open file.
+func lockImage(image *os.File, readOnly bool) error {
+	lock := unix.LOCK_EX
+	if readOnly {
+		lock = unix.LOCK_SH
+	}
+	err := unix.Flock(int(image.Fd()), lock|unix.LOCK_NB)
+	if err == unix.EWOULDBLOCK {
+		return errors.New("it is in use: one can write to an image, or any number read it")
+	}
+	return err
+}
+
+// imageOptions keep an image from what it could ask for: a host that panics
+// on an error of it, or that its copy is refused.
+var imageOptions = map[string][2]string{"ext4": {"errors", "remount-ro"}, "xfs": {"nouuid", ""}}
+
+// mountDevice makes a mount that is nowhere yet.
+func mountDevice(device, fstype string, readOnly bool) (int, error) {
+	config, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(config)
+	attr := unix.MOUNT_ATTR_NODEV
+	err = unix.FsconfigSetString(config, "source", device)
+	if o, ok := imageOptions[fstype]; ok && err == nil {
+		if o[1] == "" {
+			err = unix.FsconfigSetFlag(config, o[0])
+		} else {
+			err = unix.FsconfigSetString(config, o[0], o[1])
+		}
+	}
+	if readOnly && err == nil {
+		attr |= unix.MOUNT_ATTR_RDONLY
+		err = unix.FsconfigSetFlag(config, "ro")
+	}
+	if err == nil {
+		err = unix.FsconfigCreate(config)
+	}
+	if err != nil {
+		return -1, explain(config, err)
+	}
+	return unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, attr)
+}
+
+// explain adds what the file system says about its refusal (fsopen(2)).
+func explain(config int, err error) error {
+	var text []string
+	for line := make([]byte, 1024); len(text) < 8; {
+		n, e := unix.Read(config, line)
+		if e != nil || n <= 0 {
+			break
+		}
+		text = append(text, strings.TrimSpace(strings.TrimPrefix(string(line[:n]), "e ")))
+	}
+	if len(text) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, strings.Join(text, "; "))
+}
