@@ -85,24 +85,20 @@ type listing struct {
 func parseListing(args []string) (*listing, error) {
 	l := &listing{}
 	columns, order := "ctid,numproc,status,ip,hostname", "ctid"
-	var flags []string
-	for _, a := range args { // -aH is -a -H
-		if len(a) > 2 && a[0] == '-' && a[1] != '-' {
-			for _, letter := range a[1:] {
-				flags = append(flags, "-"+string(letter))
-			}
-			continue
+	args = slices.Clone(args)
+	for len(args) > 0 {
+		a := args[0]
+		if args = args[1:]; len(a) > 2 && a[0] == '-' && a[1] != '-' { // -aH is -a -H
+			args = append([]string{"-" + a[2:]}, args...)
+			a = a[:2]
 		}
-		flags = append(flags, a)
-	}
-	for n := 0; n < len(flags); n++ {
 		value := func() (v string) {
-			if n++; n < len(flags) {
-				v = flags[n]
+			if len(args) > 0 {
+				v, args = args[0], args[1:]
 			}
 			return v
 		}
-		switch a := flags[n]; a {
+		switch a {
 		case "-a", "--all":
 			l.all = true
 		case "-S", "--stopped":
