@@ -23,6 +23,7 @@ import (
 type Config struct {
 	ConfigDir string // definitions: /etc/libvirt/vz
 	StateDir  string // what lives as long as the host runs: /run/libvirt/vz
+	HostRoot  bool   // a domain without a root may have the host's
 
 	AuthUnixRO string // "polkit" or "none", for the read-only socket
 	AuthUnixRW string // the same for the socket that may change things
@@ -58,6 +59,7 @@ func New(c Config, rt *runtime.Runtime, log *slog.Logger) (*Driver, error) {
 		f := h.facts()
 		f.Emulator = rt.Host().OCI
 		f.Templates = rt.Templates().Names
+		f.HostRoot = c.HostRoot
 		return f
 	})
 }
@@ -97,6 +99,7 @@ func (drv *Driver) load() error {
 		return err
 	}
 	facts := drv.facts()
+	facts.HostRoot = true // it is asked for again at the start
 	facts.Templates = nil // a template that is gone must not hide its domains
 	defs, errs := make([]*libvirtxml.Domain, len(names)), make([]error, len(names))
 	var next atomic.Int64

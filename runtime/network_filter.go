@@ -50,10 +50,7 @@ func (i *Instance) bindFilter(ctx context.Context, w *wires, l *recordedLink, p 
 		}
 	}
 	atStep("filter")
-	err := i.r.config.Filters.Bind(ctx, Binding{
-		Device: p.Host, MAC: p.MAC.String(), Owner: i.Name(), OwnerUUID: formatUUID(i.uuid), Filter: p.Filter,
-	})
-	if err != nil {
+	if err := i.bind(ctx, l); err != nil {
 		return fmt.Errorf("network interface %s: %w", p.ID, err)
 	}
 	os.Remove(i.r.debt(unbound, p.Host)) // if one of that name was left over
@@ -66,6 +63,40 @@ func (i *Instance) bindFilter(ctx context.Context, w *wires, l *recordedLink, p 
 	}
 	p.Guarded = false
 	return w.setIngress(p, link)
+}
+
+func (i *Instance) bind(ctx context.Context, l *recordedLink) error {
+	return i.r.config.Filters.Bind(ctx, Binding{
+		Device: l.Host, MAC: l.MAC, Owner: i.Name(), OwnerUUID: formatUUID(i.uuid), Filter: l.Filter,
+	})
+}
+
+// renewFilters binds again what an environment had when an earlier daemon
+// ended, in case that it was taken away meanwhile.
+func (i *Instance) renewFilters(ctx context.Context) {
+	if i.r.config.Filters == nil {
+		return
+	}
+	for _, link := range i.Links() {
+		if l, ok := i.filtered(link.ID); ok {
+			i.bind(ctx, &l) // what was there is, if libvirt's daemon is not
+			if _, still := i.filtered(link.ID); !still {
+				i.r.unbind(ctx, l.Host) // it was detached in the meantime
+			}
+		}
+	}
+}
+
+// filtered copies the record of an interface that has a filter.
+func (i *Instance) filtered(id string) (recordedLink, bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, l := range i.rec.Links {
+		if l.ID == id && l.Filter.Name != "" {
+			return *l, true
+		}
+	}
+	return recordedLink{}, false
 }
 
 // What libvirt's daemons are to remove and could not, because they are away,

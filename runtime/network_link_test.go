@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -435,4 +436,38 @@ func TestCountLink(t *testing.T) {
 func macOf(l *recordedLink) net.HardwareAddr {
 	mac, _ := net.ParseMAC(l.MAC)
 	return mac
+}
+
+func bridgeNamed(name string) netlink.Link { return &netlink.Bridge{LinkAttrs: named(name)} }
+
+// A port has the VLANs it is to have and no others, from one set to the next;
+// a bridge that does not tell VLANs apart has no such port.
+func TestPortVLANs(t *testing.T) {
+	w := newSpace(t)
+	yes := true
+	bridge := addLink(t, w, &netlink.Bridge{LinkAttrs: named("br0"), VlanFiltering: &yes})
+	plain := addLink(t, w, bridgeNamed("br1"))
+	for _, vlan := range []xml.VLAN{
+		{}, {Native: 42}, {Native: 42}, {Native: 43, Tags: []uint16{44, 45}}, {Tags: []uint16{1, 44}}, {Native: 44, Tagged: true}, {},
+	} {
+		port, err := w.host.LinkByName("port0")
+		if err != nil {
+			port = addLink(t, w, cable("port0"))
+		}
+		if err := joinBridge(w.host, port, bridge, true, vlan); err != nil {
+			t.Fatalf("%+v: %v", vlan, err)
+		}
+		port, _ = w.host.LinkByName("port0")
+		have, err := readVLANs(w.host, port)
+		if want := portVLANs(vlan, bridge.(*netlink.Bridge)); err != nil || !maps.Equal(have, want) {
+			t.Errorf("%+v: the port has %v, want %v, %v", vlan, have, want, err)
+		}
+		if port.Attrs().MasterIndex != bridge.Attrs().Index || port.Attrs().Flags&net.FlagUp == 0 {
+			t.Errorf("%+v: %+v", vlan, port.Attrs())
+		}
+	}
+	port, _ := w.host.LinkByName("port0")
+	if err := joinBridge(w.host, port, plain, false, xml.VLAN{Native: 42}); err == nil || !strings.Contains(err.Error(), "ip link set br1 type bridge vlan_filtering 1") {
+		t.Errorf("a bridge without VLANs: %v", err)
+	}
 }

@@ -88,6 +88,8 @@ func planRoot(env *xml.Environment, res Reserved) (rootRequest, error) {
 		q.Lower, q.Layers = res.Lower, res.Layers
 	case "mount":
 		q.Root = root.Source
+	case "host":
+		q.Root, q.Foreign = "/", true
 	default:
 		return q, fmt.Errorf("a root of type '%s' is not supported: use 'template' or 'mount'", root.Type)
 	}
@@ -118,6 +120,8 @@ func planMounts(env *xml.Environment, ids xml.IDMap) ([]stubMount, error) {
 		case "ram":
 			m.Kind, m.Flags = "tmpfs", mountNoSuid|mountNoDev
 			m.Data = fmt.Sprintf("mode=755,size=%d%s", fs.Size, owner)
+		case "tmp":
+			m.Kind, m.Flags, m.Data = "tmpfs", mountNoSuid|mountNoDev, "mode=1777"+owner
 		default:
 			return nil, fmt.Errorf("a filesystem of type '%s' at %s is not supported: use 'mount', 'bind' or 'ram'", fs.Type, fs.Target)
 		}

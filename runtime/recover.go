@@ -58,7 +58,13 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 		f.Close()
 		r.dropFD(name)
 	}
-	go r.retryDebts(context.WithoutCancel(ctx))
+	go func() { // libvirt's daemons may be slow, or away
+		ctx := context.WithoutCancel(ctx)
+		r.retryDebts(ctx)
+		for _, i := range adopted {
+			i.renewFilters(ctx)
+		}
+	}()
 	return adopted, ended, errors.Join(failures...)
 }
 

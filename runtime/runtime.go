@@ -18,6 +18,7 @@ type Config struct {
 	StateDir string // on a tmpfs, such as /run/libvirt/vz
 	DataDir  string // on ext4, xfs or btrfs, such as /var/lib/libvirt/vz
 	OCI      string // OCI runtime, name or path: crun
+	HostRoot bool   // an environment may have the host's root
 	Scopes   Scopes
 	FDs      FDStore
 	Networks Networks // libvirt's; nil: there are none

@@ -151,6 +151,9 @@ func (s *starter) makeLayers(ctx context.Context) error {
 	if err := checkDevices(s.env.Devices); err != nil {
 		return err
 	}
+	if len(s.env.Filesystems) > 0 && s.env.Filesystems[0].Type == "host" && !s.r.config.HostRoot {
+		return fmt.Errorf("%s has no root, and may not have the host's: add a <filesystem> with <target dir='/'/>, or set host_root = true in virtvzd.conf", s.env.Name)
+	}
 	for _, name := range []string{"lower", "layers", "rootfs", "dev"} {
 		if err := os.Mkdir(filepath.Join(s.res.Dir, name), 0o711); err != nil {
 			return err

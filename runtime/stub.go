@@ -70,6 +70,7 @@ type rootRequest struct {
 	Lower      string    // template's tree; empty: Root is a directory of its own
 	Layers     string    // directory with upper/ and work/ for an overlay
 	Root       string    // directory, when Lower is empty
+	Foreign    bool      // Root is not the environment's: its owners are nobody inside
 	ReadOnly   bool
 	Init       []string // as configured; empty: look for one
 	User       string   // to look up in the root's /etc/passwd, "" or number: not looked up

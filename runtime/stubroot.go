@@ -61,6 +61,15 @@ func mountDirectory(q rootRequest, rootfs string, space *os.File) error {
 	if !info.IsDir() {
 		return fmt.Errorf("root %s is not a directory", q.Root)
 	}
+	if q.Foreign {
+		if space == nil {
+			return errors.New("only an environment with ids of its own can have the host's root: remove <idmap>")
+		}
+		if err := cloneMount(q.Root, rootfs, nil, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID, true); err != nil {
+			return err
+		}
+		return enterRange(q)
+	}
 	if space != nil {
 		var st unix.Stat_t
 		if err := unix.Stat(q.Root, &st); err == nil && st.Uid != 0 && st.Uid == hostID(q.UIDs, 0) {

@@ -67,7 +67,7 @@ type CapabilityPolicy struct {
 
 // Filesystem is one mount.
 type Filesystem struct {
-	Type     string // template, mount, bind, file, block, ram, volume
+	Type     string // template, mount, bind, file, block, ram, volume; host and tmp where there is no root
 	Source   string
 	Target   string // clean and absolute, inside
 	ReadOnly bool
@@ -122,7 +122,7 @@ func NewEnvironment(def *libvirtxml.Domain) (*Environment, error) {
 		}
 		e.Consoles = append(e.Consoles, console)
 	}
-	e.Filesystems = filesystems(def)
+	e.Filesystems = withHostRoot(filesystems(def))
 	e.Devices, e.Interfaces = devices(def), interfaces(def)
 	if ve, err := parseVE(def); err != nil {
 		return nil, err

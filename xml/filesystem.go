@@ -9,8 +9,8 @@ import (
 )
 
 // validateFilesystems wants exactly one root and every other mount at a
-// place of its own. There is no fallback: without a root the host's own
-// would be the only thing left to run on.
+// place of its own. Without a root the host's own is the only thing left to run
+// on, which the host's configuration must allow.
 func validateFilesystems(def *libvirtxml.Domain, host HostFacts) error {
 	targets := map[string]bool{}
 	for _, f := range def.Devices.Filesystems {
@@ -26,8 +26,17 @@ func validateFilesystems(def *libvirtxml.Domain, host HostFacts) error {
 			return err
 		}
 	}
-	if !targets["/"] {
-		return invalid("<filesystem>", "with <target dir='/'/> is missing: an environment needs a root, of type 'template' or 'mount'")
+	if targets["/"] {
+		return nil
+	}
+	if !host.HostRoot {
+		return invalid("<filesystem>", "with <target dir='/'/> is missing: an environment needs a root, of type 'template' or 'mount' (or set host_root = true in virtvzd.conf to run programs on the host's, read-only)")
+	}
+	if def.OS.Init == "" {
+		return invalid("<init>", "is missing: without a root of its own an environment runs one program of the host's, not its init")
+	}
+	if idMap(def).Mode != Auto {
+		return invalid("<idmap>", "cannot be chosen without a root: on the host's an environment has ids that own nothing there")
 	}
 	return nil
 }
@@ -93,4 +102,22 @@ func filesystemSource(f libvirtxml.DomainFilesystem) (kind, source string) {
 		return "volume", s.Volume.Pool + "/" + s.Volume.Volume
 	}
 	return "", ""
+}
+
+// withHostRoot gives a definition without a root the host's, and places to
+// write to.
+func withHostRoot(list []Filesystem) []Filesystem {
+	has := func(target string) bool {
+		return slices.ContainsFunc(list, func(f Filesystem) bool { return f.Target == target })
+	}
+	if has("/") {
+		return list
+	}
+	root := []Filesystem{{Type: "host", Source: "/", Target: "/", ReadOnly: true}}
+	for _, target := range []string{"/tmp", "/var/tmp"} {
+		if !has(target) {
+			root = append(root, Filesystem{Type: "tmp", Target: target})
+		}
+	}
+	return append(root, list...)
 }

@@ -16,6 +16,7 @@ type HostFacts struct {
 	Cells      []Cell
 	MaxVCPUs   int
 	SecModels  []SecModel
+	HostRoot   bool     // an environment without a root may have the host's, see virtvzd.conf
 	Transports []string // migration URIs, "tcp"; none: no migration
 }
 

@@ -12,7 +12,7 @@ const root = "<filesystem type='template'><source name='debian13'/><target dir='
 
 // refusals change one thing in a good definition; want is the sentence.
 var refusals = []struct{ old, new, want string }{
-	{root, "", "<filesystem> with <target dir='/'/> is missing: an environment needs a root, of type 'template' or 'mount'"},
+	{root, "", "<filesystem> with <target dir='/'/> is missing: an environment needs a root, of type 'template' or 'mount' (or set host_root = true"},
 	{root, root + root, "<filesystem> has the target '/' twice"},
 	{"<source name='debian13'/>", "", "<filesystem> of type 'template' at '/' needs a <source>"},
 	{"'debian13'", "'x'", "<filesystem> names the template 'x', which does not exist; there are debian13, centos-7-x86_64"},

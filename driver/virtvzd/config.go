@@ -39,6 +39,7 @@ type config struct {
 	AdminMaxClientRequests int `toml:"admin_max_client_requests"`
 
 	OCIRuntime string `toml:"oci_runtime"`
+	HostRoot   bool   `toml:"host_root"`
 	ConfigDir  string `toml:"config_dir"`
 	StateDir   string `toml:"state_dir"`
 	DataDir    string `toml:"data_dir"`

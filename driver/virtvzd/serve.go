@@ -37,7 +37,7 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 	}
 	libvirt := relay.Config{Dir: conf.UnixSockDir, Log: log.With("component", "relay")}
 	rt, err := runtime.New(runtime.Config{
-		StateDir: conf.StateDir, DataDir: conf.DataDir, OCI: conf.OCIRuntime, Scopes: bus, FDs: service,
+		StateDir: conf.StateDir, DataDir: conf.DataDir, OCI: conf.OCIRuntime, HostRoot: conf.HostRoot, Scopes: bus, FDs: service,
 		Networks: driver.NewNetworks(libvirt), Filters: driver.NewFilters(libvirt),
 	})
 	if err != nil {
@@ -49,6 +49,7 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 	}
 	drv, err := driver.New(driver.Config{
 		ConfigDir: conf.ConfigDir, StateDir: conf.StateDir,
+		HostRoot:   conf.HostRoot,
 		AuthUnixRO: conf.AuthUnixRO, AuthUnixRW: conf.AuthUnixRW, AccessPolkit: len(conf.AccessDrivers) > 0,
 		Relay: libvirt,
 	}, rt, log.With("component", "driver"))

@@ -36,6 +36,32 @@ for side in vz lxc; do
 	case $side in vz) uri=$vz ;; *) uri=$lxc ;; esac
 	$calls cycle "$uri" $dir/nic.xml ${ROUNDS:-7} | print $side.nic
 done
+
+say "throughput of an interface, and of a bare veth pair on the same bridge"
+ip addr add 192.0.2.1/24 dev vzbench
+ip link set vzbench up
+domain vz bench "<interface type='bridge'><source bridge='vzbench'/><ip address='192.0.2.2' prefix='24'/></interface>" >$dir/nic.xml
+virsh -q -c $vz create $dir/nic.xml >/dev/null
+ip netns add vzbare
+ip link add vzbare type veth peer name eth0 netns vzbare
+ip link set vzbare master vzbench up
+ip -n vzbare addr add 192.0.2.3/24 dev eth0
+ip -n vzbare link set eth0 up
+throughput() { # throughput ADDRESS COMMAND…: bytes each second to who listens there by COMMAND
+	address=$1
+	shift
+	"$@" iperf3 -s -1 -D -B "$address" -I $dir/iperf3.pid >/dev/null
+	until [ -s $dir/iperf3.pid ]; do sleep 0.2; done
+	iperf3 -c "$address" -t 5 -J | python3 -c 'import json, sys; print(int(json.load(sys.stdin)["end"]["sum_received"]["bits_per_second"] / 8))'
+	rm -f $dir/iperf3.pid
+}
+init=$(virsh -c $vz domid bench)
+for i in 1 2 3; do
+	echo "vz.throughput.$i $(throughput 192.0.2.2 nsenter -t "$init" -n)"
+	echo "veth.throughput.$i $(throughput 192.0.2.3 ip netns exec vzbare)"
+done
+virsh -q -c $vz destroy bench >/dev/null
+ip netns delete vzbare
 ip link delete vzbench
 
 say "crun create and start in a scope"

@@ -72,9 +72,9 @@ func scripts(t *testing.T) (names []string) {
 
 func runScripts(t *testing.T, names []string) {
 	v := vm.Own(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 56*time.Minute)
 	defer cancel()
-	results, err := v.PackageResults(ctx, "./integration/virsh", "-test.run", "TestScripts/^("+strings.Join(names, "|")+")$", "-test.timeout", "38m")
+	results, err := v.PackageResults(ctx, "./integration/virsh", "-test.run", "TestScripts/^("+strings.Join(names, "|")+")$", "-test.timeout", "54m")
 	ran := map[string]bool{}
 	for _, r := range results {
 		name, isScript := strings.CutPrefix(r.Name, "TestScripts/")

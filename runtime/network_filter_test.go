@@ -1,0 +1,160 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"virtvzd/xml"
+)
+
+// filterDaemon is libvirt's, as far as it is asked.
+type filterDaemon struct {
+	mu    sync.Mutex
+	away  bool
+	bound map[string]Binding
+	calls []string
+	gone  func() // runs while something is bound
+}
+
+func (d *filterDaemon) Bind(_ context.Context, b Binding) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.calls = append(d.calls, "bind "+b.Device)
+	if d.away {
+		return errors.New("away")
+	}
+	d.bound[b.Device] = b
+	if d.gone != nil {
+		d.gone()
+	}
+	return nil
+}
+
+func (d *filterDaemon) Unbind(_ context.Context, device string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.calls = append(d.calls, "unbind "+device)
+	if d.away {
+		return errors.New("away")
+	}
+	delete(d.bound, device)
+	return nil
+}
+
+func withFilter(t *testing.T) (*Instance, *filterDaemon, linkPlan, *wires) {
+	w := newSpace(t)
+	addLink(t, w, cable("up0"))
+	addLink(t, w, bridgeNamed("br0"))
+	d := &filterDaemon{bound: map[string]Binding{}}
+	r := &Runtime{config: Config{StateDir: t.TempDir(), Filters: d}, links: linkState{host: w.host}}
+	i := &Instance{r: r, uuid: testUUID, rec: &record{UUID: formatUUID(testUUID), Name: "web1"}, dir: t.TempDir()}
+	n := xml.Interface{Type: "bridge", Source: "br0", MAC: "52:54:00:00:00:01", Filter: xml.Filter{Name: "clean-traffic"}}
+	p := mustPlan(t, n, Plug{}, "vnet0", "eth0")
+	p.Guarded = true
+	made, err := w.add(p)
+	if err != nil && strings.Contains(err.Error(), "the kernel has no") {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.rec.Links = []*recordedLink{{ID: n.ID(), Type: "bridge", MAC: n.MAC, Host: "vnet0", HostIndex: made.host, GuestIndex: made.guest}}
+	return i, d, p, w
+}
+
+// Nothing from inside passes before the filter is bound; when that fails
+// nothing ever does.
+func TestFilterGuards(t *testing.T) {
+	i, d, p, w := withFilter(t)
+	l := i.rec.Links[0]
+	guards := func() bool {
+		t.Helper()
+		link, err := w.host.LinkByName("vnet0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		have, err := w.host.FilterList(link, 0xffff0000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(have) > 0
+	}
+	if !guards() {
+		t.Error("traffic passes before there is a filter")
+	}
+	d.away = true
+	if err := i.bindFilter(context.Background(), w, l, p); err == nil || !guards() {
+		t.Errorf("a filter that cannot be: %v, guarded %v", err, guards())
+	}
+	d.away = false
+	if err := i.bindFilter(context.Background(), w, l, p); err != nil || guards() {
+		t.Errorf("with its filter: %v, guarded %v", err, guards())
+	}
+	if b := d.bound["vnet0"]; b.MAC != l.MAC || b.Owner != "web1" || b.Filter.Name != "clean-traffic" {
+		t.Errorf("bound %+v", b)
+	}
+	p.Filter, p.Guarded = xml.Filter{}, false
+	if err := i.bindFilter(context.Background(), w, l, p); err != nil || len(d.bound) != 0 || l.Filter.Name != "" {
+		t.Errorf("taken away: %v, %v", err, d.bound)
+	}
+}
+
+// What cannot be removed while the daemon is away is when it is back, unless
+// another has the name by then.
+func TestFilterDebt(t *testing.T) {
+	i, d, p, w := withFilter(t)
+	ctx := context.Background()
+	if err := i.bindFilter(ctx, w, i.rec.Links[0], p); err != nil {
+		t.Fatal(err)
+	}
+	d.away = true
+	if err := i.r.removeLink(ctx, testUUID, i.rec.Links[0], w); err != nil {
+		t.Fatal(err)
+	}
+	noted := filepath.Join(i.r.config.StateDir, "bindings", "vnet0")
+	if _, err := os.Stat(noted); err != nil {
+		t.Fatal(err)
+	}
+	d.away = false
+	i.r.retryDebts(ctx)
+	if _, err := os.Stat(noted); err == nil || len(d.bound) != 0 {
+		t.Errorf("not settled: %v, %v", err, d.bound)
+	}
+	if err := i.r.settleDebt(unbound, "vnet0", "", errors.New("away")); err != nil {
+		t.Fatal(err)
+	}
+	made, err := w.add(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.rec.Links[0].HostIndex = made.host
+	if err := i.bindFilter(ctx, w, i.rec.Links[0], p); err != nil {
+		t.Fatal(err)
+	}
+	i.r.retryDebts(ctx)
+	if len(d.bound) != 1 {
+		t.Error("the filter of another was removed")
+	}
+}
+
+// After a restart the filters are there again, but not those of an interface
+// that is detached meanwhile.
+func TestFilterRenewed(t *testing.T) {
+	i, d, p, _ := withFilter(t)
+	i.rec.Links[0].Filter = p.Filter
+	i.renewFilters(context.Background())
+	if len(d.bound) != 1 {
+		t.Errorf("bound %v", d.bound)
+	}
+	d.gone = func() { i.rec.Links = nil }
+	i.renewFilters(context.Background())
+	if len(d.bound) != 0 || !slices.Contains(d.calls, "unbind vnet0") {
+		t.Errorf("bound %v after %v", d.bound, d.calls)
+	}
+}
