@@ -3,6 +3,7 @@
 PREFIX  ?= /usr
 DESTDIR ?=
 SBINDIR  = $(PREFIX)/sbin
+BINDIR   = $(PREFIX)/bin
 UNITDIR  = $(PREFIX)/lib/systemd/system
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 
@@ -14,7 +15,13 @@ FUZZTIME ?= 5s
 
 .PHONY: build install test test-quick test-vm fuzz bench demo generate deps clean
 
-build: bin/virtvzd
+# vzctl needs cgo and libvirt-dev; without them there is the daemon alone.
+VZCTL   := $(if $(shell pkg-config --exists libvirt && command -v $(GO) $(CC)),bin/vzctl)
+
+build: bin/virtvzd $(VZCTL)
+
+bin/vzctl: FORCE
+	CGO_ENABLED=1 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./integration/vzctl
 
 # The daemon is one static binary. One that is built already can be installed
 # where there is no Go, as root's PATH under sudo may be.
@@ -29,6 +36,9 @@ FORCE:
 
 install: build
 	install -D -m 755 bin/virtvzd $(DESTDIR)$(SBINDIR)/virtvzd
+	if [ -x bin/vzctl ]; then \
+		install -D -m 755 bin/vzctl $(DESTDIR)$(BINDIR)/vzctl && ln -sf vzctl $(DESTDIR)$(BINDIR)/vzlist; \
+	fi
 	for unit in virtvzd.service virtvzd.socket virtvzd-ro.socket virtvzd-admin.socket; do \
 		sed 's|@SBINDIR@|$(SBINDIR)|' integration/packaging/$$unit > bin/$$unit && \
 		install -D -m 644 bin/$$unit $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \

@@ -16,6 +16,7 @@ var families = []table{
 	node,
 	listing,
 	definition,
+	converting,
 	information,
 	starting,
 	stopping,

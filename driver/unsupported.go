@@ -59,7 +59,6 @@ var reasons = []struct{ pattern, reason string }{
 	{"DOMAIN_GET_*", "this version does not report it"},
 	{"DOMAIN_BLOCK_*", "this version does not report it"},
 	{"DOMAIN_INTERFACE_*", "this version does not report it"},
-	{"CONNECT_DOMAIN_XML_*_NATIVE", "this version does not convert configurations"},
 
 	// The admin program.
 	{"SERVER_UPDATE_TLS_FILES", "TLS connections come through virtproxyd, which has the files"},

@@ -12,6 +12,8 @@
 //	live.go         the definition of what runs
 //	environment.go  a definition becomes an Environment, in the kernel's terms
 //	metadata.go     <metadata>; ve.go our own element in it
+//	native.go       configurations of OpenVZ, LXC and OCI become definitions:
+//	                native_openvz.go, native_lxc.go, native_oci.go
 //	capabilities.go what the host offers
 //
 // The path of a definition is scan, decode, complete, validate; of a start

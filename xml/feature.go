@@ -34,3 +34,16 @@ func capabilityStates(c *libvirtxml.DomainFeatureCapabilities) map[string]string
 	}
 	return states
 }
+
+// capabilityTags are the elements of single capabilities, by the kernel's
+// names in lower case.
+func capabilityTags() map[string]string {
+	tags, t := map[string]string{}, reflect.TypeFor[libvirtxml.DomainFeatureCapabilities]()
+	for i := range t.NumField() {
+		if t.Field(i).Type == reflect.TypeFor[*libvirtxml.DomainFeatureCapability]() {
+			name, _, _ := strings.Cut(t.Field(i).Tag.Get("xml"), ",")
+			tags[strings.ToLower(name)] = name
+		}
+	}
+	return tags
+}

@@ -1,0 +1,331 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// row is one container, by the names of vzlist's fields; -o prints them, -j
+// gives them all.
+type row struct {
+	CTID        string   `json:"ctid"`
+	NProc       *uint64  `json:"numproc"` // null where it is not known
+	Status      string   `json:"status"`
+	IP          []string `json:"ip"`
+	Hostname    string   `json:"hostname"`
+	Name        string   `json:"name"`
+	Description string   `json:"description"`
+	OSTemplate  string   `json:"ostemplate"`
+	Private     string   `json:"private"`
+	UUID        string   `json:"uuid"`
+	PhysPages   uint64   `json:"physpages"` // of 4 KiB
+	CPUs        uint     `json:"cpus"`
+	OnBoot      bool     `json:"onboot"`
+}
+
+// field is a column of vzlist.
+type field struct {
+	names  []string
+	header string
+	width  int // negative: to the right
+	text   func(*row) string
+}
+
+var fields = []field{
+	{[]string{"ctid", "veid"}, "CTID", -10, func(r *row) string { return r.CTID }},
+	{[]string{"numproc", "nproc"}, "NPROC", -10, func(r *row) string {
+		if r.NProc == nil {
+			return "-"
+		}
+		return strconv.FormatUint(*r.NProc, 10)
+	}},
+	{[]string{"status"}, "STATUS", 9, func(r *row) string { return r.Status }},
+	{[]string{"ip"}, "IP_ADDR", 15, func(r *row) string { return cmp.Or(strings.Join(r.IP, " "), "-") }},
+	{[]string{"hostname"}, "HOSTNAME", 32, func(r *row) string { return cmp.Or(r.Hostname, "-") }},
+	{[]string{"name"}, "NAME", 20, func(r *row) string { return cmp.Or(r.Name, "-") }},
+	{[]string{"description"}, "DESCRIPTION", 32, func(r *row) string { return cmp.Or(r.Description, "-") }},
+	{[]string{"ostemplate"}, "OSTEMPLATE", 24, func(r *row) string { return cmp.Or(r.OSTemplate, "-") }},
+	{[]string{"private"}, "PRIVATE", 32, func(r *row) string { return cmp.Or(r.Private, "-") }},
+	{[]string{"uuid"}, "UUID", 36, func(r *row) string { return r.UUID }},
+	{[]string{"physpages"}, "PHYSP", -10, func(r *row) string { return strconv.FormatUint(r.PhysPages, 10) }},
+	{[]string{"cpus"}, "CPUS", -5, func(r *row) string { return strconv.FormatUint(uint64(r.CPUs), 10) }},
+	{[]string{"onboot"}, "ONBOOT", 6, func(r *row) string { return map[bool]string{true: "yes", false: "no"}[r.OnBoot] }},
+}
+
+func fieldOf(name string) *field {
+	for n := range fields {
+		if slices.Contains(fields[n].names, name) {
+			return &fields[n]
+		}
+	}
+	return nil
+}
+
+// listing is what vzlist was asked for.
+type listing struct {
+	all, stopped, json, noHeader, ids, names bool
+	columns                                  []*field
+	sort                                     *field
+	reverse                                  bool
+	namePattern, hostPattern                 string
+	only                                     []string
+}
+
+func parseListing(args []string) (*listing, error) {
+	l := &listing{}
+	columns, order := "ctid,numproc,status,ip,hostname", "ctid"
+	args = slices.Clone(args)
+	for len(args) > 0 {
+		a := args[0]
+		if args = args[1:]; len(a) > 2 && a[0] == '-' && a[1] != '-' { // -aH is -a -H
+			args = append([]string{"-" + a[2:]}, args...)
+			a = a[:2]
+		}
+		value := func() (v string) {
+			if len(args) > 0 {
+				v, args = args[0], args[1:]
+			}
+			return v
+		}
+		switch a {
+		case "-a", "--all":
+			l.all = true
+		case "-S", "--stopped":
+			l.stopped = true
+		case "-j", "--json":
+			l.json = true
+		case "-H", "--no-header":
+			l.noHeader = true
+		case "-n", "--name":
+			l.names = true
+		case "-1":
+			l.ids = true
+		case "-o", "--output":
+			columns = value()
+		case "-s", "--sort":
+			order = value()
+		case "-N", "--name_filter":
+			l.namePattern = value()
+		case "-h", "--hostname":
+			l.hostPattern = value()
+		default:
+			if strings.HasPrefix(a, "-") {
+				return nil, failf(exitParameter, "the option %s is not known: -a -S -n -H -1 -j -o FIELD,… -s FIELD -N PATTERN -h PATTERN are", a)
+			}
+			l.only = append(l.only, a)
+		}
+	}
+	if l.ids {
+		columns, l.noHeader = "ctid", true
+	}
+	if l.names {
+		columns = strings.Replace(columns, "hostname", "name", 1)
+	}
+	for name := range strings.SplitSeq(columns, ",") {
+		f := fieldOf(name)
+		if f == nil {
+			return nil, failf(exitParameter, "the field %q is not known: %s are", name, fieldNames())
+		}
+		l.columns = append(l.columns, f)
+	}
+	order, l.reverse = strings.CutPrefix(order, "-")
+	if l.sort = fieldOf(order); l.sort == nil {
+		return nil, failf(exitParameter, "the field %q is not known: %s are", order, fieldNames())
+	}
+	return l, nil
+}
+
+func fieldNames() string {
+	var names []string
+	for _, f := range fields {
+		names = append(names, f.names[0])
+	}
+	return strings.Join(names, ", ")
+}
+
+// wants tells whether a container is to be shown.
+func (l *listing) wants(r *row) bool {
+	if len(l.only) > 0 && !slices.Contains(l.only, r.CTID) && !slices.Contains(l.only, r.Name) {
+		return false
+	}
+	for _, p := range [][2]string{{l.namePattern, r.Name}, {l.hostPattern, r.Hostname}} {
+		if ok, _ := path.Match(p[0], p[1]); p[0] != "" && !ok {
+			return false
+		}
+	}
+	switch {
+	case l.stopped:
+		return r.Status == "stopped"
+	case l.all || len(l.only) > 0:
+		return true
+	}
+	return r.Status != "stopped"
+}
+
+// compare orders numbers as numbers.
+func (l *listing) compare(a, b *row) int {
+	x, y := l.sort.text(a), l.sort.text(b)
+	n, err1 := strconv.ParseUint(x, 10, 64)
+	m, err2 := strconv.ParseUint(y, 10, 64)
+	order := cmp.Compare(x, y)
+	if err1 == nil && err2 == nil {
+		order = cmp.Compare(n, m)
+	}
+	if l.reverse {
+		return -order
+	}
+	return order
+}
+
+func (l *listing) print(w io.Writer, rows []*row) error {
+	slices.SortStableFunc(rows, l.compare)
+	if l.json {
+		if rows == nil {
+			rows = []*row{}
+		}
+		out, err := json.MarshalIndent(rows, "", "  ")
+		fmt.Fprintln(w, string(out))
+		return err
+	}
+	line := func(text func(*field) string) {
+		var cells []string
+		for _, f := range l.columns {
+			cells = append(cells, fmt.Sprintf("%*s", -f.width, text(f)))
+		}
+		fmt.Fprintln(w, strings.TrimRight(strings.Join(cells, " "), " "))
+	}
+	if l.ids {
+		for _, r := range rows {
+			fmt.Fprintln(w, r.CTID)
+		}
+		return nil
+	}
+	if !l.noHeader {
+		line(func(f *field) string { return f.header })
+	}
+	for _, r := range rows {
+		line(func(f *field) string { return f.text(r) })
+	}
+	return nil
+}
+
+func runVzlist(args []string) error {
+	s, args, err := common(args)
+	if err != nil {
+		return err
+	}
+	l, err := parseListing(args)
+	if err != nil {
+		return err
+	}
+	if s.conn, err = libvirt.NewConnectReadOnly(s.uri); err != nil {
+		return err
+	}
+	defer s.conn.Close()
+	domains, err := s.conn.ListAllDomains(0)
+	if err != nil {
+		return err
+	}
+	var rows []*row
+	for n := range domains {
+		r, err := s.row(&domains[n])
+		domains[n].Free()
+		if err != nil {
+			continue // it was undefined meanwhile
+		}
+		if l.wants(r) {
+			rows = append(rows, r)
+		}
+	}
+	return l.print(os.Stdout, rows)
+}
+
+func (s *session) row(dom *libvirt.Domain) (*row, error) {
+	def, err := definition(dom, 0)
+	if err != nil {
+		return nil, err
+	}
+	state, _, err := dom.GetState()
+	if err != nil {
+		return nil, err
+	}
+	r := rowOf(def)
+	r.Status = map[libvirt.DomainState]string{libvirt.DOMAIN_RUNNING: "running", libvirt.DOMAIN_SHUTDOWN: "running", libvirt.DOMAIN_PAUSED: "suspended"}[state]
+	r.Status = cmp.Or(r.Status, "stopped")
+	r.OnBoot, _ = dom.GetAutostart()
+	if id, err := dom.GetID(); err == nil && s.local() {
+		r.NProc = tasks(id)
+	}
+	return r, nil
+}
+
+// rowOf is what a definition tells.
+func rowOf(def *libvirtxml.Domain) *row {
+	r := &row{CTID: def.Name, Name: def.Title, Description: def.Description, UUID: def.UUID, IP: []string{}}
+	if def.CurrentMemory != nil {
+		r.PhysPages = uint64(def.CurrentMemory.Value) / 4
+	}
+	if def.VCPU != nil {
+		if r.CPUs = def.VCPU.Current; r.CPUs == 0 {
+			r.CPUs = def.VCPU.Value
+		}
+	}
+	if def.Devices != nil {
+		for _, f := range def.Devices.Filesystems {
+			if f.Target == nil || f.Target.Dir != "/" || f.Source == nil {
+				continue
+			}
+			if f.Source.Template != nil {
+				r.OSTemplate = f.Source.Template.Name
+			}
+			if f.Source.Mount != nil {
+				r.Private = f.Source.Mount.Dir
+			}
+		}
+		for _, n := range def.Devices.Interfaces {
+			for _, ip := range n.IP {
+				r.IP = append(r.IP, ip.Address)
+			}
+		}
+	}
+	if def.Metadata != nil {
+		var m struct {
+			Hostname string `xml:"http://virtvzd.org/ve/1.0 ve>hostname"`
+		}
+		if xml.Unmarshal([]byte("<metadata>"+def.Metadata.XML+"</metadata>"), &m) == nil {
+			r.Hostname = m.Hostname
+		}
+	}
+	return r
+}
+
+// tasks counts processes and threads of the scope that a domain's init is in.
+func tasks(id uint) *uint64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", id))
+	if err != nil {
+		return nil
+	}
+	scope, _, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(string(text)), "0::"), ".scope")
+	if !ok {
+		return nil
+	}
+	if text, err = os.ReadFile(path.Join("/sys/fs/cgroup", scope+".scope", "pids.current")); err != nil {
+		return nil
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return nil
+	}
+	return &n
+}

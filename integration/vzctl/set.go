@@ -1,0 +1,403 @@
+package main
+
+import (
+	"encoding/xml"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// change is a set that is being done: to what runs, to the definition, or both.
+type change struct {
+	dom    *libvirt.Domain
+	o      options
+	impact libvirt.DomainModificationImpact
+	live   bool
+	save   bool
+}
+
+// set changes what runs, and with --save the definition too. Each parameter is
+// set by itself, in the order below; the first that fails ends it.
+func set(s *session, dom *libvirt.Domain, args []string) error {
+	o, err := parseOptions(args, append(parameterNames(), "name", "onboot", "ipdel", "userpasswd"), []string{"save", "force"})
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"ostemplate", "private", "netif", "cpumask", "nodemask", "ioprio", "capability", "devnodes", "privvmpages", "vmguarpages"} {
+		if o.has(name) {
+			return failf(exitParameter, "--%s cannot be set by vzctl: use virsh edit, memtune, vcpupin, blkiotune, attach-interface or attach-device", name)
+		}
+	}
+	c := &change{dom: dom, o: o, save: o.has("save")}
+	if c.live, err = dom.IsActive(); err != nil {
+		return err
+	}
+	if !c.live && !c.save {
+		return failf(exitStopped, "Container is not running: --save sets it for the next start")
+	}
+	if c.live {
+		c.impact |= libvirt.DOMAIN_AFFECT_LIVE
+	}
+	if c.save {
+		c.impact |= libvirt.DOMAIN_AFFECT_CONFIG
+	}
+	for _, step := range []func() error{c.memory, c.cpus, c.scheduler, c.metadata, c.addresses, c.diskspace, c.words, c.password} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	if c.save {
+		s.say("CT configuration saved")
+	} else {
+		s.say("WARNING: Settings were not saved and will be reset to original values on next start (use --save flag)")
+	}
+	return nil
+}
+
+// size of --ram or --swap, in KiB, or of the limit of pages it stands for.
+func (c *change) size(option, pages string) (kib uint64, given bool, err error) {
+	if c.o.has(option) {
+		if kib, err = kibibytes(c.o.last(option)); err != nil {
+			err = failf(exitValue, "--%s is %q: a size such as 512M is accepted", option, c.o.last(option))
+		}
+		return kib, true, err
+	}
+	if !c.o.has(pages) {
+		return 0, false, nil
+	}
+	_, limit, two := strings.Cut(c.o.last(pages), ":")
+	if !two {
+		limit = c.o.last(pages)
+	}
+	if n, err := strconv.ParseUint(limit, 10, 50); err == nil {
+		return n * 4, true, nil // pages of 4 KiB
+	}
+	if kib, err = kibibytes(limit); err != nil {
+		err = failf(exitValue, "--%s is %q: pages, or a size such as 0:512M are accepted", pages, c.o.last(pages))
+	}
+	return kib, true, err
+}
+
+func (c *change) memory() error {
+	ram, haveRAM, err := c.size("ram", "physpages")
+	if err != nil {
+		return err
+	}
+	if haveRAM {
+		if most, err := c.dom.GetMaxMemory(); err != nil {
+			return err
+		} else if ram > most {
+			if err := c.dom.SetMemoryFlags(ram, libvirt.DomainMemoryModFlags(c.impact)|libvirt.DOMAIN_MEM_MAXIMUM); err != nil {
+				return err
+			}
+		}
+		if err := c.dom.SetMemoryFlags(ram, libvirt.DomainMemoryModFlags(c.impact)); err != nil {
+			return err
+		}
+	}
+	swap, haveSwap, err := c.size("swap", "swappages")
+	if err != nil || !haveSwap {
+		return err
+	}
+	if !haveRAM {
+		info, err := c.dom.GetInfo()
+		if err != nil {
+			return err
+		}
+		ram = info.Memory
+	}
+	return c.dom.SetMemoryParameters(&libvirt.DomainMemoryParameters{SwapHardLimitSet: true, SwapHardLimit: ram + swap}, c.impact)
+}
+
+func (c *change) number(option string, most uint64) (uint64, bool, error) {
+	if !c.o.has(option) {
+		return 0, false, nil
+	}
+	n, err := strconv.ParseUint(strings.TrimSuffix(c.o.last(option), "%"), 10, 64)
+	if err != nil || n > most {
+		return 0, false, failf(exitValue, "--%s is %q: 0 to %d is accepted", option, c.o.last(option), most)
+	}
+	return n, true, nil
+}
+
+func (c *change) cpus() error {
+	n, given, err := c.number("cpus", 16384)
+	if err != nil || !given {
+		return err
+	}
+	if c.save {
+		most, err := c.dom.GetVcpusFlags(libvirt.DOMAIN_VCPU_CONFIG | libvirt.DOMAIN_VCPU_MAXIMUM)
+		if err != nil {
+			return err
+		}
+		if int32(n) > most {
+			if err := c.dom.SetVcpusFlags(uint(n), libvirt.DOMAIN_VCPU_CONFIG|libvirt.DOMAIN_VCPU_MAXIMUM); err != nil {
+				return err
+			}
+		}
+	}
+	return c.dom.SetVcpusFlags(uint(n), libvirt.DomainVcpuFlags(c.impact))
+}
+
+// scheduler: 1000 of OpenVZ's units are 100 of a control group, and a limit
+// is in percent of one CPU.
+func (c *change) scheduler() error {
+	units, haveUnits, err := c.number("cpuunits", 500_000)
+	if err != nil {
+		return err
+	}
+	limit, haveLimit, err := c.number("cpulimit", 1_600_000)
+	if err != nil || !haveUnits && !haveLimit {
+		return err
+	}
+	p := &libvirt.DomainSchedulerParameters{}
+	if haveUnits {
+		p.CpuSharesSet, p.CpuShares = true, min(10_000, max(1, units/10))
+	}
+	if haveLimit {
+		p.VcpuPeriodSet, p.VcpuPeriod = true, 100_000
+		p.VcpuQuotaSet, p.VcpuQuota = true, int64(limit)*1000
+		if limit == 0 {
+			p.VcpuQuota = -1
+		}
+	}
+	return c.dom.SetSchedulerParametersFlags(p, c.impact)
+}
+
+const veNamespace = "http://virtvzd.org/ve/1.0"
+
+// ve is the daemon's element in <metadata>; what is not set here is kept.
+type ve struct {
+	XMLName  xml.Name  `xml:"ve"`
+	Children []veChild `xml:",any"`
+}
+
+type veChild struct {
+	XMLName xml.Name
+	Attrs   []xml.Attr `xml:",any,attr"`
+	Text    string     `xml:",chardata"`
+}
+
+// replace puts the values of one name in the place of those there are.
+func (v *ve) replace(name string, values []string) {
+	v.Children = slices.DeleteFunc(v.Children, func(c veChild) bool { return c.XMLName.Local == name })
+	for _, value := range values {
+		v.Children = append(v.Children, veChild{XMLName: xml.Name{Local: name}, Text: value})
+	}
+}
+
+// limit sets a beancounter, barrier:limit or both in one.
+func (v *ve) limit(name, value string) {
+	barrier, limit, two := strings.Cut(value, ":")
+	if !two {
+		limit = barrier
+	}
+	const unlimited = "9223372036854775807"
+	limit = strings.ReplaceAll(limit, "unlimited", unlimited)
+	v.Children = slices.DeleteFunc(v.Children, func(c veChild) bool {
+		return c.XMLName.Local == "ubc" && slices.ContainsFunc(c.Attrs, func(a xml.Attr) bool { return a.Name.Local == "name" && a.Value == name })
+	})
+	v.Children = append(v.Children, veChild{XMLName: xml.Name{Local: "ubc"},
+		Attrs: []xml.Attr{{Name: xml.Name{Local: "name"}, Value: name}, {Name: xml.Name{Local: "limit"}, Value: limit}}})
+}
+
+// edit is the element with what the options say.
+func (o options) edit(element string) (edited string, changed bool, err error) {
+	v := ve{}
+	if element != "" {
+		if err := xml.Unmarshal([]byte(element), &v); err != nil {
+			return "", false, err
+		}
+	}
+	for n := range v.Children { // as libvirt gives it, without a prefix
+		v.Children[n].XMLName.Space = ""
+	}
+	v.XMLName = xml.Name{Local: "ve"}
+	for _, name := range []string{"hostname", "nameserver", "searchdomain"} {
+		if o.has(name) {
+			v.replace(name, o[name])
+			changed = true
+		}
+	}
+	for _, p := range beancounters() {
+		if o.has(p.option) {
+			v.limit(p.option, o.last(p.option))
+			changed = true
+		}
+	}
+	out, err := xml.Marshal(v)
+	return string(out), changed, err
+}
+
+// metadata is done to each of the two, which may differ.
+func (c *change) metadata() error {
+	for _, one := range []libvirt.DomainModificationImpact{libvirt.DOMAIN_AFFECT_LIVE, libvirt.DOMAIN_AFFECT_CONFIG} {
+		if c.impact&one == 0 {
+			continue
+		}
+		element, err := c.dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, veNamespace, one)
+		if err != nil {
+			element = "" // there is none yet
+		}
+		edited, changed, err := c.o.edit(element)
+		if err != nil || !changed {
+			return err
+		}
+		if err := c.dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, edited, "ve", veNamespace, one); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// definition reads what runs, or else what is defined.
+func definition(dom *libvirt.Domain, flags libvirt.DomainXMLFlags) (*libvirtxml.Domain, error) {
+	doc, err := dom.GetXMLDesc(flags)
+	if err != nil {
+		return nil, err
+	}
+	def := &libvirtxml.Domain{}
+	return def, def.Unmarshal(doc)
+}
+
+// addresses of the routed interface, venet to those of OpenVZ. One that
+// changes is taken away and comes back with the new ones.
+func (c *change) addresses() error {
+	if !c.o.has("ipadd") && !c.o.has("ipdel") {
+		return nil
+	}
+	def, err := definition(c.dom, 0)
+	if err != nil {
+		return err
+	}
+	old, next, err := c.o.routed(def)
+	if err != nil {
+		return err
+	}
+	flags := libvirt.DomainDeviceModifyFlags(c.impact)
+	if old != "" {
+		if err := c.dom.DetachDeviceFlags(old, flags); err != nil {
+			return err
+		}
+	}
+	if next == "" {
+		return nil
+	}
+	if err := c.dom.AttachDeviceFlags(next, flags); err != nil {
+		if old != "" {
+			c.dom.AttachDeviceFlags(old, flags) // as it was a moment ago
+		}
+		return err
+	}
+	return nil
+}
+
+// routed gives the interface there is and the one there is to be; empty: none.
+func (o options) routed(def *libvirtxml.Domain) (old, next string, err error) {
+	nic := libvirtxml.DomainInterface{Source: &libvirtxml.DomainInterfaceSource{Ethernet: &libvirtxml.DomainInterfaceSourceEthernet{}}}
+	if def.Devices != nil {
+		for _, n := range def.Devices.Interfaces {
+			if n.Source != nil && n.Source.Ethernet != nil && len(n.IP) > 0 {
+				n.Alias, n.Target = nil, nil
+				nic = n
+				if old, err = nic.Marshal(); err != nil {
+					return "", "", err
+				}
+				break
+			}
+		}
+	}
+	nic.IP = slices.Clone(nic.IP)
+	for _, text := range o["ipdel"] {
+		nic.IP = slices.DeleteFunc(nic.IP, func(ip libvirtxml.DomainInterfaceIP) bool { return text == "all" || ip.Address == text })
+	}
+	for _, text := range o["ipadd"] {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return "", "", failf(exitValue, "--ipadd is %q: an address such as 192.0.2.7 is accepted", text)
+		}
+		ip := libvirtxml.DomainInterfaceIP{Address: addr.String(), Family: "ipv6", Prefix: uint(addr.BitLen())}
+		if addr.Is4() {
+			ip.Family = "ipv4"
+		}
+		if !slices.ContainsFunc(nic.IP, func(have libvirtxml.DomainInterfaceIP) bool { return have.Address == ip.Address }) {
+			nic.IP = append(nic.IP, ip)
+		}
+	}
+	if len(nic.IP) > 0 {
+		next, err = nic.Marshal()
+	}
+	return old, next, err
+}
+
+// diskspace is the root's, soft and hard in KiB as OpenVZ counts it.
+func (c *change) diskspace() error {
+	if !c.o.has("diskspace") {
+		return nil
+	}
+	soft, hard, two := strings.Cut(c.o.last("diskspace"), ":")
+	if !two {
+		hard = soft
+	}
+	var limits [2]uint64
+	for n, text := range []string{soft, hard} {
+		kib, err := strconv.ParseUint(text, 10, 63)
+		if err != nil {
+			kib, err = kibibytes(text)
+		}
+		if err != nil {
+			return failf(exitValue, "--diskspace is %q: KiB, or sizes such as 1G:1100M are accepted", c.o.last("diskspace"))
+		}
+		limits[n] = kib
+	}
+	def, err := definition(c.dom, 0)
+	if err != nil {
+		return err
+	}
+	for _, f := range def.Devices.Filesystems {
+		if f.Target == nil || f.Target.Dir != "/" {
+			continue
+		}
+		f.Alias = nil
+		f.SpaceSoftLimit = &libvirtxml.DomainFilesystemSpaceSoftLimit{Value: uint(limits[0]), Unit: "KiB"}
+		f.SpaceHardLimit = &libvirtxml.DomainFilesystemSpaceHardLimit{Value: uint(limits[1]), Unit: "KiB"}
+		doc, err := f.Marshal()
+		if err != nil {
+			return err
+		}
+		return c.dom.UpdateDeviceFlags(doc, libvirt.DomainDeviceModifyFlags(c.impact))
+	}
+	return nil
+}
+
+// words about a container, and whether it starts with the host.
+func (c *change) words() error {
+	for option, kind := range map[string]libvirt.DomainMetadataType{
+		"name": libvirt.DOMAIN_METADATA_TITLE, "description": libvirt.DOMAIN_METADATA_DESCRIPTION,
+	} {
+		if c.o.has(option) {
+			if err := c.dom.SetMetadata(kind, c.o.last(option), "", "", c.impact); err != nil {
+				return err
+			}
+		}
+	}
+	if c.o.has("onboot") {
+		return c.dom.SetAutostart(c.o.last("onboot") == "yes")
+	}
+	return nil
+}
+
+func (c *change) password() error {
+	if !c.o.has("userpasswd") {
+		return nil
+	}
+	user, password, ok := strings.Cut(c.o.last("userpasswd"), ":")
+	if !ok {
+		return failf(exitValue, "--userpasswd needs USER:PASSWORD")
+	}
+	return c.dom.SetUserPassword(user, password, 0)
+}
