@@ -67,6 +67,9 @@ func (r *request) define(doc string, flags uint32) (ref protocol.NonnullDomain, 
 		return ref, err
 	}
 	defer c.release()
+	if err := c.takeDisk(r, def); err != nil {
+		return ref, err
+	}
 	if err := c.define(def); err != nil {
 		return ref, err
 	}
@@ -174,7 +177,13 @@ func describe(d *domain, a *protocol.DomainGetXMLDescArgs) (ret protocol.DomainG
 	}
 	inactive := a.Flags&protocol.DomainXMLInactive != 0
 	v := d.view()
-	ret.XML, err = xml.Format(v.definition(inactive), xml.FormatOptions{
+	def := v.definition(inactive)
+	if a.Flags&protocol.DomainXMLMigratable == 0 {
+		if def, err = d.withDisk(def); err != nil {
+			return ret, err
+		}
+	}
+	ret.XML, err = xml.Format(def, xml.FormatOptions{
 		Inactive:   inactive || v.live == nil,
 		Secure:     a.Flags&protocol.DomainXMLSecure != 0,
 		Migratable: a.Flags&protocol.DomainXMLMigratable != 0,

@@ -67,6 +67,11 @@ func (l *Layers) Roots() ([]PrivateRoot, error) {
 	return list, errors.Join(errs...)
 }
 
+// Has tells whether an environment has a disk.
+func (l *Layers) Has(uuid [16]byte) bool {
+	return pinned(l.privateDir(formatUUID(uuid))) != ""
+}
+
 // Remove deletes the disk of an environment and all its snapshots: everything
 // it ever wrote. What clones stand on stays with them.
 func (l *Layers) Remove(uuid [16]byte) error {

@@ -207,7 +207,7 @@ func (s *starter) cloneRoot() error {
 		return nil
 	}
 	if err := s.r.Layers().Clone(s.env.CloneOf, "", s.env.UUID); err != nil {
-		return fmt.Errorf("%s cannot start as a clone: %w", s.env.Name, err)
+		return fmt.Errorf("%s cannot start as a clone: %w; shut that off, or take <disk:disk> and <ve:clone> out of the definition", s.env.Name, err)
 	}
 	return nil
 }

@@ -127,6 +127,11 @@ func NewEnvironment(def *libvirtxml.Domain) (*Environment, error) {
 	}
 	e.Filesystems = withHostRoot(filesystems(def))
 	e.Devices, e.Interfaces = devices(def), interfaces(def)
+	if of, _, err := diskOf(def); err != nil {
+		return nil, err
+	} else if of != uuid {
+		e.CloneOf = of
+	}
 	if ve, err := parseVE(def); err != nil {
 		return nil, err
 	} else if ve != nil {

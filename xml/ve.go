@@ -110,6 +110,9 @@ func validHost(name string, limit int) bool {
 
 func validateVE(def *libvirtxml.Domain, _ HostFacts) error {
 	_, err := parseVE(def)
+	if err == nil {
+		_, _, err = diskOf(def)
+	}
 	return err
 }
 
