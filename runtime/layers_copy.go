@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -39,6 +40,9 @@ func cloneTree(ctx context.Context, from, to string, progress func(done, total u
 	if err := c.measure(source, 0); err != nil {
 		return err
 	}
+	if err := inheritProject(source, parent); err != nil {
+		return fmt.Errorf("quota of %s: %w", filepath.Dir(to), err)
+	}
 	// A file of several names is found here by its number when the next of
 	// them comes.
 	const staging = ".names"
@@ -54,6 +58,26 @@ func cloneTree(ctx context.Context, from, to string, progress func(done, total u
 	}
 	c.advance(int64(c.total))
 	return removeAllAt(parent, staging)
+}
+
+// inheritProject has what is made in a directory belong to the project of
+// another: a file cannot be moved from one project's to another's.
+func inheritProject(from, to int) error {
+	source, err := os.Open(procPath(from, "."))
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	project, err := projectOf(source)
+	if err != nil || project == 0 {
+		return err
+	}
+	target, err := os.Open(procPath(to, "."))
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	return setProject(target, project)
 }
 
 type cloner struct {
