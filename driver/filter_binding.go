@@ -76,11 +76,27 @@ func (f *packetFilters) same(ctx context.Context, client *relay.Client, have pro
 	if err := def.Unmarshal(got.XML); err != nil {
 		return false, nil // then it is not what we made
 	}
-	want := bindingOf(b)
-	def.XMLName = want.XMLName
-	sortParameters(def.FilterRef)
-	sortParameters(want.FilterRef)
-	return reflect.DeepEqual(def, *want), nil
+	return sameBinding(def, *bindingOf(b)), nil
+}
+
+// sameBinding leaves out what libvirt adds to a binding in force: the MAC, and
+// the address that it was given or has seen (virNWFilterVarHashmapAddStdValues).
+// Parameters are in no order, but for the values of one name.
+func sameBinding(have, want libvirtxml.NWFilterBinding) bool {
+	if have.FilterRef == nil {
+		return false
+	}
+	given := func(name string) bool {
+		return slices.ContainsFunc(want.FilterRef.Parameters, func(p libvirtxml.NWFilterBindingFilterParam) bool { return p.Name == name })
+	}
+	parameters := slices.DeleteFunc(slices.Clone(have.FilterRef.Parameters), func(p libvirtxml.NWFilterBindingFilterParam) bool {
+		return (p.Name == "MAC" || p.Name == "IP") && !given(p.Name)
+	})
+	byName := func(a, b libvirtxml.NWFilterBindingFilterParam) int { return cmp.Compare(a.Name, b.Name) }
+	slices.SortStableFunc(parameters, byName)
+	return have.FilterRef.Filter == want.FilterRef.Filter &&
+		slices.Equal(parameters, slices.SortedStableFunc(slices.Values(want.FilterRef.Parameters), byName)) &&
+		reflect.DeepEqual(have.Owner, want.Owner) && reflect.DeepEqual(have.PortDev, want.PortDev) && reflect.DeepEqual(have.MAC, want.MAC)
 }
 
 func (f *packetFilters) delete(ctx context.Context, client *relay.Client, b protocol.NonnullNwfilterBinding) error {
@@ -115,12 +131,5 @@ func bindingOf(b runtime.Binding) *libvirtxml.NWFilterBinding {
 		Owner:   &libvirtxml.NWFilterBindingOwner{Name: b.Owner, UUID: b.OwnerUUID},
 		PortDev: &libvirtxml.NWFilterBindingPortDev{Name: b.Device},
 		MAC:     &libvirtxml.NWFilterBindingMAC{Address: b.MAC}, FilterRef: ref,
-	}
-}
-
-// sortParameters: libvirt keeps them in no order, but the values of one name.
-func sortParameters(f *libvirtxml.NWFilterBindingFilterRef) {
-	if f != nil {
-		slices.SortStableFunc(f.Parameters, func(a, b libvirtxml.NWFilterBindingFilterParam) int { return cmp.Compare(a.Name, b.Name) })
 	}
 }

@@ -79,12 +79,22 @@ func (i *Instance) renewFilters(ctx context.Context) {
 	}
 	for _, link := range i.Links() {
 		if l, ok := i.filtered(link.ID); ok {
-			i.bind(ctx, &l) // what was there is, if libvirt's daemon is not
-			if _, still := i.filtered(link.ID); !still {
-				i.r.unbind(ctx, l.Host) // it was detached in the meantime
-			}
+			i.renewFilter(ctx, &l)
 		}
 	}
+}
+
+// renewFilter leaves alone what is being removed: the link goes first, then
+// its rules, which wait for these here.
+func (i *Instance) renewFilter(ctx context.Context, l *recordedLink) {
+	i.r.binding.Lock()
+	defer i.r.binding.Unlock()
+	if host := i.r.hostLinks(); host == nil {
+		return
+	} else if _, err := host.LinkByIndex(l.HostIndex); err != nil {
+		return
+	}
+	i.bind(ctx, l) // what was there is, if libvirt's daemon is not
 }
 
 // filtered copies the record of an interface that has a filter.
@@ -134,6 +144,8 @@ func (r *Runtime) unplug(ctx context.Context, port recordedPort) error {
 
 // unbind removes the rules for a device.
 func (r *Runtime) unbind(ctx context.Context, device string) error {
+	r.binding.Lock()
+	defer r.binding.Unlock()
 	err := errors.New("no filter daemon is configured")
 	if r.config.Filters != nil {
 		err = r.config.Filters.Unbind(ctx, device)

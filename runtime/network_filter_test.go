@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -144,17 +143,26 @@ func TestFilterDebt(t *testing.T) {
 }
 
 // After a restart the filters are there again, but not those of an interface
-// that is detached meanwhile.
+// that is removed before or meanwhile.
 func TestFilterRenewed(t *testing.T) {
-	i, d, p, _ := withFilter(t)
-	i.rec.Links[0].Filter = p.Filter
-	i.renewFilters(context.Background())
+	i, d, p, w := withFilter(t)
+	ctx, l := context.Background(), i.rec.Links[0]
+	l.Filter = p.Filter
+	i.renewFilters(ctx)
 	if len(d.bound) != 1 {
 		t.Errorf("bound %v", d.bound)
 	}
-	d.gone = func() { i.rec.Links = nil }
-	i.renewFilters(context.Background())
-	if len(d.bound) != 0 || !slices.Contains(d.calls, "unbind vnet0") {
-		t.Errorf("bound %v after %v", d.bound, d.calls)
+	removed := make(chan error)
+	d.gone = func() {
+		d.gone = nil
+		go func() { removed <- i.r.removeLink(ctx, testUUID, l, w) }()
+	}
+	i.renewFilters(ctx)
+	if err := <-removed; err != nil || len(d.bound) != 0 {
+		t.Errorf("removed meanwhile: %v, bound %v", err, d.bound)
+	}
+	i.renewFilters(ctx)
+	if len(d.bound) != 0 {
+		t.Errorf("bound %v after it was removed", d.bound)
 	}
 }

@@ -57,7 +57,8 @@ type Runtime struct {
 	stop   chan struct{}
 	ooms   *oomWatch
 
-	quotas sync.Mutex // held while one is set
+	quotas  sync.Mutex // held while one is set
+	binding sync.Mutex // held while a filter is renewed or taken away
 
 	mu        sync.Mutex
 	instances map[[16]byte]*Instance // nil while a start or a clean-up goes on
