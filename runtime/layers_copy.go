@@ -54,6 +54,9 @@ func cloneTree(ctx context.Context, from, to string, progress func(done, total u
 	}
 	defer unix.Close(c.names)
 	if err := c.directory(source, ".", parent, filepath.Base(to), &st, ownAttribute); err != nil {
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			err = fmt.Errorf("%w (the copy counts against the disk's limit, too: raise it with virsh blockresize, or take the snapshot while it is shut off, which copies nothing)", err)
+		}
 		return fmt.Errorf("copy %s: %w", from, err)
 	}
 	c.advance(int64(c.total))

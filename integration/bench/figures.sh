@@ -64,6 +64,58 @@ virsh -q -c $vz destroy bench >/dev/null
 ip netns delete vzbare
 ip link delete vzbench
 
+say "an environment from a template, and from a copy of its tree"
+tree=/var/lib/libvirt/vz/template/debian13-sysvinit/rootfs
+template() { # template NAME SOURCE-ELEMENT TYPE
+	echo "<domain type='vz'><name>$1</name><memory unit='MiB'>256</memory><os><type>exe</type></os>
+	<devices><filesystem type='$3'>$2<target dir='/'/></filesystem></devices></domain>" >$dir/$1.xml
+}
+begin() { # begin NAME: define and start it
+	virsh -q -c $vz define $dir/$1.xml && virsh -q -c $vz start $1
+}
+took() { # took NAME COMMAND…: microseconds
+	what=$1
+	shift
+	from=$(date +%s%N)
+	"$@" >/dev/null
+	echo "$what $((($(date +%s%N) - from) / 1000))"
+}
+copied() {
+	cp -a $tree $dir/copy
+	begin copy
+}
+cached() { sync; awk '/^Cached/ {print $2}' /proc/meminfo; }
+readall() { # readall NAME: every program and library inside
+	nsenter -t "$(virsh -c $vz domid $1)" -U -m -S 0 -G 0 sh -c 'find /usr -xdev -type f -exec cat {} +' >/dev/null
+}
+template one "<source name='debian13-sysvinit'/>" template
+template two "<source name='debian13-sysvinit'/>" template
+template copy "<source dir='$dir/copy'/>" mount
+took vz.create begin one
+took copy.create copied
+echo 3 >/proc/sys/vm/drop_caches
+begin two >/dev/null
+before=$(cached)
+readall one
+first=$(cached)
+readall two
+second=$(cached)
+echo "cache.first $((first - before))"
+echo "cache.second $((second - first))"
+nsenter -t "$(virsh -c $vz domid one)" -U -m -S 0 -G 0 dd if=/dev/urandom of=/root/data bs=1M count=256 2>/dev/null
+for name in one two copy; do virsh -q -c $vz destroy $name >/dev/null; done
+sync
+used() { du -sk /var/lib/libvirt/vz/private /var/lib/libvirt/vz/layers | awk '{n += $1} END {print n}'; }
+before=$(used)
+took vz.snapshot virsh -q -c $vz snapshot-create-as one bench
+echo "vz.snapshot.bytes $(($(used) - before))"
+layer=$(ls -td /var/lib/libvirt/vz/layers/*/rootfs | head -n 1)
+took copy.snapshot cp -a "$layer" $dir/snapshot
+virsh -q -c $vz undefine one --snapshots-metadata >/dev/null
+for name in two copy; do virsh -q -c $vz undefine $name >/dev/null; done
+for root in $(virtvzd root list | awk '$2 == "-" {print $1}'); do virtvzd root rm "$root" >/dev/null; done
+rm -rf $dir/copy $dir/snapshot
+
 say "crun create and start in a scope"
 [ -L $dir/bare/rootfs ] || ln -s $dir/root $dir/bare/rootfs
 rm -f $dir/bare/config.json
