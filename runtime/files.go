@@ -209,6 +209,9 @@ func (i *Instance) Account(ctx context.Context, name string) (a Account, err err
 
 // FilesystemSpace is the space of what is mounted at a point inside.
 func (i *Instance) FilesystemSpace(ctx context.Context, point string) (total, used uint64, err error) {
+	if s, ok := subvolumeSpace(i.r.privateDir(i.uuid)); ok && point == "/" && i.rec.Template != "" {
+		return s.Capacity, s.Allocation, nil
+	}
 	fs, err := inTree(ctx, i, Owner{}, point, func(t *tree) (fs unix.Statfs_t, err error) {
 		fd, err := t.open(point, unix.O_PATH)
 		if err != nil {

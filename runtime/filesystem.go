@@ -21,6 +21,7 @@ import (
 //
 //	filesystem.go         what is to be mounted, as a mount that is nowhere yet
 //	filesystem_image.go   those in a file or on a block device
+//	filesystem_qcow2.go   a block device of a qcow2 image
 //	filesystem_change.go  into the environment and out of it again
 //
 // All go with the namespace when the last process has ended. Root inside may
@@ -78,7 +79,7 @@ func (r *Runtime) openRoot(ctx context.Context, fs xml.Filesystem) (*os.File, er
 		}
 		fd, err = openTree(unix.AT_FDCWD, source, nil, attr, true)
 	} else {
-		fd, err = openImage(source, fs.ReadOnly)
+		fd, err = r.openImage(ctx, source, fs)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("root: %w", err)
@@ -119,7 +120,7 @@ func (i *Instance) makeMount(ctx context.Context, fs xml.Filesystem) (m freshMou
 		}
 		switch {
 		case !plain:
-			if fd, err = openImage(source, fs.ReadOnly); err == nil {
+			if fd, err = i.r.openImage(ctx, source, fs); err == nil {
 				if err = setMount(fd, source, space, 0, false); err != nil {
 					unix.Close(fd)
 				}

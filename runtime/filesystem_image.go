@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
 )
 
 // A file system in a file or on a block device is mounted by the daemon, not
@@ -25,8 +28,32 @@ import (
 
 // openImage mounts the file system of a regular file or block device,
 // nowhere yet: the mount ends with its descriptor, or with the mount namespace
-// that it is moved to. So does the loop device of a file.
-func openImage(source string, readOnly bool) (int, error) {
+// that it is moved to. So does the device that was made of a file.
+func (r *Runtime) openImage(ctx context.Context, source string, fs xml.Filesystem) (int, error) {
+	switch fs.Format {
+	case "":
+		return openRaw(source, fs.ReadOnly)
+	case "qcow2":
+	default:
+		return -1, fmt.Errorf("image %s: the format '%s' cannot be used: raw and qcow2 can, 'qemu-img convert' makes them: %w", source, printable(fs.Format, 32), ErrUnsupported)
+	}
+	device, err := r.openQcow2(ctx, source, fs.ReadOnly)
+	if err != nil {
+		return -1, fmt.Errorf("image %s: %w", source, err)
+	}
+	defer device.Close()
+	fstype, err := imageType(device)
+	if err != nil {
+		return -1, fmt.Errorf("image %s: %w", source, err)
+	}
+	tree, err := mountDevice(device.Name(), fstype, fs.ReadOnly)
+	if err != nil {
+		return -1, fmt.Errorf("mount the %s file system of %s: %w", fstype, source, err)
+	}
+	return tree, nil
+}
+
+func openRaw(source string, readOnly bool) (int, error) {
 	flags := unix.O_RDWR | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
 	if readOnly {
 		flags = flags&^unix.O_RDWR | unix.O_RDONLY
@@ -79,7 +106,7 @@ func imageType(image io.ReaderAt) (string, error) {
 	super := head[1024:]
 	switch {
 	case bytes.HasPrefix(head, []byte("QFI\xfb")):
-		return "", fmt.Errorf("it is a qcow2 image, which the kernel cannot mount: convert it with 'qemu-img convert -O raw' of the package qemu-utils: %w", ErrUnsupported)
+		return "", fmt.Errorf("it begins like a qcow2 image: if it is one, say so with <driver type='nbd' format='qcow2'/>: %w", ErrUnsupported)
 	case bytes.HasPrefix(head, []byte("XFSB")):
 		return "xfs", nil
 	case string(head[65536+64:][:8]) == "_BHRfS_M":

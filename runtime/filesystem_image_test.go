@@ -34,7 +34,7 @@ func TestImageType(t *testing.T) {
 		{"ext4 with a foreign journal", map[int]string{1024 + 56: "\x53\xef", 1024 + 92: "\x04", 1024 + 228: "\x01\x08"}, "", "journal on another device"},
 		{"an ext4 journal", map[int]string{1024 + 56: "\x53\xef", 1024 + 96: "\x08"}, "", "journal on another device"},
 		{"btrfs of two", map[int]string{65536 + 64: "_BHRfS_M", 65536 + 136: little(2)}, "", "2 devices"},
-		{"qcow2", map[int]string{0: "QFI\xfb"}, "", "qemu-utils"},
+		{"qcow2", map[int]string{0: "QFI\xfb"}, "", "format='qcow2'"},
 		{"nothing", nil, "", "no file system"},
 	} {
 		got, err := imageType(superblock(c.at))

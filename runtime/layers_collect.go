@@ -127,9 +127,16 @@ func (l *Layers) join(layer Layer, above user) (bool, error) {
 		}
 	}
 	atStep("join move")
-	if err := joinTrees(lower, upper); errors.Is(err, unix.EXDEV) {
-		return false, nil // another project quota, see xfs_quota(8): what was moved is seen all the same
-	} else if err != nil {
+	err := joinTrees(lower, upper)
+	if btrfs, _ := onBtrfs(upper); btrfs && errors.Is(err, unix.EXDEV) {
+		err = joinAcross(layer.ID, lower, upper)
+	}
+	switch {
+	case errors.Is(err, unix.EXDEV): // another project quota, see xfs_quota(8)
+		return false, nil // what was moved is seen all the same
+	case errors.Is(err, unix.EDQUOT), errors.Is(err, unix.ENOSPC): // it counts against the limit, joined
+		return false, nil
+	case err != nil:
 		return false, err
 	}
 	atStep("join below")
@@ -162,7 +169,8 @@ func (l *Layers) sweep() error {
 		return l.sweepEmpty()
 	})
 	gone, _ := filepath.Glob(filepath.Join(l.dir, ".gone-*"))
-	for _, dir := range gone {
+	inside, _ := filepath.Glob(filepath.Join(l.private, "*", ".gone-*"))
+	for _, dir := range append(gone, inside...) {
 		os.RemoveAll(dir) // what cannot be removed is out of sight, and tried again next time
 	}
 	return err

@@ -75,7 +75,7 @@ func (l *Layers) settled(uuid string) (disk, error) {
 	}
 	if d.Pushing != "" {
 		if exists(filepath.Join(l.layerDir(d.Pushing), "rootfs")) {
-			d.Layer = d.Pushing
+			d.Layer, d.Discard = d.Pushing, true // upper may be still there, if the layer is a snapshot
 		} else if err := os.RemoveAll(l.layerDir(d.Pushing)); err != nil {
 			return d, err
 		}
@@ -99,7 +99,12 @@ func (l *Layers) setAside(dir string) error {
 	if !exists(dir) {
 		return nil
 	}
-	if err := os.Rename(dir, filepath.Join(l.dir, ".gone-"+newLayerID())); err != nil {
+	gone := ".gone-" + newLayerID()
+	err := os.Rename(dir, filepath.Join(l.dir, gone))
+	if errors.Is(err, unix.EXDEV) { // it is in a subvolume
+		err = os.Rename(dir, filepath.Join(filepath.Dir(dir), gone))
+	}
+	if err != nil {
 		return err
 	}
 	return syncDirectory(filepath.Dir(dir))

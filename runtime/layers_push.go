@@ -23,8 +23,9 @@ func (l *Layers) Prepare(ctx context.Context, env *xml.Environment) error {
 }
 
 // Push makes a layer of what an environment that is shut off has written, and
-// returns its ID. Nothing is copied: the directory becomes the layer, and the
-// environment goes on with an empty one above it.
+// returns its ID. Nothing is copied: the directory, or a snapshot of it where
+// it is a subvolume, becomes the layer, and the environment goes on with an
+// empty one above it.
 func (l *Layers) Push(uuid [16]byte) (id string, err error) {
 	name := formatUUID(uuid)
 	dir := l.privateDir(name)
@@ -54,7 +55,8 @@ func (l *Layers) push(name string, d disk, released bool) (id string, err error)
 	dir := l.privateDir(name)
 	id = newLayerID()
 	atStep("push layer")
-	if err := os.Mkdir(l.layerDir(id), 0o700); err != nil {
+	upper, err := makeLayerDir(dir, l.layerDir(id))
+	if err != nil {
 		return "", err
 	}
 	layer := Layer{ID: id, Of: name, Below: d.Layer, Template: d.Template, Made: time.Now().UTC(), Released: released}
@@ -67,7 +69,7 @@ func (l *Layers) push(name string, d disk, released bool) (id string, err error)
 		return "", err
 	}
 	atStep("push rename")
-	if err := os.Rename(filepath.Join(dir, "upper"), filepath.Join(l.layerDir(id), "rootfs")); err != nil {
+	if err := os.Rename(upper, filepath.Join(l.layerDir(id), "rootfs")); err != nil {
 		return "", err
 	}
 	if err := syncDirectory(l.layerDir(id)); err != nil {

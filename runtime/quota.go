@@ -14,10 +14,10 @@ import (
 )
 
 // The space an environment's own layer takes is limited by a project quota
-// (quotactl(2), xfs_quota(8)) of the file system it is on, ext4 or xfs: what is
-// made in a directory of a project belongs to that project, and df shows its
-// limit as the size. Root inside can change neither, as both are for the
-// host's user namespace.
+// (quotactl(2), xfs_quota(8)) of the file system it is on, ext4 or xfs; on btrfs
+// as quota_btrfs.go tells. What is made in a directory of a project belongs to
+// that project, and df shows its limit as the size. Root inside can change
+// neither, as both are for the host's user namespace.
 //
 // The project's number is where the kernel has it, on the directory, and so is
 // gone with it. An environment has one from the first limit on.
@@ -95,7 +95,7 @@ func noQuota(dir string, magic int64) error {
 	case unix.XFS_SUPER_MAGIC:
 		return fmt.Errorf("the disk space of an environment cannot be limited: the xfs file system of %s has no project quota: mount it with the option prjquota: %w", dir, ErrUnsupported)
 	}
-	return fmt.Errorf("the disk space of an environment cannot be limited: the file system of %s has no project quota: use ext4 or xfs, mounted with the option prjquota: %w", dir, ErrUnsupported)
+	return fmt.Errorf("the disk space of an environment cannot be limited: the file system of %s has no project quota: use ext4 or xfs, mounted with the option prjquota, or btrfs: %w", dir, ErrUnsupported)
 }
 
 func (q *quota) close() { q.dir.Close() }
@@ -148,13 +148,17 @@ func (q *quota) limit(fs xml.Filesystem) error {
 		return fmt.Errorf("read the quota of %s: %w", q.dir.Name(), err)
 	}
 	if hard != 0 && hard*quotaUnit < now.Used {
-		return fmt.Errorf("the disk space cannot be limited to %d KiB, %d KiB are in use: delete files inside, or choose more: %w",
-			hard, (now.Used+quotaUnit-1)/quotaUnit, ErrTooMuchData)
+		return tooMuchData(hard*quotaUnit, now.Used)
 	}
 	if err := q.set(project, hard, soft); err != nil {
 		return fmt.Errorf("set the quota of %s: %w", q.dir.Name(), err)
 	}
 	return nil
+}
+
+func tooMuchData(limit, used uint64) error {
+	return fmt.Errorf("the disk space cannot be limited to %d KiB, %d KiB are in use: delete files inside, or choose more: %w",
+		limit/quotaUnit, kib(used), ErrTooMuchData)
 }
 
 // free takes the limit off a project that is about to have nothing.
@@ -324,6 +328,9 @@ func ioctl(f *os.File, request uintptr, data unsafe.Pointer) error {
 func (r *Runtime) limitSpace(uuid [16]byte, fs xml.Filesystem) error {
 	r.quotas.Lock() // numbers are found one at a time
 	defer r.quotas.Unlock()
+	if btrfs, _ := onBtrfs(r.privateDir(uuid)); btrfs {
+		return limitSubvolume(r.privateDir(uuid), fs)
+	}
 	q, err := openQuota(r.privateDir(uuid))
 	if errors.Is(err, ErrUnsupported) && fs.HardLimit == 0 && fs.SoftLimit == 0 {
 		return nil

@@ -47,9 +47,9 @@ func TestOpenPlain(t *testing.T) {
 // TestNoQuota says how to get one.
 func TestNoQuota(t *testing.T) {
 	for magic, want := range map[int64]string{
-		unix.EXT4_SUPER_MAGIC:  "tune2fs -O project,quota",
-		unix.XFS_SUPER_MAGIC:   "option prjquota",
-		unix.BTRFS_SUPER_MAGIC: "use ext4 or xfs",
+		unix.EXT4_SUPER_MAGIC: "tune2fs -O project,quota",
+		unix.XFS_SUPER_MAGIC:  "option prjquota",
+		unix.TMPFS_MAGIC:      "use ext4 or xfs",
 	} {
 		if err := noQuota("/d", magic); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), want) {
 			t.Error(err)

@@ -54,6 +54,7 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 		}
 		ended = append(ended, gone)
 	}
+	failures = append(failures, r.endUnfinishedImages(ctx))
 	for name, f := range stored {
 		f.Close()
 		r.dropFD(name)

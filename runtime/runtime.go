@@ -29,6 +29,7 @@ type Config struct {
 // Scopes is what is wanted from systemd; *systemd.Conn has it.
 type Scopes interface {
 	StartScope(ctx context.Context, s systemd.Scope) error
+	StartService(ctx context.Context, name string, props ...systemd.Property) error
 	Stop(ctx context.Context, unit string) error
 	SetProperties(ctx context.Context, unit string, props ...systemd.Property) error
 	ResetFailed(ctx context.Context, unit string) error

@@ -194,6 +194,11 @@ func (s *starter) makeLayers(ctx context.Context) error {
 		}
 	}
 	s.rec.Template, s.res.Lower, s.res.Chain, s.res.Cloned = template.Digest, template.Path, chain, disk.Clone != ""
+	if s.env.Filesystems[0].HardLimit != 0 {
+		if err := s.r.Layers().separate(ctx, s.env.UUID); err != nil {
+			return err
+		}
+	}
 	if err := s.r.limitSpace(s.env.UUID, s.env.Filesystems[0]); err != nil {
 		return err
 	}

@@ -17,8 +17,12 @@ type Space struct {
 
 // FilesystemSpace is that of the file system a directory of the host is on,
 // as df shows it: a project quota on the directory is its size, and what
-// counts against the quota is what it uses.
+// counts against the quota is what it uses. So is the limit of a btrfs
+// subvolume, which df does not show.
 func FilesystemSpace(dir string) (Space, error) {
+	if s, ok := subvolumeSpace(dir); ok {
+		return s, nil
+	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return Space{}, fmt.Errorf("%s: %w", dir, err)

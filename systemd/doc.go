@@ -3,7 +3,7 @@
 //
 //	bus.go       one private D-Bus connection that redials by itself; conn.go the one to systemd
 //	job.go       waiting for the result of a job without one subscription per call
-//	scope.go     start and stop of a scope; unit.go everything else that is asked of a unit
+//	scope.go     start and stop of a scope; transient.go of a service; unit.go everything else that is asked of a unit
 //	property.go  typed unit properties with their units; mask.go sets of processors as systemd wants them
 //	name.go      domain name -> scope, slice and machine name; cgroup.go scope -> cgroup path
 //	machine.go   machined, which may be absent

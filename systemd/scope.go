@@ -45,7 +45,7 @@ func (c *Conn) StartScope(ctx context.Context, s Scope) error {
 	repeated := false
 	limit := time.Now().Add(vanishTimeout)
 	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
-		job, err := c.startTransient(ctx, &s)
+		job, err := c.startTransient(ctx, s.Name, s.properties())
 		var gone *UnavailableError
 		var unsent *disconnected
 		switch {
@@ -82,15 +82,15 @@ func (c *Conn) StartScope(ctx context.Context, s Scope) error {
 	}
 }
 
-func (c *Conn) startTransient(ctx context.Context, s *Scope) (job dbus.ObjectPath, err error) {
+func (c *Conn) startTransient(ctx context.Context, name string, props []Property) (job dbus.ObjectPath, err error) {
 	type auxiliary struct {
 		Name       string
 		Properties []Property
 	}
 	start := manager("StartTransientUnit")
 	start.once = true
-	err = c.call(ctx, start, []any{s.Name, "fail", s.properties(), []auxiliary{}}, &job)
-	return job, about(s.Name, err)
+	err = c.call(ctx, start, []any{name, "fail", props, []auxiliary{}}, &job)
+	return job, about(name, err)
 }
 
 // started tells whether a scope's start is over, for when the signal about it did not come.

@@ -73,6 +73,7 @@ type Filesystem struct {
 	Target   string // clean and absolute, inside
 	ReadOnly bool
 	Size     uint64 // bytes, of ram
+	Format   string // of a file or volume that is an image: qcow2, …; "": raw
 
 	HardLimit, SoftLimit uint64 // bytes, of a template's own layer; 0: none
 }
@@ -178,6 +179,9 @@ func filesystems(def *libvirtxml.Domain) (list []Filesystem) {
 		kind, source := filesystemSource(f)
 		fs := Filesystem{Type: kind, Source: source, Target: path.Clean(f.Target.Dir), ReadOnly: f.ReadOnly != nil}
 		fs.HardLimit, fs.SoftLimit = spaceLimits(f)
+		if f.Driver != nil && f.Driver.Format != "raw" {
+			fs.Format = f.Driver.Format
+		}
 		if f.Source.RAM != nil {
 			kib, _ := toKiB("<source>", uint64(f.Source.RAM.Usage), f.Source.RAM.Units)
 			fs.Size = bytes(kib)
