@@ -35,7 +35,7 @@ func TestMain(m *testing.M) { os.Exit(vm.Main(m)) }
 // scripts are what is done, in this order: each goes on where the one before
 // it ended.
 var scripts = strings.Fields(`connect create console graphs resources hardware autostart lifecycle
-	xml snapshots clone rename delete host`)
+	editxml snapshots clone rename delete host`)
 
 func TestVirtManager(t *testing.T) {
 	root, err := vm.Made(t.Context(), "gui", recipe)

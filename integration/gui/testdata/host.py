@@ -1,16 +1,20 @@
 """Edit > Connection Details: the host, its networks and its storage."""
 
-from desk import desk, manager, shot, until, window
+from desk import manager, shot, until, window
 
 main = manager()
 main.find("vz", "table cell").click()
 main.menu("Edit", "Connection Details")
 win = window("vz - Connection Details")
-win.dump()
-shot("host", win)
+win.find("Overview", "page tab").click()
+win.find("vz:///system", "label")
+until("the host's memory", lambda: win.there(r" *\d+ MiB of \d+ MiB", "label"))
 win.find("Virtual Networks", "page tab").click()
-win.find("default", "table cell")
-win.dump()
+win.find("net-list", "table").find("default", "table cell").click()
+win.find("192.168.122.0/24", "label")
+shot("networks", win)
 win.find("Storage", "page tab").click()
-win.find("default", "table cell")
-win.dump()
+win.find("pool-list", "table").find(".*default.*", "table cell").click()
+win.find("vol-refresh", "button").click()
+until("the pool", lambda: win.there("/var/lib/libvirt/images", "label"))
+win.menu("File", "Close")

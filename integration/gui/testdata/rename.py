@@ -8,6 +8,6 @@ page(win, "Overview")
 win.find("Name:", "text").write("shop")
 apply(win)
 window("shop on .*")
-manager().find("the shop\n.*", "table cell")
+manager().find("shop\n.*", "table cell")
 assert domain("shop").UUIDString() == uuid
 assert not domain("web1")
