@@ -101,30 +101,34 @@ func enter(t *testing.T, root, socket, out string) *session {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
 	}
-	stderr, err := os.Create(filepath.Join(out, "session.log"))
+	log, err := os.Create(filepath.Join(out, "session.log"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stderr = stderr
+	cmd.Stdout, cmd.Stderr = log, log
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	stdout, err := cmd.StdoutPipe()
+	// Answers have a descriptor of their own: services of the bus print, too.
+	answers, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	cmd.ExtraFiles = []*os.File{write}
 	runtime.LockOSThread() // the death signal comes when the thread that started it ends
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	write.Close()
 	t.Cleanup(func() {
 		cancel()
 		cmd.Wait()
-		stderr.Close()
+		answers.Close()
+		log.Close()
 		runtime.UnlockOSThread()
 	})
-	return &session{stdin, bufio.NewReader(stdout)}
+	return &session{stdin, bufio.NewReader(answers)}
 }
 
 // run runs testdata/NAME.py on the desktop.

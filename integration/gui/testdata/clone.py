@@ -1,6 +1,6 @@
 """Clone: a copy with a disk of its own."""
 
-from desk import desk, domain, environment, manager, state, window
+from desk import desk, domain, environment, manager, shot, state, window
 
 win = environment("web1")
 state("web1", "shutoff")
@@ -14,3 +14,5 @@ assert domain("web2").UUIDString() != domain("web1").UUIDString()
 win = environment("web2")
 win.find("Run", "button").click()
 state("web2", "running")
+manager().find("web2\nRunning", "table cell").click()
+shot("list", manager())

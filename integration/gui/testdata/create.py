@@ -13,13 +13,13 @@ def forward(step):
 
 assert wizard.find("Container", "radio button").checked
 forward(2)
-# A name that is none is refused with what there is.
 wizard.find("Select container template:", "text").write("debian13")
 forward(3)
 wizard.find("", "spin button").write("256")
 wizard.find("cpus", "spin button").write("1")
 forward(4)
 wizard.find("Name:", "text").write("web1")
+shot("wizard", wizard)
 wizard.find("Finish", "button").click()
 window("web1 on .*")
 domain = state("web1", "running")

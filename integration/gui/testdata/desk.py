@@ -3,7 +3,6 @@ And what is asked of the daemon besides, to see what really happened."""
 
 import re
 import subprocess
-import sys
 import time
 
 import gi
@@ -14,12 +13,10 @@ import libvirt  # noqa: E402
 URI = "vz:///system"
 PATIENCE = 90  # seconds: the daemon is on an emulated machine
 
-WINDOW = "frame|dialog|alert|window|file chooser"
 
-
-def until(what, condition, patience=PATIENCE):
+def until(what, condition):
     """Wait for a condition and return what it returned."""
-    end = time.time() + patience
+    end = time.time() + PATIENCE
     while True:
         try:
             found = condition()
@@ -28,7 +25,7 @@ def until(what, condition, patience=PATIENCE):
         if found:
             return found
         if time.time() > end:
-            raise AssertionError(f"waited {patience} s in vain for {what}")
+            raise AssertionError(f"waited {PATIENCE} s in vain for {what}")
         time.sleep(0.1)
 
 
@@ -75,6 +72,7 @@ class Node:
         return self.name
 
     def called(self, name):
+        """Whether its name, or what a label says, matches."""
         return re.fullmatch(name, self.name, re.S) or self.role == "label" and re.fullmatch(name, self.text, re.S)
 
     def children(self):
@@ -96,14 +94,16 @@ class Node:
             except gi.repository.GLib.Error:
                 continue
 
-    def find(self, name=".*", role=".*", patience=PATIENCE):
-        return until(f"{role} {name!r} in {self.role} {self.name!r}",
-                     lambda: next(self.all(name, role), None), patience)
-
     def there(self, name=".*", role=".*"):
+        """The first of them, or None."""
         return next(self.all(name, role), None)
 
+    def find(self, name=".*", role=".*"):
+        """The first of them, as soon as there is one."""
+        return until(f"{role} {name!r} in {self.role} {self.name!r}", lambda: self.there(name, role))
+
     def gone(self, name=".*", role=".*"):
+        """Wait until there is none."""
         until(f"{role} {name!r} to go away", lambda: not self.there(name, role))
 
     def place(self):
@@ -152,16 +152,13 @@ class Node:
         for title in titles[1:]:
             desk().find(title, "menu item|menu|check menu item|radio menu item").click()
 
-    def dump(self, depth=0, hidden=False, out=sys.stdout):
+    def dump(self, depth=0):
+        """Print everything that is shown, for whoever looks for a name or a reason."""
         for child in self.children():
-            try:
-                if child.showing or hidden:
-                    text = child.text if child.text != child.name else ""
-                    print("  " * depth + f"{child.role} {child.name!r} {text[:60]!r} {child.place() if child.it.get_component_iface() else ''}"
-                          + ("" if child.sensitive else " insensitive"), file=out)
-                child.dump(depth + 1, hidden, out)
-            except gi.repository.GLib.Error:
-                pass
+            if child.showing:
+                print("  " * depth + child.role, repr(child.name), repr(child.text[:200]),
+                      "" if child.sensitive else "insensitive")
+            child.dump(depth + 1)
 
 
 def xdotool(*words):
@@ -187,9 +184,10 @@ def desk():
     return until("virt-manager to run", app)
 
 
-def window(title, patience=PATIENCE):
+def window(title):
+    """The window with that title, as soon as it is open."""
     return until(f"the window {title!r}",
-                 lambda: next((w for w in desk().children() if w.showing and re.fullmatch(title, w.name)), None), patience)
+                 lambda: next((w for w in desk().children() if w.showing and re.fullmatch(title, w.name)), None))
 
 
 def manager():

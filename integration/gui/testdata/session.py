@@ -1,6 +1,7 @@
 """A desktop with virt-manager on it: an X server without a screen, a window
 manager, virt-manager. Runs the scripts whose names come on standard input, one
-a line, and answers each with a line of JSON. Started by dbus-run-session."""
+a line, and answers each with a line of JSON on descriptor 3. Started by
+dbus-run-session."""
 
 import json
 import os
@@ -55,13 +56,15 @@ def main():
     configure()
     start("metacity", "metacity", "--no-composite")
     start("virt-manager", "virt-manager", "--no-fork", "--debug")
+    answers = open(3, "w")
     for line in sys.stdin:
         name = line.strip()
         begun = time.time()
         ok, output = python(f"/srv/{name}.py")
         if not ok:
             output += python("/srv/failed.py", name)[1]
-        print(json.dumps({"ok": ok, "seconds": time.time() - begun, "output": output}), flush=True)
+        print(json.dumps({"ok": ok, "seconds": time.time() - begun, "output": output}),
+              file=answers, flush=True)
 
 
 main()
