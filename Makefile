@@ -13,7 +13,7 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 PURE     = ./driver/... ./xml/... ./runtime/... ./systemd/...
 FUZZTIME ?= 5s
 
-.PHONY: build install test test-quick test-vm fuzz bench demo generate deps clean
+.PHONY: build install test test-quick test-vm test-gui fuzz bench demo generate deps clean
 
 # vzctl needs cgo and libvirt-dev; without them there is the daemon alone.
 VZCTL   := $(if $(shell pkg-config --exists libvirt && command -v $(GO) $(CC)),bin/vzctl)
@@ -69,6 +69,12 @@ fuzz:
 test-vm: build
 	$(GO) run ./integration/vm/cmd build
 	VIRTVZD_REQUIRE=1 $(GO) test -tags vm -p 1 -timeout 60m -count=1 ./integration/vm/... ./integration/virsh
+
+# virt-manager, by mouse and keyboard, with the daemon in such a VM: minutes,
+# and a root with a desktop, which is made once.
+test-gui: deps build
+	$(GO) run ./integration/vm/cmd build
+	VIRTVZD_REQUIRE=1 $(GO) test -tags vm -timeout 30m -count=1 -v ./integration/gui
 
 # Ratios of one run, see README.
 bench: deps build

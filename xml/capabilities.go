@@ -39,7 +39,8 @@ func Capabilities(host HostFacts) (string, error) {
 	for _, size := range pageSizes(host.Cells) {
 		caps.Host.CPU.PageSizes = append(caps.Host.CPU.PageSizes, libvirtxml.CapsHostCPUPageSize{Size: size, Unit: "KiB"})
 	}
-	for _, kind := range domainTypes {
+	// The usual one last: that is the one virt-manager and virt-install take.
+	for _, kind := range slices.Backward(domainTypes) {
 		caps.Guests[0].Arch.Domains = append(caps.Guests[0].Arch.Domains, libvirtxml.CapsGuestDomain{Type: kind})
 	}
 	return document(caps)

@@ -34,7 +34,7 @@ func frozen(ctx context.Context) (*snapshot, error) {
 		return nil, err
 	}
 	defer unlock()
-	image, err := image(ctx, cache)
+	image, err := image(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -21,29 +21,39 @@ var recipe embed.FS
 // Image returns the directory of the image, and makes it first when the cache
 // has none of this recipe: 2 to 6 minutes.
 func Image(ctx context.Context) (string, error) {
-	if dir, err := imageDir(); err == nil && exists(dir) {
+	return Made(ctx, "image", recipe)
+}
+
+// Made returns the directory of the cache that a recipe makes: a tree with
+// recipe/build.sh, which is run as root in namespaces of its own with its own
+// directory and an empty one to fill. That is done when the cache has none
+// that was made by the same recipe; name tells what of.
+func Made(ctx context.Context, name string, recipe fs.FS) (string, error) {
+	if dir, err := madeDir(name, recipe); err == nil && exists(dir) {
 		return dir, nil
 	}
-	cache := CacheDir()
-	unlock, err := lock(ctx, cache)
+	unlock, err := lock(ctx, CacheDir())
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	return image(ctx, cache)
+	return makeOnce(ctx, name, recipe)
 }
 
 // image is Image for callers that hold the lock.
-func image(ctx context.Context, cache string) (string, error) {
-	dir, err := imageDir()
+func image(ctx context.Context) (string, error) { return makeOnce(ctx, "image", recipe) }
+
+// makeOnce is Made for callers that hold the lock.
+func makeOnce(ctx context.Context, name string, recipe fs.FS) (string, error) {
+	dir, err := madeDir(name, recipe)
 	if err != nil || exists(dir) {
 		return dir, err
 	}
 	if os.Geteuid() != 0 {
-		return "", fmt.Errorf("the VM's image can only be made by root: run once as root, or point VIRTVZD_CACHE at a cache that has %s", filepath.Base(dir))
+		return "", fmt.Errorf("this can only be made by root: run once as root, or point VIRTVZD_CACHE at a cache that has %s", filepath.Base(dir))
 	}
 	start := time.Now()
-	progress("making the image %s, once", dir)
+	progress("making %s, once", dir)
 	partial := dir + ".partial" // left behind by a build that was killed
 	if err := os.RemoveAll(partial); err != nil {
 		return "", err
@@ -62,25 +72,27 @@ func image(ctx context.Context, cache string) (string, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
 	}
-	log := filepath.Join(cache, "build.log")
+	log := filepath.Join(CacheDir(), "build.log")
 	if err := runLogged(cmd, log); err != nil {
-		return "", fmt.Errorf("make the VM's image: %w", err)
+		return "", fmt.Errorf("make %s: %w", dir, err)
 	}
 	if err := os.Rename(out, dir); err != nil {
 		return "", err
 	}
 	os.RemoveAll(partial)
-	prune(cache, "image-*", filepath.Base(dir))
-	progress("image made in %s", since(start))
+	prune(CacheDir(), name+"-*", filepath.Base(dir))
+	progress("made in %s", since(start))
 	return dir, nil
 }
 
-func imageDir() (string, error) {
+func imageDir() (string, error) { return madeDir("image", recipe) }
+
+func madeDir(name string, recipe fs.FS) (string, error) {
 	key, err := recipeKey(recipe)
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(CacheDir(), "image-"+key), nil
+	return filepath.Join(CacheDir(), name+"-"+key), nil
 }
 
 // recipeKey is 12 hexadecimal digits that change with any file of the recipe.
