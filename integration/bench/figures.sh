@@ -65,6 +65,8 @@ ip netns delete vzbare
 ip link delete vzbench
 
 say "an environment from a template, and from a copy of its tree"
+virtvzd template list | grep -q '^debian13-sysvinit ' ||
+	virtvzd template import debian13-sysvinit "${VIRTVZD_TEST_ROOTS:-/srv/roots}/debian13-sysvinit.tar.zst" >/dev/null
 tree=/var/lib/libvirt/vz/template/debian13-sysvinit/rootfs
 template() { # template NAME SOURCE-ELEMENT TYPE
 	echo "<domain type='vz'><name>$1</name><memory unit='MiB'>256</memory><os><type>exe</type></os>

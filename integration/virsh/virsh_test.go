@@ -197,6 +197,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	for end := time.Now().Add(limit); ; time.Sleep(500 * time.Millisecond) {
 		cmd := exec.Command("env", args[2:]...) // finds it in the PATH of the script
+		cmd.Dir = ts.MkAbs(".")
 		cmd.Env = append(os.Environ(), "LIBVIRT_DEFAULT_URI=vz:///system", "LC_ALL=C", "PATH="+ts.Getenv("PATH"))
 		out, _ := cmd.CombinedOutput()
 		if strings.Contains(string(out), args[1]) {
