@@ -12,7 +12,7 @@ import (
 
 // CacheDir is where images and running machines are kept: $VIRTVZD_CACHE, else
 // virtvzd in $XDG_CACHE_HOME or /var/cache. It may be removed whenever no
-// machine runs; about 3 GB are used.
+// machine runs; about 3 GB are used, and 0.6 for a desktop.
 func CacheDir() string {
 	if dir := os.Getenv("VIRTVZD_CACHE"); dir != "" {
 		return dir

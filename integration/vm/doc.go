@@ -15,6 +15,7 @@
 //
 //	image-KEY/              disks, kernel and ssh key made by the recipe that KEY hashes
 //	image-KEY/frozen-KEY/   that image booted: disk overlays, memory, device state
+//	NAME-KEY/               what the recipe of another package made, see Made
 //	run/NAME/               a running copy: overlays of the frozen disks, console.log
 //	console/NAME.log        what the last copy of that name printed on its console
 //

@@ -11,7 +11,7 @@ from gi.repository import Atspi  # noqa: E402
 import libvirt  # noqa: E402
 
 URI = "vz:///system"
-PATIENCE = 90  # seconds: the daemon is on an emulated machine
+PATIENCE = 240  # seconds: the daemon is on an emulated machine, which may be busy
 
 
 def until(what, condition):

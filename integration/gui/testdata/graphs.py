@@ -3,7 +3,7 @@
 import re
 import time
 
-from desk import console, environment, manager, page, shot, typed, until
+from desk import console, environment, page, shot, typed, until
 
 win = environment("web1")
 console(win)
@@ -13,19 +13,19 @@ typed("while :; do head -c 20M /dev/zero >/root/noise; head -c 40M /dev/zero | t
 page(win, "Performance")
 
 
-def graph(name, value):
-    """A graph's label that matches value with at least one number over 0."""
+def moves(name, value):
+    """The label of a graph, of which a number in parentheses is over 0."""
     def look():
         for label in win.all(value, "label"):
-            if any(int(n) for n in re.findall(r"\d+", label.text)[:2]):
+            if any(int(number) for number in re.fullmatch(value, label.text).groups()):
                 return label.text
-    return until(f"a {name} over 0", look)
+    print(until(f"a {name} over 0", look))
 
 
-print(graph("CPU usage", r"\d+ %"))
-print(graph("memory usage", r" *\d+ MiB of 256 MiB"))
-print(graph("disk I/O", r"\d+ KiB/s read \d+ KiB/s write"))
-print(graph("network I/O", r"\d+ KiB/s in \d+ KiB/s out"))
+moves("CPU usage", r"(\d+) %")
+moves("memory usage", r" *(\d+) MiB of 256 MiB")
+moves("disk I/O", r"(\d+) KiB/s read (\d+) KiB/s write")
+moves("network I/O", r"(\d+) KiB/s in (\d+) KiB/s out")
 time.sleep(20)  # for the picture alone
 shot("performance", win)
 console(win)
