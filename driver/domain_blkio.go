@@ -303,6 +303,12 @@ func diskOf(def *libvirtxml.Domain, target string) *libvirtxml.DomainDisk {
 // lies on: its node or, where the file system has none (btrfs), the
 // directory, which systemd resolves.
 func rootDevice(b block) (string, error) {
+	switch {
+	case b.qcow2:
+		return "", errorf(protocol.ErrOperationUnsupported, "the root is a qcow2 image, which a process of the host reads and writes: limit a raw image instead")
+	case b.path == "":
+		return "", errorf(protocol.ErrOperationInvalid, "the root is in the volume %s, whose disk is known while the domain runs", b.volume)
+	}
 	dir := b.path
 	for {
 		if _, err := os.Stat(dir); err == nil || dir == "/" {

@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"os"
+
 	"virtvzd/driver/protocol"
 	"virtvzd/runtime"
 )
@@ -8,8 +10,12 @@ import (
 // block is what clients know as a block device: the root, or a <disk>.
 type block struct {
 	name string // target: "/" or "vda"
-	path string // on the host
+	path string // on the host; "" of a volume that is not in use
 	kind blockKind
+
+	qcow2  bool           // path is a qcow2 image
+	device runtime.Device // of a rootImage that is mounted
+	volume string         // POOL/VOLUME
 }
 
 type blockKind int
@@ -17,6 +23,7 @@ type blockKind int
 const (
 	rootLayer     blockKind = iota // the environment's own layer over a template
 	rootDirectory                  // a directory that is its root
+	rootImage                      // a file, block device or volume that its root is in
 	diskDevice
 	diskFile
 )
@@ -29,7 +36,7 @@ const rootTarget = "/"
 // blocks lists the root and the disks.
 func (drv *Driver) blocks(d *domain, v *view) []block {
 	devices := v.definition(false).Devices
-	root := block{rootTarget, drv.rt.PrivateDir(d.uuid), rootLayer}
+	root := block{name: rootTarget, path: drv.rt.PrivateDir(d.uuid), kind: rootLayer}
 	for _, fs := range devices.Filesystems {
 		if fs.Target == nil || fs.Target.Dir != rootTarget || fs.Source == nil {
 			continue
@@ -38,17 +45,25 @@ func (drv *Driver) blocks(d *domain, v *view) []block {
 		case s.Mount != nil:
 			root.path, root.kind = s.Mount.Dir, rootDirectory
 		case s.File != nil:
-			root.path, root.kind = s.File.File, diskFile
+			root.path, root.kind = s.File.File, rootImage
 		case s.Block != nil:
-			root.path, root.kind = s.Block.Dev, diskDevice
+			root.path, root.kind = s.Block.Dev, rootImage
+		case s.Volume != nil:
+			root.path, root.kind, root.volume = "", rootImage, s.Volume.Pool+"/"+s.Volume.Volume
+		}
+		root.qcow2 = fs.Driver != nil && fs.Driver.Format == "qcow2"
+	}
+	if root.kind == rootImage && v.instance != nil {
+		if path, device := v.instance.ImageRoot(); path != "" {
+			root.path, root.device = path, device
 		}
 	}
 	list := []block{root}
 	for _, disk := range devices.Disks {
 		if disk.Source.Block != nil {
-			list = append(list, block{disk.Target.Dev, disk.Source.Block.Dev, diskDevice})
+			list = append(list, block{name: disk.Target.Dev, path: disk.Source.Block.Dev, kind: diskDevice})
 		} else {
-			list = append(list, block{disk.Target.Dev, disk.Source.File.File, diskFile})
+			list = append(list, block{name: disk.Target.Dev, path: disk.Source.File.File, kind: diskFile})
 		}
 	}
 	return list
@@ -62,7 +77,7 @@ func (drv *Driver) findBlock(d *domain, name string) (block, error) {
 		if b.name == name {
 			return b, nil
 		}
-		if b.path == name {
+		if b.path == name && name != "" {
 			byPath = append(byPath, b)
 		}
 	}
@@ -75,9 +90,12 @@ func (drv *Driver) findBlock(d *domain, name string) (block, error) {
 // io picks what the environment did on the disk. Where there is no telling
 // which disk it is (on btrfs, say), all are meant.
 func (b block) io(used []runtime.IOStats) (runtime.IOStats, error) {
-	disk, err := runtime.DiskOf(b.path)
-	if err != nil {
-		return runtime.IOStats{}, err
+	disk := b.device
+	if disk == (runtime.Device{}) {
+		var err error
+		if disk, err = runtime.DiskOf(b.path); err != nil {
+			return runtime.IOStats{}, err
+		}
 	}
 	if disk == (runtime.Device{}) {
 		return runtime.TotalIO(used), nil
@@ -90,9 +108,18 @@ func (b block) io(used []runtime.IOStats) (runtime.IOStats, error) {
 	return runtime.IOStats{Device: disk}, nil // not used yet
 }
 
+// isDirectory tells whether a block is none: a volume can be a directory, too.
+func (b block) isDirectory() bool {
+	if b.kind == rootImage {
+		info, err := os.Stat(b.path)
+		return err == nil && info.IsDir()
+	}
+	return b.kind == rootLayer || b.kind == rootDirectory
+}
+
 func (b block) space() (runtime.Space, error) {
-	if b.kind == rootLayer || b.kind == rootDirectory {
+	if b.isDirectory() {
 		return runtime.FilesystemSpace(b.path)
 	}
-	return runtime.ImageSpace(b.path)
+	return runtime.ImageSpace(b.path, b.qcow2)
 }

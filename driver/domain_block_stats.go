@@ -89,7 +89,8 @@ func (r *request) blockStats(d *domain, path string) (runtime.IOStats, error) {
 	return b.io(cgroup.IO())
 }
 
-// domainBlockInfo tells sizes in bytes; of the root, those df shows inside.
+// domainBlockInfo tells sizes in bytes: of a directory or a template's layer
+// that is the root, those df shows inside; of an image those of the disk in it.
 func domainBlockInfo(r *request, d *domain, a *protocol.DomainGetBlockInfoArgs) (ret protocol.DomainGetBlockInfoRet, err error) {
 	if err := checkFlags(a.Flags); err != nil {
 		return ret, err
@@ -97,6 +98,11 @@ func domainBlockInfo(r *request, d *domain, a *protocol.DomainGetBlockInfoArgs) 
 	b, err := r.drv.findBlock(d, a.Path)
 	if err != nil {
 		return ret, err
+	}
+	if b.path == "" {
+		if b.path, err = r.drv.rt.VolumePath(r.ctx, b.volume); err != nil {
+			return ret, err
+		}
 	}
 	s, err := b.space()
 	return protocol.DomainGetBlockInfoRet{Capacity: s.Capacity, Allocation: s.Allocation, Physical: s.Physical}, err
@@ -151,7 +157,7 @@ func (l *numberList) blockIO(prefix string, b block, used []runtime.IOStats) {
 // blockSpace asks a directory that is the root for its size only when it is
 // on a disk of this host: domstats must not wait for a server.
 func (l *numberList) blockSpace(prefix string, b block) {
-	if b.kind == rootDirectory {
+	if b.kind == rootDirectory || b.kind == rootImage {
 		if disk, err := runtime.DiskOf(b.path); err != nil || disk == (runtime.Device{}) {
 			return
 		}
@@ -177,7 +183,7 @@ func domainBlockPeek(r *request, d *domain, a *protocol.DomainBlockPeekArgs) (re
 	if err != nil {
 		return ret, err
 	}
-	if b.kind == rootLayer || b.kind == rootDirectory {
+	if b.isDirectory() {
 		return ret, errorf(protocol.ErrOperationUnsupported, "'%s' is a directory tree, not a disk: there are no blocks to peek at", a.Path)
 	}
 	f, err := os.OpenFile(b.path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)

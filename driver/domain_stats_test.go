@@ -332,7 +332,7 @@ func TestBlocks(t *testing.T) {
 		{own, "", "invalid argument: invalid path: "}, {own, "sdc", "invalid argument: invalid path: sdc"},
 	} {
 		b, err := drv.findBlock(c.d, c.name)
-		got := []string{"rootLayer", "rootDirectory", "diskDevice", "diskFile"}[b.kind] + " " + b.path
+		got := []string{"rootLayer", "rootDirectory", "rootImage", "diskDevice", "diskFile"}[b.kind] + " " + b.path
 		if err != nil {
 			got = err.Error()
 		}
@@ -340,6 +340,21 @@ func TestBlocks(t *testing.T) {
 			t.Errorf("%q is %q, want %q", c.name, got, c.want)
 		}
 	}
+
+	// Roots in images.
+	at := func(offset int, text string) { os.WriteFile(image, []byte(strings.Repeat("\x00", offset)+text), 0o600) }
+	qcow2 := "QFI\xfb\x00\x00\x00\x03" + string(make([]byte, 96))
+	at(0, qcow2[:24]+"\x00\x00\x00\x00\x40\x00\x00\x00"+qcow2[32:])
+	file := addWith("file", "<filesystem type='file'><source file='"+image+"'/>")
+	packed := addWith("packed", "<filesystem type='file'><driver type='nbd' format='qcow2'/><source file='"+image+"'/>")
+	stored := addWith("stored", "<filesystem type='volume'><source pool='p' volume='v'/>")
+	for d, want := range map[*domain]uint64{file: 104, packed: 1 << 30, stored: 0} {
+		info, err := domainBlockInfo(statsRequest(t, drv), d, &protocol.DomainGetBlockInfoArgs{Path: "/"})
+		if info.Capacity != want || (err == nil) != (want != 0) {
+			t.Errorf("%s: %+v, %v", d.view().name, info, err)
+		}
+	}
+	at(0, strings.Repeat("\x00", 4096))
 
 	r := statsRequest(t, drv)
 	info, err := domainBlockInfo(r, given, &protocol.DomainGetBlockInfoArgs{Path: "/"})
@@ -364,7 +379,7 @@ func TestBlocks(t *testing.T) {
 		disks = append(disks, runtime.IOStats{Device: here, Reads: 10})
 	}
 	want := disks[len(disks)-1].Reads
-	if s, err := (block{"/", dir, rootDirectory}).io(disks); s.Reads != want || err != nil {
+	if s, err := (block{name: "/", path: dir, kind: rootDirectory}).io(disks); s.Reads != want || err != nil {
 		t.Errorf("%d reads, %v, want %d", s.Reads, err, want)
 	}
 }

@@ -43,11 +43,7 @@ var ErrMountBusy = errors.New("the filesystem is in use")
 func (r *Runtime) hostSource(ctx context.Context, fs xml.Filesystem) (source string, plain bool, err error) {
 	source = fs.Source
 	if fs.Type == "volume" {
-		if r.config.Volumes == nil {
-			return "", false, fmt.Errorf("there are no storage pools: %w", ErrUnsupported)
-		}
-		pool, volume, _ := strings.Cut(fs.Source, "/")
-		if source, err = r.config.Volumes.VolumePath(ctx, pool, volume); err != nil {
+		if source, err = r.VolumePath(ctx, fs.Source); err != nil {
 			return "", false, err
 		}
 	}
@@ -65,13 +61,20 @@ func (r *Runtime) hostSource(ctx context.Context, fs xml.Filesystem) (source str
 	return source, fs.Type == "mount" || info.IsDir(), nil
 }
 
+// recordedRoot is where a root is that is not in a template or a directory
+// named by the definition.
+type recordedRoot struct {
+	Source string // image, block device or directory of the host
+	Device Device // what is mounted of an image or block device
+}
+
 // openRoot mounts a root that is not in a directory of the host, for the stub.
-func (r *Runtime) openRoot(ctx context.Context, fs xml.Filesystem) (*os.File, error) {
+func (r *Runtime) openRoot(ctx context.Context, fs xml.Filesystem) (*os.File, recordedRoot, error) {
 	source, plain, err := r.hostSource(ctx, fs)
 	if err != nil {
-		return nil, fmt.Errorf("root: %w", err)
+		return nil, recordedRoot{}, fmt.Errorf("root: %w", err)
 	}
-	fd := -1
+	fd, root := -1, recordedRoot{Source: source}
 	if plain {
 		attr := uint64(0)
 		if fs.ReadOnly {
@@ -79,12 +82,31 @@ func (r *Runtime) openRoot(ctx context.Context, fs xml.Filesystem) (*os.File, er
 		}
 		fd, err = openTree(unix.AT_FDCWD, source, nil, attr, true)
 	} else {
-		fd, err = r.openImage(ctx, source, fs)
+		fd, root.Device, err = r.openImage(ctx, source, fs)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("root: %w", err)
+		return nil, root, fmt.Errorf("root: %w", err)
 	}
-	return os.NewFile(uintptr(fd), source), nil
+	return os.NewFile(uintptr(fd), source), root, nil
+}
+
+// ImageRoot tells where the root is that is in a file, on a block device or
+// in a volume, and which block device is mounted of it: the zero Device where
+// the volume is a directory. source is "" for any other root.
+func (i *Instance) ImageRoot() (source string, device Device) {
+	if i.rec.Root == nil {
+		return "", Device{}
+	}
+	return i.rec.Root.Source, wholeDisk("/sys/dev/block", i.rec.Root.Device)
+}
+
+// VolumePath tells where on the host the volume "POOL/VOLUME" is.
+func (r *Runtime) VolumePath(ctx context.Context, name string) (string, error) {
+	if r.config.Volumes == nil {
+		return "", fmt.Errorf("there are no storage pools: %w", ErrUnsupported)
+	}
+	pool, volume, _ := strings.Cut(name, "/")
+	return r.config.Volumes.VolumePath(ctx, pool, volume)
 }
 
 // freshMount is a mount that is nowhere yet.
@@ -120,7 +142,7 @@ func (i *Instance) makeMount(ctx context.Context, fs xml.Filesystem) (m freshMou
 		}
 		switch {
 		case !plain:
-			if fd, err = i.r.openImage(ctx, source, fs); err == nil {
+			if fd, _, err = i.r.openImage(ctx, source, fs); err == nil {
 				if err = setMount(fd, source, space, 0, false); err != nil {
 					unix.Close(fd)
 				}

@@ -28,71 +28,76 @@ import (
 
 // openImage mounts the file system of a regular file or block device,
 // nowhere yet: the mount ends with its descriptor, or with the mount namespace
-// that it is moved to. So does the device that was made of a file.
-func (r *Runtime) openImage(ctx context.Context, source string, fs xml.Filesystem) (int, error) {
+// that it is moved to. So does the device that was made of a file. on is the
+// device that is mounted.
+func (r *Runtime) openImage(ctx context.Context, source string, fs xml.Filesystem) (tree int, on Device, err error) {
 	switch fs.Format {
 	case "":
 		return openRaw(source, fs.ReadOnly)
 	case "qcow2":
 	default:
-		return -1, fmt.Errorf("image %s: the format '%s' cannot be used: raw and qcow2 can, 'qemu-img convert' makes them: %w", source, printable(fs.Format, 32), ErrUnsupported)
+		return -1, on, fmt.Errorf("image %s: the format '%s' cannot be used: raw and qcow2 can, 'qemu-img convert' makes them: %w", source, printable(fs.Format, 32), ErrUnsupported)
 	}
 	device, err := r.openQcow2(ctx, source, fs.ReadOnly)
 	if err != nil {
-		return -1, fmt.Errorf("image %s: %w", source, err)
+		return -1, on, fmt.Errorf("image %s: %w", source, err)
 	}
 	defer device.Close()
 	fstype, err := imageType(device)
 	if err != nil {
-		return -1, fmt.Errorf("image %s: %w", source, err)
+		return -1, on, fmt.Errorf("image %s: %w", source, err)
 	}
-	tree, err := mountDevice(device.Name(), fstype, fs.ReadOnly)
-	if err != nil {
-		return -1, fmt.Errorf("mount the %s file system of %s: %w", fstype, source, err)
-	}
-	return tree, nil
+	return mountWhole(device, device.Name(), source, fstype, fs.ReadOnly)
 }
 
-func openRaw(source string, readOnly bool) (int, error) {
+func openRaw(source string, readOnly bool) (tree int, on Device, err error) {
 	flags := unix.O_RDWR | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
 	if readOnly {
 		flags = flags&^unix.O_RDWR | unix.O_RDONLY
 	}
 	fd, err := unix.Open(source, flags, 0)
 	if err != nil {
-		return -1, fmt.Errorf("image %s: %w", source, err)
+		return -1, on, fmt.Errorf("image %s: %w", source, err)
 	}
 	image := os.NewFile(uintptr(fd), source)
 	defer image.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return -1, err
+		return -1, on, err
 	}
 	kind := st.Mode & unix.S_IFMT
 	if kind != unix.S_IFREG && kind != unix.S_IFBLK {
-		return -1, fmt.Errorf("%s is neither a file nor a block device", source)
+		return -1, on, fmt.Errorf("%s is neither a file nor a block device", source)
 	}
 	fstype, err := imageType(image)
 	if err != nil {
-		return -1, fmt.Errorf("%s: %w", source, err)
+		return -1, on, fmt.Errorf("%s: %w", source, err)
 	}
-	device := fmt.Sprintf("/proc/self/fd/%d", fd)
-	if kind == unix.S_IFREG {
-		if err := lockImage(image, readOnly); err != nil {
-			return -1, fmt.Errorf("image %s: %w", source, err)
-		}
-		loop, err := attachLoop(image, readOnly)
-		if err != nil {
-			return -1, fmt.Errorf("image %s: %w", source, err)
-		}
-		defer loop.Close()
-		device = loop.Name()
+	if kind == unix.S_IFBLK {
+		return mountWhole(image, fmt.Sprintf("/proc/self/fd/%d", fd), source, fstype, readOnly) // by name it might be another
 	}
-	tree, err := mountDevice(device, fstype, readOnly)
+	if err := lockImage(image, readOnly); err != nil {
+		return -1, on, fmt.Errorf("image %s: %w", source, err)
+	}
+	loop, err := attachLoop(image, readOnly)
 	if err != nil {
-		return -1, fmt.Errorf("mount the %s file system of %s: %w", fstype, source, err)
+		return -1, on, fmt.Errorf("image %s: %w", source, err)
 	}
-	return tree, nil
+	defer loop.Close()
+	return mountWhole(loop, loop.Name(), source, fstype, readOnly)
+}
+
+// mountWhole mounts an open block device by its name, which the environment
+// sees in its list of mounts. source is for the error.
+func mountWhole(device *os.File, name, source, fstype string, readOnly bool) (tree int, on Device, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(device.Fd()), &st); err != nil {
+		return -1, on, err
+	}
+	if tree, err = mountDevice(name, fstype, readOnly); err != nil {
+		return -1, on, fmt.Errorf("mount the %s file system of %s: %w", fstype, source, err)
+	}
+	return tree, Device{unix.Major(st.Rdev), unix.Minor(st.Rdev)}, nil
 }
 
 // imageType tells what file system an image has.

@@ -60,6 +60,9 @@ func TestQcow2Path(t *testing.T) {
 	body, _ := io.ReadAll(qcow2(func(*qcow2Header) {}))
 	os.WriteFile(dir+"/image", body, 0o600)
 	os.Symlink("image", dir+"/link")
+	if s, err := ImageSpace(dir+"/image", true); err != nil || s.Capacity != 1<<30 || s.Physical != uint64(len(body)) {
+		t.Error(s, err)
+	}
 	real, _ := filepath.EvalSymlinks(dir)
 	if path, err := qcow2Path(dir + "/link"); err != nil || path != real+"/image" {
 		t.Error(path, err)

@@ -28,7 +28,8 @@ type record struct {
 	Kind      InitKind
 	IDMap     xml.IDMap
 	CPUs      []int
-	Template  string // digest of the root's template
+	Template  string        // digest of the root's template
+	Root      *recordedRoot `json:",omitempty"`
 	Consoles  []recordedConsole
 	StartedAt time.Time
 	Unsettled bool // limits are being changed

@@ -170,8 +170,8 @@ func (s *starter) makeLayers(ctx context.Context) error {
 	switch root := s.env.Filesystems[0]; root.Type {
 	case "template":
 	case "file", "block", "volume":
-		var err error
-		s.tree, err = s.r.openRoot(ctx, root)
+		tree, where, err := s.r.openRoot(ctx, root)
+		s.tree, s.rec.Root = tree, &where
 		s.res.Tree = firstExtraFD + len(s.options.Files)
 		return err
 	default:

@@ -33,8 +33,8 @@ func FilesystemSpace(dir string) (Space, error) {
 }
 
 // ImageSpace is that of a disk's source: a block device, or a file, which can
-// have holes.
-func ImageSpace(path string) (Space, error) {
+// have holes and be a qcow2 image.
+func ImageSpace(path string, isQcow2 bool) (Space, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return Space{}, fmt.Errorf("%s: %w", path, err)
@@ -49,7 +49,20 @@ func ImageSpace(path string) (Space, error) {
 		size := uint64(max(0, parseNumber([]byte(strings.TrimSpace(string(text)))))) * sector
 		return Space{size, size, size}, nil
 	case unix.S_IFREG:
-		return Space{uint64(st.Size), uint64(st.Blocks) * sector, uint64(st.Size)}, nil
+		s := Space{uint64(st.Size), uint64(st.Blocks) * sector, uint64(st.Size)}
+		if isQcow2 {
+			image, err := os.Open(path)
+			if err != nil {
+				return Space{}, err
+			}
+			defer image.Close()
+			h, err := readQcow2(image)
+			if err != nil {
+				return Space{}, fmt.Errorf("image %s: %w", path, err)
+			}
+			s.Capacity = h.Size
+		}
+		return s, nil
 	}
 	return Space{}, fmt.Errorf("%s is neither a block device nor a file", path)
 }

@@ -190,10 +190,10 @@ func TestSpace(t *testing.T) {
 	if err := os.Truncate(image, 10<<20); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = ImageSpace(image); err != nil || s.Capacity != 10<<20 || s.Physical != 10<<20 || s.Allocation >= 1<<20 {
+	if s, err = ImageSpace(image, false); err != nil || s.Capacity != 10<<20 || s.Physical != 10<<20 || s.Allocation >= 1<<20 {
 		t.Errorf("space of a file with a hole: %+v, %v", s, err)
 	}
-	if _, err = ImageSpace(dir); err == nil {
+	if _, err = ImageSpace(dir, false); err == nil {
 		t.Error("a directory has the size of a disk")
 	}
 	if _, err = FilesystemSpace(dir + "/gone"); err == nil {
