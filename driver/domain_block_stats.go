@@ -154,11 +154,11 @@ func (l *numberList) blockIO(prefix string, b block, used []runtime.IOStats) {
 	l.number(prefix+protocol.DomainStatsBlockSuffixWrBytes, s.WriteBytes)
 }
 
-// blockSpace asks a directory that is the root for its size only when it is
-// on a disk of this host: domstats must not wait for a server.
+// blockSpace does not ask for the size of a root that lies on another host:
+// domstats must not wait for a server.
 func (l *numberList) blockSpace(prefix string, b block) {
 	if b.kind == rootDirectory || b.kind == rootImage {
-		if disk, err := runtime.DiskOf(b.path); err != nil || disk == (runtime.Device{}) {
+		if remote, err := runtime.Remote(b.path); err != nil || remote {
 			return
 		}
 	}

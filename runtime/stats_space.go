@@ -70,3 +70,22 @@ func ImageSpace(path string, isQcow2 bool) (Space, error) {
 // PrivateDir is the directory of an environment's own layer, all its data. It
 // is there from the first start on.
 func (r *Runtime) PrivateDir(uuid [16]byte) string { return r.privateDir(uuid) }
+
+// Remote tells whether a path is on a file system that another host, or a
+// program, answers for.
+func Remote(path string) (bool, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return false, fmt.Errorf("%s: %w", path, err)
+	}
+	return remote(uint32(fs.Type)), nil
+}
+
+func remote(magic uint32) bool {
+	switch magic {
+	case unix.NFS_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC,
+		unix.V9FS_MAGIC, unix.CEPH_SUPER_MAGIC, unix.AFS_SUPER_MAGIC, unix.AFS_FS_MAGIC, unix.CODA_SUPER_MAGIC, unix.OCFS2_SUPER_MAGIC:
+		return true
+	}
+	return false
+}

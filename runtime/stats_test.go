@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"unicode"
+
+	"golang.org/x/sys/unix"
 )
 
 // testCgroup opens a copy of testdata/cgroup, the files of a scope on Linux
@@ -260,4 +262,15 @@ func FuzzParseMounts(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestRemote(t *testing.T) {
+	for magic, want := range map[uint32]bool{unix.NFS_SUPER_MAGIC: true, unix.FUSE_SUPER_MAGIC: true, unix.TMPFS_MAGIC: false, unix.BTRFS_SUPER_MAGIC: false} {
+		if remote(magic) != want {
+			t.Errorf("file system %#x: remote is %v", magic, !want)
+		}
+	}
+	if _, err := Remote("/no/such/path"); err == nil {
+		t.Error("what does not exist is somewhere")
+	}
 }
