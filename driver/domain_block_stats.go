@@ -157,7 +157,7 @@ func (l *numberList) blockIO(prefix string, b block, used []runtime.IOStats) {
 // blockSpace asks a directory that is the root for its size only when it is
 // on a disk of this host: domstats must not wait for a server.
 func (l *numberList) blockSpace(prefix string, b block) {
-	if b.kind == rootDirectory || b.kind == rootImage {
+	if b.kind == rootDirectory {
 		if disk, err := runtime.DiskOf(b.path); err != nil || disk == (runtime.Device{}) {
 			return
 		}

@@ -15,9 +15,15 @@ import (
 // onTestBtrfs has what TempDir makes lie on a btrfs with quotas.
 func onTestBtrfs(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "btrfs") // TempDir goes on with the directory it had first
+	if err != nil {
+		t.Fatal(err)
+	}
 	image, at := filepath.Join(dir, "image"), filepath.Join(dir, "at")
-	t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
+	t.Cleanup(func() {
+		unix.Unmount(at, unix.MNT_DETACH)
+		os.RemoveAll(dir)
+	})
 	out, err := exec.Command("sh", "-ec", `truncate -s 400M "$1"; mkfs.btrfs -q "$1"; mkdir "$2"; mount -o loop "$1" "$2"; btrfs quota enable "$2"`, "sh", image, at).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
