@@ -8,7 +8,7 @@
 //	plan.go      from XML, host and root to an OCI spec and unit properties (pure)
 //	record.go    what is written down before each step, so that a crash leaves nothing unknown
 //	filesystem.go its filesystems below the root
-//	quota.go     how much its own layer may hold
+//	quota.go     how much its own layer may hold; quota_btrfs.go on btrfs
 //	network.go   its network interfaces
 //	instance.go  the running environment: init's pid and pidfd, its scope, its console
 //	exit.go      how the end of init is noticed and what it means
@@ -20,6 +20,7 @@
 //	layers.go               what a disk consists of; layers_disk.go how that is kept and finished after a crash
 //	layers_push.go          a layer is made, and gone back to; layers_copy.go that of a running environment
 //	layers_collect.go       a layer that nobody needs goes; layers_join.go two become one
+//	layers_subvolume.go     a disk that is a btrfs subvolume
 //	layers_roots.go         disks are listed, cloned, adopted and removed; identity.go a clone becomes itself
 //
 // The way of a template:

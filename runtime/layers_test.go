@@ -32,6 +32,13 @@ func newTestLayers(t *testing.T) *Layers {
 	l := OpenLayers(data, filepath.Join(data, "state"))
 	again(t, l.templates, "web", "1")
 	use(t, l.templates, formatUUID(layersUUID), "web")
+	if err := l.locked(func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	// Nothing but on btrfs, where TestLayersOnBtrfs runs these tests again.
+	if err := l.separate(t.Context(), layersUUID); err != nil {
+		t.Fatal(err)
+	}
 	return l
 }
 
