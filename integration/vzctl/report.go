@@ -112,7 +112,7 @@ func (r *result) settle(err error, ctx context.Context) {
 	case errors.As(err, &no):
 		r.Status, r.Reason = skipped, no.Error()
 	case ctx.Err() != nil:
-		r.Status, r.Reason = interrupted, "interrupted"
+		r.Status, r.Reason = interrupted, "by a signal to vzctl"
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			r.Status, r.Reason = timedOut, "the time was over"
 		}
@@ -275,6 +275,10 @@ func (p *reporter) finish(results []*result) error {
 			parts = append(parts, fmt.Sprintf("%d %s", c.n, c.word))
 		}
 	}
-	_, err := fmt.Fprintf(p.out, "%d environments: %s\n", len(results), strings.Join(parts, ", "))
+	noun := "environments"
+	if len(results) == 1 {
+		noun = "environment"
+	}
+	_, err := fmt.Fprintf(p.out, "%d %s: %s\n", len(results), noun, strings.Join(parts, ", "))
 	return err
 }

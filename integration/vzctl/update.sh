@@ -6,7 +6,7 @@ for manager in apt-get dnf zypper apk pacman none; do
 	command -v $manager >/dev/null 2>&1 && break
 done
 strict='-o APT::Update::Error-Mode=any' # an index that cannot be fetched is an error
-keep='-o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold'
+keep='-o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold'
 
 case "$1 $manager" in
 *' none') exit 69 ;;
