@@ -77,8 +77,11 @@ func (g *guest) shell(ctx context.Context, script string, args, env []string, in
 func (g *guest) wait(ctx context.Context, pid int) (*ended, error) {
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 		e := &ended{}
-		if err := g.call(ctx, "guest-exec-status", map[string]int{"pid": pid}, e); err != nil || e.Exited {
-			return e, err
+		if err := g.call(ctx, "guest-exec-status", map[string]int{"pid": pid}, e); err != nil {
+			return nil, err // a call that was left behind may still write to e
+		}
+		if e.Exited {
+			return e, nil
 		}
 		select {
 		case <-ctx.Done():
