@@ -173,10 +173,11 @@ func runFleet(uris, args []string) error {
 	if err != nil {
 		return err
 	}
-	// The first Ctrl-C ends what runs; the next one ends this program.
+	// The first Ctrl-C ends what runs; the next one ends this program. Two at
+	// once are one: timeout(1) sends its signal to the child and to the group.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop)
+	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, stop) })
 
 	r := newReporter(f, os.Stdout, os.Stderr, len(guests))
 	results := f.run(ctx, guests, f.filtered(do), r)
