@@ -19,6 +19,7 @@ import (
 //	    <ve:tasks>512</ve:tasks>
 //	    <ve:ubc name="numpty" limit="32"/>
 //	    <ve:clone of="1a2b3c4d-…"/>
+//	    <ve:tag>production</ve:tag>
 //	  </ve:ve>
 //	</metadata>
 //
@@ -27,8 +28,9 @@ import (
 // most processes and threads. ubc: an OpenVZ beancounter, see beancounters;
 // its barrier, where it has one, is kept and means nothing. clone: the UUID
 // of the environment, shut off, whose disk it starts with instead of the bare
-// template; it counts at the first start only. Other children are kept and
-// mean nothing.
+// template; it counts at the first start only. tag: a word that vzctl fleet
+// selects by, repeatable. It and other children are kept and mean nothing to
+// the daemon.
 const VENamespace = "http://virtvzd.org/ve/1.0"
 
 type ve struct {

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"encoding/json"
-	"encoding/xml"
 	"fmt"
 	"io"
 	"os"
@@ -32,6 +31,7 @@ type row struct {
 	PhysPages   uint64   `json:"physpages"` // of 4 KiB
 	CPUs        uint     `json:"cpus"`
 	OnBoot      bool     `json:"onboot"`
+	Tags        []string `json:"tags"`
 }
 
 // field is a column of vzlist.
@@ -61,6 +61,7 @@ var fields = []field{
 	{[]string{"physpages"}, "PHYSP", -10, func(r *row) string { return strconv.FormatUint(r.PhysPages, 10) }},
 	{[]string{"cpus"}, "CPUS", -5, func(r *row) string { return strconv.FormatUint(uint64(r.CPUs), 10) }},
 	{[]string{"onboot"}, "ONBOOT", 6, func(r *row) string { return map[bool]string{true: "yes", false: "no"}[r.OnBoot] }},
+	{[]string{"tags", "tag"}, "TAGS", 24, func(r *row) string { return cmp.Or(strings.Join(r.Tags, ","), "-") }},
 }
 
 func fieldOf(name string) *field {
@@ -272,7 +273,7 @@ func (s *session) row(dom *libvirt.Domain) (*row, error) {
 
 // rowOf is what a definition tells.
 func rowOf(def *libvirtxml.Domain) *row {
-	r := &row{CTID: def.Name, Name: def.Title, Description: def.Description, UUID: def.UUID, IP: []string{}}
+	r := &row{CTID: def.Name, Name: def.Title, Description: def.Description, UUID: def.UUID, IP: []string{}, Tags: []string{}}
 	if def.CurrentMemory != nil {
 		r.PhysPages = uint64(def.CurrentMemory.Value) / 4
 	}
@@ -300,12 +301,8 @@ func rowOf(def *libvirtxml.Domain) *row {
 		}
 	}
 	if def.Metadata != nil {
-		var m struct {
-			Hostname string `xml:"http://virtvzd.org/ve/1.0 ve>hostname"`
-		}
-		if xml.Unmarshal([]byte("<metadata>"+def.Metadata.XML+"</metadata>"), &m) == nil {
-			r.Hostname = m.Hostname
-		}
+		m := veOf(def.Metadata.XML)
+		r.Hostname, r.Tags = m.Hostname, append(r.Tags, m.Tags...)
 	}
 	return r
 }

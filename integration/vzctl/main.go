@@ -8,6 +8,12 @@
 //	exec.go      programs inside, by the verbs of QEMU's guest agent
 //	set.go       changes of what runs and of what is defined
 //	list.go      vzlist
+//	fleet.go     one verb on many environments: options, and who works on what
+//	select.go    which environments those are
+//	guest.go     programs in one of them, with an end to the time they have
+//	copy.go      files into one of them
+//	update.go    its packages, by the package manager that is there
+//	report.go    what came of it: lines, and the JSON
 package main
 
 import (
@@ -29,8 +35,9 @@ const usage = `usage: vzctl [-c URI] [--quiet] VERB CTID …
   suspend | resume CTID
   snapshot CTID [--name NAME] [--description TEXT]    snapshot-list CTID
   snapshot-switch | snapshot-delete CTID --id NAME
+  fleet exec | update | copy …    many containers at once: vzctl fleet tells how
 options: --hostname --ipadd --ipdel --nameserver --searchdomain --ram --swap --cpus --cpuunits
-  --cpulimit --diskspace --name --description --onboot --userpasswd --numproc …
+  --cpulimit --diskspace --name --description --onboot --userpasswd --tag --numproc …
 The URI is vz:///system unless -c or LIBVIRT_DEFAULT_URI names another.
 `
 
@@ -38,6 +45,7 @@ The URI is vz:///system unless -c or LIBVIRT_DEFAULT_URI names another.
 type session struct {
 	conn  *libvirt.Connect
 	uri   string
+	uris  []string // all that -c gave, for those verbs that take several
 	quiet bool
 }
 
@@ -109,12 +117,12 @@ func common(args []string) (s *session, rest []string, err error) {
 		uri, joined := strings.CutPrefix(args[0], "--connect=")
 		switch {
 		case joined:
-			s.uri = uri
+			s.uri, s.uris = uri, append(s.uris, uri)
 		case args[0] == "--quiet" || args[0] == "-q":
 			s.quiet = true
 		case args[0] == "--verbose" || args[0] == "-v":
 		case (args[0] == "-c" || args[0] == "--connect") && len(args) > 1:
-			s.uri, args = args[1], args[1:]
+			s.uri, s.uris, args = args[1], append(s.uris, args[1]), args[1:]
 		default:
 			return s, args, nil
 		}
@@ -137,6 +145,12 @@ func runVzctl(args []string) error {
 	if len(args) == 1 && (args[0] == "--help" || args[0] == "help") {
 		fmt.Print(usage)
 		return nil
+	}
+	if len(args) > 0 && args[0] == "fleet" {
+		if len(s.uris) == 0 {
+			s.uris = []string{s.uri}
+		}
+		return runFleet(s.uris, args[1:])
 	}
 	if len(args) < 2 {
 		return failf(exitParameter, "%s", strings.TrimSuffix(usage, "\n"))

@@ -23,7 +23,7 @@ type change struct {
 // set changes what runs, and with --save the definition too. Each parameter is
 // set by itself, in the order below; the first that fails ends it.
 func set(s *session, dom *libvirt.Domain, args []string) error {
-	o, err := parseOptions(args, append(parameterNames(), "name", "onboot", "ipdel", "userpasswd"), []string{"save", "force"})
+	o, err := parseOptions(args, append(parameterNames(), "name", "onboot", "ipdel", "userpasswd", "tag"), []string{"save", "force"})
 	if err != nil {
 		return err
 	}
@@ -222,6 +222,14 @@ func (o options) edit(element string) (edited string, changed bool, err error) {
 			v.replace(name, o[name])
 			changed = true
 		}
+	}
+	if o.has("tag") {
+		tags, err := tagsOf(o["tag"])
+		if err != nil {
+			return "", false, err
+		}
+		v.replace("tag", tags)
+		changed = true
 	}
 	for _, p := range beancounters() {
 		if o.has(p.option) {

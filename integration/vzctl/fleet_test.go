@@ -1,0 +1,327 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// hosts are environments on two of them.
+func hosts() []*guest {
+	var all []*guest
+	for _, w := range []struct {
+		uri, name, title, template, status, tags string
+	}{
+		{"vz:///system", "web1", "shop", "debian13@0123abcd", "running", "prod,web"},
+		{"vz:///system", "web2", "", "busybox", "running", "web"},
+		{"vz:///system", "db1", "", "debian13", "stopped", "prod"},
+		{"vz+ssh://two/system", "web1", "", "busybox", "suspended", ""},
+	} {
+		r := &row{CTID: w.name, Name: w.title, OSTemplate: w.template, Status: w.status}
+		if w.tags != "" {
+			r.Tags = strings.Split(w.tags, ",")
+		}
+		all = append(all, &guest{row: r, uri: w.uri})
+	}
+	return all
+}
+
+// TestSelect: who is chosen by a command line, and under what names.
+func TestSelect(t *testing.T) {
+	for args, want := range map[string]string{
+		"--all":                              "db1 web1@vz+ssh://two/system web1@vz:///system web2",
+		"web*":                               "web1@vz+ssh://two/system web1@vz:///system web2",
+		"shop":                               "web1",
+		"web[2-9] db?":                       "db1 web2",
+		"--tag prod":                         "db1 web1",
+		"--tag prod --tag web":               "db1 web1 web2",
+		"--tag prod web*":                    "web1",
+		"--template debian13":                "db1 web1",
+		"--template debian13@* --all":        "web1",
+		"web1 --parallel 2 --tag=web shop":   "web1",
+		"--updates-pending --template busy*": "web1 web2",
+		"--updates-pending":                  "db1 web1@vz+ssh://two/system web1@vz:///system web2",
+		"":                                   "no environment is selected",
+		"web9":                               `no environment is called "web9"`,
+		"web1 nobody*":                       `no environment is called "nobody*"`,
+		"--tag nothing":                      "the selection is empty: of 4 environments none fits it",
+		"web2 --tag prod":                    "the selection is empty",
+		"[":                                  "is not a pattern",
+	} {
+		got := ""
+		f, err := parseFleet([]string{"vz:///system"}, append(append([]string{"exec"}, strings.Fields(args)...), "--", "true"))
+		if err == nil {
+			var chosen []*guest
+			chosen, err = f.selector.choose(hosts())
+			var names []string
+			for _, g := range chosen {
+				names = append(names, g.name)
+			}
+			got = strings.Join(names, " ")
+		}
+		if err != nil {
+			if got = err.Error(); !strings.Contains(got, want) {
+				t.Errorf("%s: %s, want %s", args, got, want)
+			}
+		} else if got != want {
+			t.Errorf("%s: %s, want %s", args, got, want)
+		}
+	}
+}
+
+func TestFleetRefused(t *testing.T) {
+	for args, want := range map[string]int{
+		"": exitParameter, "dance --all": exitParameter, "exec --all": exitParameter, "exec --all --": exitParameter,
+		"copy --all -- one": exitParameter, "update --all -- x": exitParameter, "copy --all --env A=b -- one /two": exitParameter,
+		"exec --all --parallel 0 -- true": exitValue, "exec --all --output -1 -- true": exitValue, "exec --all --timeout -1s -- true": exitValue,
+		"exec --all --env A -- true": exitValue, "exec -- true": exitNoConfig, "exec --all --nonsense -- true": exitParameter,
+	} {
+		_, err := parseFleet(nil, strings.Fields(args))
+		if err == nil || codeOf(err) != want {
+			t.Errorf("%s: %v, want the code %d", args, err, want)
+		}
+	}
+}
+
+func TestTags(t *testing.T) {
+	got, _, err := options{"tag": {"a,b", "c,a"}}.edit(`<ve><hostname>h</hostname><tag>old</tag></ve>`)
+	if want := `<ve><hostname>h</hostname><tag>a</tag><tag>b</tag><tag>c</tag></ve>`; err != nil || got != want {
+		t.Errorf("%s %v, want %s", got, err, want)
+	}
+	got, changed, err := options{"tag": {""}}.edit(got)
+	if want := `<ve><hostname>h</hostname></ve>`; err != nil || got != want || !changed {
+		t.Errorf("%s %v, want %s", got, err, want)
+	}
+	for _, bad := range []string{"a b", "*", "-x", "<x>"} {
+		if _, _, err := (options{"tag": {bad}}).edit(""); err == nil {
+			t.Errorf("the tag %q is accepted", bad)
+		}
+	}
+	def := &libvirtxml.Domain{}
+	if err := def.Unmarshal(`<domain><metadata><v:ve xmlns:v='http://virtvzd.org/ve/1.0'><v:tag>a</v:tag><v:tag>b</v:tag></v:ve></metadata></domain>`); err != nil {
+		t.Fatal(err)
+	}
+	if tags := rowOf(def).Tags; strings.Join(tags, " ") != "a b" {
+		t.Errorf("tags %q", tags)
+	}
+}
+
+// fake is an agent whose programs do what their first argument says: "exit 3",
+// "print TEXT", "hang" until they are killed.
+type fake struct {
+	mu       sync.Mutex
+	last     int
+	programs map[int]string
+	killed   bool
+	env      []string
+}
+
+func (a *fake) ask(command string, arguments, answer any) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch command {
+	case "guest-exec":
+		p := arguments.(program)
+		what := strings.Join(p.Arg[3:], " ")
+		if p.Arg[1] == killScript {
+			what, a.killed = "exit 0", true
+		} else {
+			a.env = p.Env
+		}
+		a.last++
+		if a.programs == nil {
+			a.programs = map[int]string{}
+		}
+		a.programs[a.last] = what
+		return into(answer, fmt.Sprintf(`{"pid":%d}`, a.last))
+	case "guest-exec-status":
+		what := a.programs[arguments.(map[string]int)["pid"]]
+		e := map[string]any{"exited": true, "exitcode": 0}
+		verb, rest, _ := strings.Cut(what, " ")
+		switch {
+		case what == "hang" && a.killed:
+			e["signal"], e["out-data"] = 9, []byte("so far\n")
+		case verb == "hang":
+			e = map[string]any{"exited": false}
+		case verb == "exit":
+			e["exitcode"] = json.RawMessage(rest)
+		case verb == "print":
+			e["out-data"] = []byte(rest)
+		}
+		text, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		return into(answer, string(text))
+	}
+	return errors.New("the agent has no " + command)
+}
+
+func into(answer any, text string) error { return json.Unmarshal([]byte(text), answer) }
+
+// TestFleetJSON: the shape that is documented, and lines, of all that can
+// become of an environment.
+func TestFleetJSON(t *testing.T) {
+	f := &fleet{verb: "exec", parallel: 2, output: 16, timeout: time.Hour}
+	var guests []*guest
+	programs := map[string]string{
+		"a": "exit 0", "b": "exit 3", "c": "print a line\x1b[2J\nand more than sixteen bytes\n", "d": "hang", "e": "off", "f": "broken",
+	}
+	for name := range programs {
+		guests = append(guests, &guest{row: &row{CTID: name, Status: "running"}, uri: "vz:///system", ask: (&fake{}).ask})
+		g := guests[len(guests)-1]
+		if name == "e" {
+			g.row.Status = "stopped"
+		}
+		if name == "f" {
+			g.ask = func(string, any, any) error { return errors.New("the host\nis gone") }
+		}
+	}
+	guests, err := (&selector{all: true}).choose(guests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	do := func(ctx context.Context, g *guest, r *result) error {
+		if g.name == "d" { // its time is over from the start
+			late, cancel := context.WithDeadline(ctx, time.Now())
+			defer cancel()
+			e, err := g.shell(late, "", []string{programs[g.name]}, nil, nil)
+			r.ended(e)
+			r.settle(err, late)
+			return skip(r.Reason)
+		}
+		e, err := g.shell(ctx, "", []string{programs[g.name]}, nil, nil)
+		r.ended(e)
+		return err
+	}
+	var plain, shape bytes.Buffer
+	results := f.run(t.Context(), guests, do, &reporter{out: &plain, err: &plain, verb: "exec", json: true})
+	for _, r := range results {
+		r.Seconds = 0.1
+		if r.Name == "d" {
+			r.Status = timedOut
+		}
+	}
+	lines := &reporter{out: &plain, err: &plain, verb: "exec"}
+	for _, r := range results {
+		lines.print(r)
+	}
+	if err := lines.finish(results); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&reporter{out: &shape, verb: "exec", json: true}).finish(results); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "fleet.golden", plain.String()+"----\n"+shape.String())
+	for wanted, list := range map[int][]*result{0: results[:1], exitCommand: results[:2], exitStopped: results[4:5]} {
+		var code exitCode
+		if errors.As(verdict(list, false), &code); int(code) != wanted {
+			t.Errorf("ends with %d, want %d", code, wanted)
+		}
+	}
+	if verdict(results, true) != exitCode(130) {
+		t.Error("an interruption is not told")
+	}
+}
+
+// TestStopped: what has no time left is killed, and what cannot be is told.
+func TestStopped(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	a, r := &fake{}, &result{}
+	e, err := (&guest{ask: a.ask}).shell(ctx, "", []string{"hang"}, []string{"A=b"}, nil)
+	r.ended(e)
+	r.settle(err, ctx)
+	if r.Status != interrupted || r.StillRunning || r.Stdout != "so far\n" || !a.killed {
+		t.Errorf("%+v", r)
+	}
+	if !strings.Contains(strings.Join(a.env, " "), "A=b "+mark) {
+		t.Errorf("the environment is %q", a.env)
+	}
+	r = &result{}
+	r.settle(&stopped{ctx.Err(), true}, ctx)
+	if !r.StillRunning || !strings.Contains(r.Reason, "could not be killed") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestChanged(t *testing.T) {
+	before := installed([]string{"a:amd64 1", "b 1", "kernel 1", "kernel 2", "nonsense", "evil\x1b 1"})
+	after := installed([]string{"a:amd64 2", "c 1", "kernel 1", "kernel 2", "kernel 3", "evil\x1b 1"})
+	var got []string
+	for _, c := range changed(before, after) {
+		got = append(got, c.String())
+	}
+	want := "a:amd64 1 -> 2; b 1 removed; c 1 installed; kernel 1, 2 -> 1, 2, 3"
+	if strings.Join(got, "; ") != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// files is an agent with files, whose disk takes less than it is given.
+type files struct {
+	fake
+	content map[int]*bytes.Buffer
+	ran     []string
+}
+
+func (a *files) ask(command string, arguments, answer any) error {
+	switch command {
+	case "guest-file-open":
+		a.content = map[int]*bytes.Buffer{7: {}}
+		return into(answer, "7")
+	case "guest-file-write":
+		body := arguments.(map[string]any)["buf-b64"].([]byte)
+		n, _ := a.content[7].Write(body[:min(len(body), chunk-1)])
+		return into(answer, fmt.Sprintf(`{"count":%d}`, n))
+	case "guest-file-flush", "guest-file-close":
+		return nil
+	case "guest-exec":
+		p := arguments.(program)
+		a.ran = append(a.ran, strings.Join(p.Arg[3:], " "))
+		p.Arg = []string{"-c", "", "sh", "exit 0"}
+		arguments = p
+	}
+	return a.fake.ask(command, arguments, answer)
+}
+
+func TestCopy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	content := bytes.Repeat([]byte("0123456789"), chunk/8)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o751); err != nil {
+		t.Fatal(err)
+	}
+	do, err := (&fleet{args: []string{path, "/srv/to"}}).copy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, r := &files{}, &result{}
+	if err := do(t.Context(), &guest{ask: a.ask}, r); err != nil || !bytes.Equal(a.content[7].Bytes(), content) {
+		t.Errorf("%v, %d bytes of %d", err, a.content[7].Len(), len(content))
+	}
+	last := a.ran[len(a.ran)-1]
+	if !strings.HasPrefix(last, "751 /srv/.vzctl-") || !strings.HasSuffix(last, " /srv/to") || strings.Join(r.Files, " ") != "/srv/to" {
+		t.Errorf("%q %q", last, r.Files)
+	}
+	for _, args := range [][]string{{path, "relative"}, {t.TempDir(), "/to"}, {"/dev/null", "/to"}, {path + "-missing", "/to"}} {
+		if _, err := (&fleet{args: args}).copy(); err == nil {
+			t.Errorf("copying %q is accepted", args)
+		}
+	}
+	if err := do(t.Context(), &guest{ask: (&fake{}).ask}, &result{}); err == nil {
+		t.Error("an agent without files has got one")
+	}
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"strings"
+	"time"
+
+	"libvirt.org/go/libvirt"
+)
+
+// guest is an environment of vzctl fleet. What it answers may be anything.
+type guest struct {
+	name string // unique in this run
+	uri  string
+	row  *row
+	dom  *libvirt.Domain
+	ask  func(command string, arguments, answer any) error
+}
+
+// grace is how long a call may take that was on its way when the time ended,
+// and how long what is ended inside has for that.
+const grace = 10 * time.Second
+
+// call asks the agent. One that does not answer is left behind once the time
+// is over: a host may be gone.
+func (g *guest) call(ctx context.Context, command string, arguments, answer any) error {
+	done := make(chan error, 1)
+	go func() { done <- g.ask(command, arguments, answer) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(grace):
+		return ctx.Err()
+	}
+}
+
+// stopped is the error of a program whose time was over.
+type stopped struct {
+	cause error
+	still bool // it could not be ended
+}
+
+func (s *stopped) Error() string { return s.cause.Error() }
+func (s *stopped) Unwrap() error { return s.cause }
+
+// mark is the variable by which all that a command has started is found again.
+const mark = "VZCTL_FLEET="
+
+var basicEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
+
+// shell runs a script with arguments as root inside. When the time is over it
+// is killed with all it has started, and what it printed until then is given.
+func (g *guest) shell(ctx context.Context, script string, args, env []string, input []byte) (*ended, error) {
+	token := mark + rand.Text()
+	p := program{Path: "/bin/sh", Arg: append([]string{"-c", script, "sh"}, args...), Input: input, Capture: true}
+	p.Env = append(append(append(p.Env, basicEnv...), env...), token)
+	var started struct{ Pid int }
+	if err := g.call(ctx, "guest-exec", p, &started); err != nil {
+		return nil, err
+	}
+	e, err := g.wait(ctx, started.Pid)
+	if ctx.Err() == nil || err == nil {
+		return e, err
+	}
+	e, still := g.kill(started.Pid, token)
+	return e, &stopped{ctx.Err(), still}
+}
+
+// wait asks until the program has ended.
+func (g *guest) wait(ctx context.Context, pid int) (*ended, error) {
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
+		e := &ended{}
+		if err := g.call(ctx, "guest-exec-status", map[string]int{"pid": pid}, e); err != nil {
+			return nil, err // a call that was left behind may still write to e
+		}
+		if e.Exited {
+			return e, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// killScript ends all that have the mark, again and again, for they may fork.
+const killScript = `n=0
+while [ $n -lt 8 ]; do
+	left=
+	for e in /proc/[0-9]*/environ; do
+		grep -qs "$1" "$e" || continue
+		left=y
+		p=${e#/proc/}
+		kill -9 "${p%/environ}" 2>/dev/null
+	done
+	[ "$left" ] || exit 0
+	n=$((n+1))
+	[ $n -lt 3 ] || sleep 1
+done
+exit 1`
+
+// kill ends a program, and tells what it had printed and whether it still runs.
+func (g *guest) kill(pid int, token string) (e *ended, still bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*grace)
+	defer cancel()
+	var killer struct{ Pid int }
+	p := program{Path: "/bin/sh", Arg: []string{"-c", killScript, "sh", token}, Env: basicEnv, Capture: true}
+	if err := g.call(ctx, "guest-exec", p, &killer); err != nil {
+		return nil, true
+	}
+	k, err := g.wait(ctx, killer.Pid)
+	still = err != nil || !k.ok()
+	short, done := context.WithTimeout(context.Background(), grace)
+	defer done()
+	e, err = g.wait(short, pid)
+	return e, still || err != nil
+}
+
+// ok: it has ended, and well.
+func (e *ended) ok() bool { return e.Exited && e.ExitCode == 0 && e.Signal == 0 }
+
+func (e *ended) lines() (lines []string) {
+	for line := range bytes.Lines(e.Out) {
+		if text := strings.TrimSpace(string(line)); text != "" {
+			lines = append(lines, text)
+		}
+	}
+	return lines
+}
