@@ -210,7 +210,14 @@ func TestVMScopeAgainAndAgain(t *testing.T) {
 func TestVMStopIgnoredTerm(t *testing.T) {
 	c, ctx := connect(t)
 	const unit = "vm-test-stubborn.scope"
-	p := process(t, "sh", "-c", "trap '' TERM; while :; do sleep 1; done")
+	ready := filepath.Join(t.TempDir(), "ready")
+	p := process(t, "sh", "-c", "trap '' TERM; echo >"+ready+"; while :; do sleep 1; done")
+	for range 100 { // before that it would end like any other
+		if _, err := os.Stat(ready); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 	must(t, c.StartScope(ctx, Scope{Name: unit, PIDs: []uint32{uint32(p.Process.Pid)}, Properties: []Property{TimeoutStop(time.Second), CollectMode("inactive")}}))
 	go p.Wait()
 	if err := c.Stop(ctx, unit); err != nil && !errors.Is(err, ErrJobFailed) {
