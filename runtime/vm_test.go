@@ -184,16 +184,13 @@ func leftovers() []string {
 			left = append(left, "mount "+strings.TrimSpace(line))
 		}
 	}
-	entries, _ := os.ReadDir(vmState)
-	for _, e := range entries {
-		if e.Name() != "crun" {
-			left = append(left, "state "+e.Name())
-		}
-	}
-	entries, _ = os.ReadDir(vmState + "/crun")
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), ".") {
-			left = append(left, "crun "+e.Name())
+	for dir, what := range map[string]string{vmState: "state", vmState + "/crun": "crun", vmState + "/images": "image"} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			rooms := dir == vmState && (e.Name() == "crun" || e.Name() == "images")
+			if !rooms && !strings.HasPrefix(e.Name(), ".") {
+				left = append(left, what+" "+e.Name())
+			}
 		}
 	}
 	if scope := findScope(systemd.ScopeName("test-busybox")); scope != "" {
