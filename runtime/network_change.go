@@ -107,7 +107,7 @@ func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.I
 	if err := changeable(l, from, to); err != nil {
 		return err
 	}
-	plug := Plug{Bridge: l.Parent, Inbound: l.Inbound, Outbound: l.Outbound, VLAN: l.PortVLAN}
+	plug := l.plug()
 	if l.Type == "direct" {
 		plug.Device, plug.Mode = l.Parent, to.Mode
 	}
@@ -133,6 +133,11 @@ func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.I
 		return fmt.Errorf("the network %s has another kind of interface: detach it and attach it again: %w", to.Source, ErrUnsupported)
 	}
 	return i.rewire(ctx, w, l, was, p, to.Type == "network")
+}
+
+// plug is where an interface's network has put it, unless that is a macvlan.
+func (l *recordedLink) plug() Plug {
+	return Plug{Bridge: l.Parent, Inbound: l.Inbound, Outbound: l.Outbound, VLAN: l.PortVLAN}
 }
 
 // rewire brings a link from one plan to another.

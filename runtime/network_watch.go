@@ -64,7 +64,8 @@ func (i *Instance) reconnect(h *netlink.Handle, bridge netlink.Link) {
 	i.mu.Lock()
 	var ends []*recordedLink
 	for _, l := range i.rec.Links {
-		if l.Type == "bridge" && l.Parent == bridge.Attrs().Name && l.HostIndex != 0 {
+		cutOff := i.rec.Checkpoint != nil // see unplugLinks
+		if !cutOff && l.Type == "bridge" && l.Parent == bridge.Attrs().Name && l.HostIndex != 0 {
 			ends = append(ends, l)
 		}
 	}

@@ -35,6 +35,14 @@ type record struct {
 	Unsettled bool // limits are being changed
 	Links     []*recordedLink
 	Mounts    []recordedMount // filesystems below the root
+
+	Checkpoint *recordedCheckpoint `json:",omitempty"`
+}
+
+// recordedCheckpoint is one that is being made, or was and is to be used.
+type recordedCheckpoint struct {
+	Dir       string
+	WasFrozen bool
 }
 
 type recordedConsole struct {

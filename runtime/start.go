@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"virtvzd/systemd"
 	"virtvzd/xml"
 )
@@ -20,6 +22,10 @@ import (
 type StartOptions struct {
 	Paused bool       // all is set up, but init has not run an instruction: Resume starts it
 	Files  []*os.File // become descriptors 3, 4, … of init; the caller closes its own
+
+	// Checkpoint is a directory of Instance.Checkpoint's, "" for a start from
+	// the beginning. With Paused the environment runs for a moment before it is frozen.
+	Checkpoint string
 }
 
 // Start runs an environment: all of it, or the error says why not and nothing
@@ -28,11 +34,22 @@ func (r *Runtime) Start(ctx context.Context, env *xml.Environment, o StartOption
 	if err := r.releaseEnded(ctx, env.UUID); err != nil {
 		return nil, err
 	}
+	var m *manifest
+	if o.Checkpoint != "" {
+		var err error
+		if m, err = loadManifest(o.Checkpoint); err != nil {
+			return nil, err
+		}
+		if err := r.probeCRIU(); err != nil {
+			return nil, err
+		}
+		env = m.ofCheckpoint(env)
+	}
 	res, err := r.reserve(env)
 	if err != nil {
 		return nil, err
 	}
-	s := &starter{r: r, env: env, res: res, options: o}
+	s := &starter{r: r, env: env, res: res, options: o, manifest: m}
 	i, err := s.start(ctx)
 	if err == nil {
 		return i, nil
@@ -55,10 +72,11 @@ func (r *Runtime) Start(ctx context.Context, env *xml.Environment, o StartOption
 // starter is one start on its way. Each field is set by the step that makes the
 // thing, and undone by abandon or, from the record, by cleanup.
 type starter struct {
-	r       *Runtime
-	env     *xml.Environment
-	res     Reserved
-	options StartOptions
+	r        *Runtime
+	env      *xml.Environment
+	res      Reserved
+	options  StartOptions
+	manifest *manifest // of the checkpoint, nil without one
 
 	rec     *record
 	tree    *os.File // the root's mount, when the stub does not make it
@@ -262,6 +280,10 @@ func (s *starter) makePlan(context.Context) error {
 	}
 	s.plan = plan
 	s.rec.Kind = s.root.Kind
+	if s.manifest != nil {
+		// crun would make files to mount on where CRIU mounts what they are below.
+		plan.Spec.Mounts = slices.DeleteFunc(plan.Spec.Mounts, func(m specs.Mount) bool { return m.Type == "bind" })
+	}
 	body, err := json.Marshal(plan.Spec)
 	if err != nil {
 		return err
@@ -277,6 +299,11 @@ func (s *starter) furnish(ctx context.Context) (err error) {
 	work := s.plan.Work
 	work.Env = []string{"PATH=" + runtimePath}
 	work.Argv = s.r.createCommand(s.rec.UUID, s.res.Dir, socket, len(s.options.Files))
+	if s.manifest != nil { // CRIU has what is mounted below the root, and all in it
+		work.Mounts, work.Files, work.Names = nil, nil, ""
+		work.Env = append(work.Env, "CRIU_CONFIG_FILE="+filepath.Join(s.options.Checkpoint, "criu.conf"))
+		work.Argv = s.r.restoreCommand(s.rec.UUID, s.res.Dir, socket, s.options.Checkpoint)
+	}
 	defer context.AfterFunc(ctx, s.stub.kill)()
 	return s.stub.furnish(work)
 }
@@ -327,6 +354,15 @@ func (s *starter) delegate(context.Context) error {
 // create lets the stub become "crun create".
 func (s *starter) create(ctx context.Context) error {
 	defer context.AfterFunc(ctx, s.stub.kill)()
+	if s.manifest != nil {
+		if err := s.prepareRestore(ctx); err != nil {
+			return err
+		}
+		if err := s.restored(s.stub.run()); err != nil {
+			return fmt.Errorf("restore %s: %w", s.env.Name, err)
+		}
+		return nil
+	}
 	if err := s.stub.run(); err != nil {
 		return fmt.Errorf("create %s: %w", s.env.Name, err)
 	}
@@ -369,7 +405,7 @@ func (s *starter) adopt(context.Context) error {
 	}
 	s.rec.Consoles = []recordedConsole{entry}
 	s.i.consoles = []*Console{newConsole(master, entry, log)}
-	if s.options.Paused {
+	if s.options.Paused && s.manifest == nil {
 		s.rec.Phase = created
 	}
 	return s.rec.save(s.res.Dir)
@@ -417,6 +453,9 @@ func (s *starter) run(ctx context.Context) error {
 		Name: systemd.MachineName(s.env.Name, s.env.UUID), UUID: s.env.UUID,
 		Service: "virtvzd", Class: "container", Leader: uint32(s.rec.Init),
 	})
+	if s.manifest != nil {
+		return s.settle(ctx)
+	}
 	if s.options.Paused {
 		return nil
 	}
@@ -424,7 +463,7 @@ func (s *starter) run(ctx context.Context) error {
 }
 
 func (s *starter) finish(context.Context) error {
-	if !s.options.Paused {
+	if !s.options.Paused || s.manifest != nil {
 		s.rec.Phase = running
 	}
 	if err := s.rec.save(s.res.Dir); err != nil {

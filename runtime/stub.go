@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	goruntime "runtime"
 	"syscall"
 
@@ -45,6 +46,13 @@ const stubName = "virtvzd-stub"
 func Stub() bool {
 	if len(os.Args) == 0 {
 		return false
+	}
+	if filepath.Base(os.Args[0]) == actionName {
+		if err := runAction(filepath.Dir(os.Args[0])); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return true
 	}
 	switch os.Args[0] {
 	case stubName:

@@ -35,6 +35,9 @@ func ExecStart(argv ...string) Property {
 	return property("ExecStart", []command{{argv[0], argv, false}})
 }
 
+// Environment is a service's environment, each NAME=VALUE.
+func Environment(assignments ...string) Property { return property("Environment", assignments) }
+
 // TimeoutStart is how long a service may take to start.
 func TimeoutStart(d time.Duration) Property {
 	return property("TimeoutStartUSec", uint64(d.Microseconds()))

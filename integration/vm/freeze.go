@@ -90,8 +90,20 @@ func newSnapshot(image, accel string) *snapshot {
 
 // settle waits until the boot is over, and runs once what tests do often, so
 // that a copy has it in memory.
+//
+// The last is for QEMU's emulation: where the kernel changes its own code while
+// another processor runs it, that processor may trip over what is half changed,
+// and the kernel panics. CRIU makes it do so with every task that it restores
+// (a breakpoint is a performance event of a task, and the first and last of
+// those switch code in the scheduler on and off), so here there always is one:
+// PERF_COUNT_SW_DUMMY, by perf_event_open(2).
 const settle = `systemctl is-system-running --wait; systemctl --failed --no-legend >&2
-virsh --version >/dev/null; crun --version >/dev/null; systemctl list-jobs >/dev/null; ls -laR /srv/roots >/dev/null; sync`
+virsh --version >/dev/null; crun --version >/dev/null; systemctl list-jobs >/dev/null; ls -laR /srv/roots >/dev/null; sync
+systemd-run -q --unit=perf-event python3 -c '
+import ctypes, signal, struct
+attributes = ctypes.create_string_buffer(struct.pack("IIQ", 1, 112, 9), 112)
+assert ctypes.CDLL(None, use_errno=True).syscall(298, attributes, 0, -1, -1, 0) >= 0
+signal.pause()' && sleep 2 && systemctl is-active -q perf-event`
 
 // freeze boots the image and stops it: memory goes to a file that QEMU maps, so
 // copies map the same file privately, device state (a few MB) is migrated to

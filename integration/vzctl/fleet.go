@@ -19,7 +19,7 @@ const fleetUsage = `usage: vzctl fleet exec   [OPTION…] [NAME…] -- COMMAND [
        vzctl fleet copy   [OPTION…] [NAME…] -- FILE… PATH
 which environments: NAME with * ? [ ], --tag TAG, --template NAME, --updates-pending, --all
   Each kind that is given narrows the choice; one given again widens its own. Those that do not run are skipped.
-how: --connect URI (again: several)  --parallel N  --timeout TIME (0: none)  --output BYTES of each stream  --json
+how: --connect URI (again: several)  -P, --parallel N  --timeout TIME (0: none)  --output BYTES of each stream  --json
 exec: --stdin FILE  --env K=V        update: --env K=V  --snapshot  --revert-failed
 It ends with 0 when all is well, 8 when something failed in one of them, 14 when none is selected, 31 when none of the
 selected could be addressed, and 130 when it was interrupted.
@@ -76,7 +76,12 @@ func parseFleet(uris []string, args []string) (*fleet, error) {
 	o.Var(&f.uris, "connect", "")
 	o.Var(&f.uris, "c", "")
 	o.IntVar(&f.parallel, "parallel", 8, "")
-	o.DurationVar(&f.timeout, "timeout", map[string]time.Duration{"update": time.Hour}[f.verb], "")
+	o.IntVar(&f.parallel, "P", 8, "")
+	timeout := 10 * time.Minute
+	if f.verb == "update" {
+		timeout = time.Hour
+	}
+	o.DurationVar(&f.timeout, "timeout", timeout, "")
 	o.IntVar(&f.output, "output", defaultOutput, "")
 	o.BoolVar(&f.json, "json", false, "")
 	o.Var(&f.selector.tags, "tag", "")
@@ -93,7 +98,6 @@ func parseFleet(uris []string, args []string) (*fleet, error) {
 		o.BoolVar(&f.snapshot, "snapshot", false, "")
 		o.BoolVar(&f.revertFailed, "revert-failed", false, "")
 	}
-	given := map[string]bool{}
 	for {
 		if err := o.Parse(args); err != nil {
 			return nil, failf(exitParameter, "%v\n%s", err, strings.TrimSuffix(fleetUsage, "\n"))
@@ -102,10 +106,6 @@ func parseFleet(uris []string, args []string) (*fleet, error) {
 			break
 		}
 		f.selector.names, args = append(f.selector.names, args[0]), args[1:]
-	}
-	o.Visit(func(g *flag.Flag) { given[g.Name] = true })
-	if !given["timeout"] && f.verb != "update" {
-		f.timeout = 10 * time.Minute
 	}
 	if len(f.uris) == 0 {
 		f.uris = uris

@@ -91,19 +91,21 @@ func (g *guest) wait(ctx context.Context, pid int) (*ended, error) {
 	}
 }
 
-// killScript ends all that have the mark, again and again, for they may fork.
+// killScript asks all that have the mark to end, and kills them where they do
+// not, again and again, for they may fork: a package manager that is asked
+// leaves less to repair than one that is killed.
 const killScript = `n=0
-while [ $n -lt 8 ]; do
-	left=
-	for e in /proc/[0-9]*/environ; do
-		grep -qs "$1" "$e" || continue
-		left=y
+while [ $n -lt 9 ]; do
+	found=$(grep -ls "$1" /proc/[0-9]*/environ)
+	[ "$found" ] || exit 0
+	how=KILL
+	[ $n -ge 4 ] || how=TERM
+	for e in $found; do
 		p=${e#/proc/}
-		kill -9 "${p%/environ}" 2>/dev/null
+		kill -$how "${p%/environ}" 2>/dev/null
 	done
-	[ "$left" ] || exit 0
 	n=$((n+1))
-	[ $n -lt 3 ] || sleep 1
+	sleep 1
 done
 exit 1`
 

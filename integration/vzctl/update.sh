@@ -40,7 +40,9 @@ case "$1 $manager" in
 	exit $ended ;;
 
 'update apt-get')
-	apt-get -q $strict update && apt-get -q -y $keep --with-new-pkgs upgrade ;;
+	apt-get -q $strict update || exit
+	dpkg --force-confdef --force-confold --configure -a # what an interruption has left, or apt-get refuses to begin
+	apt-get -q -y $keep --with-new-pkgs upgrade ;;
 'update dnf') dnf -y --refresh upgrade ;;
 'update zypper')
 	zypper --non-interactive refresh && zypper --non-interactive update --auto-agree-with-licenses

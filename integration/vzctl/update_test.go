@@ -1,0 +1,140 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// managers are package managers that tell how they were called, answer by
+// their first word that is no option, and end as the real ones do.
+var managers = map[string]string{
+	"apt-get": `case "$*" in *-s*upgrade) printf 'Inst tiny [1] (2 local [all])\nConf tiny (2 local [all])\n' ;; esac`,
+	"dnf":     `case "$*" in *check-update) echo; echo tiny.noarch 2-1 local; exit 100 ;; esac`,
+	"zypper":  `case "$*" in *list-updates) printf 'S | Repository | Name\nv | local | tiny\n' ;; *update*agree*) exit 102 ;; esac`,
+	"apk":     `case "$*" in 'upgrade --simulate') printf '(1/1) Upgrading tiny (1-r0 -> 2-r0)\nOK: 1 MiB\n' ;; 'info -v') printf 'WARNING: old\ntiny-tool-1.2-r0\n' ;; esac`,
+	"pacman":  `case "$*" in -Qu*) echo 'tiny 1-1 -> 2-1' ;; -Q) echo 'tiny 1-1' ;; esac`,
+}
+
+// bin is a directory with a package manager and what update.sh needs besides.
+func bin(t *testing.T, manager, body string) string {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tool := range []string{"sed", "grep", "mktemp", "ln", "rm"} {
+		path, err := exec.LookPath(tool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(path, filepath.Join(dir, tool)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if manager != "" {
+		write(manager, `echo "`+manager+` $*" >>"$CALLS"`+"\n"+body)
+	}
+	write("dpkg", `echo "dpkg $*" >>"$CALLS"; exit 1`)
+	write("dpkg-query", `printf 'ii  tiny:all 1\nrc  gone:all 1\n'`)
+	write("rpm", `printf 'tiny.noarch 1-1\n'`)
+	return dir
+}
+
+// run is update.sh in a world of one package manager.
+func runUpdate(t *testing.T, dir, what string) (out, calls string, status int) {
+	log := filepath.Join(t.TempDir(), "calls")
+	cmd := exec.Command("/bin/sh", "-c", updateScript, "sh", what)
+	cmd.Env = []string{"PATH=" + dir, "CALLS=" + log}
+	text, err := cmd.Output()
+	var ended *exec.ExitError
+	if err != nil && !errors.As(err, &ended) {
+		t.Fatal(err)
+	}
+	body, _ := os.ReadFile(log)
+	return string(text), string(body), cmd.ProcessState.ExitCode()
+}
+
+// TestUpdateScript: what each package manager is asked for, that its own ways
+// of ending well are understood, and that its failures are failures.
+func TestUpdateScript(t *testing.T) {
+	for manager, want := range map[string]struct{ list, pending, update string }{
+		"apt-get": {"tiny:all 1", "tiny [1] (2 local [all])", "dpkg --force-confdef --force-confold --configure -a\napt-get -q -y "},
+		"dnf":     {"tiny.noarch 1-1", "tiny.noarch 2-1 local", "dnf -y --refresh upgrade\n"},
+		"zypper":  {"tiny.noarch 1-1", "v | local | tiny", "zypper --non-interactive update --auto-agree-with-licenses\n"},
+		"apk":     {"tiny-tool 1.2-r0", "(1/1) Upgrading tiny (1-r0 -> 2-r0)", "apk update\napk upgrade\n"},
+		"pacman":  {"tiny 1-1", "tiny 1-1 -> 2-1", "pacman -Syu --noconfirm\n"},
+	} {
+		dir := bin(t, manager, managers[manager])
+		for what, wanted := range map[string]string{"list": want.list, "pending": want.pending} {
+			if out, calls, status := runUpdate(t, dir, what); strings.TrimSpace(out) != wanted || status != 0 {
+				t.Errorf("%s %s: %q, status %d, want %q; called\n%s", manager, what, out, status, wanted, calls)
+			}
+		}
+		if _, calls, status := runUpdate(t, dir, "update"); !strings.Contains(calls, want.update) || status != 0 {
+			t.Errorf("%s update: status %d, want %q; called\n%s", manager, status, want.update, calls)
+		}
+		broken := bin(t, manager, "exit 1")
+		for _, what := range []string{"pending", "update"} {
+			if out, _, status := runUpdate(t, broken, what); out != "" || status != 1 {
+				t.Errorf("%s %s fails: %q, status %d", manager, what, out, status)
+			}
+		}
+	}
+	if _, _, status := runUpdate(t, bin(t, "", ""), "update"); status != noManager {
+		t.Errorf("without one: status %d", status)
+	}
+}
+
+// TestKillScript: who can end by itself does, who will not is killed, and those
+// without the mark are left alone.
+func TestKillScript(t *testing.T) {
+	const token = mark + "of-a-test"
+	begin := func(script string, env ...string) (*exec.Cmd, *bufio.Reader) {
+		cmd := exec.Command("/bin/sh", "-c", script)
+		cmd.Env = append(basicEnv, env...)
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill() })
+		r := bufio.NewReader(out)
+		if line, err := r.ReadString('\n'); line != "ready\n" {
+			t.Fatal(line, err)
+		}
+		return cmd, r
+	}
+	kill := func() error {
+		cmd := exec.Command("/bin/sh", "-c", killScript, "sh", token)
+		cmd.Env = basicEnv
+		return cmd.Run()
+	}
+	bystander, _ := begin("echo ready; exec sleep 600")
+	_, polite := begin(`trap "echo goodbye; exit" TERM; echo ready; while :; do sleep 0.05; done`, token)
+	if err := kill(); err != nil {
+		t.Errorf("who ends when asked: %v", err)
+	}
+	if line, err := polite.ReadString('\n'); line != "goodbye\n" {
+		t.Errorf("who ends when asked says %q, %v", line, err)
+	}
+	stubborn, _ := begin(`trap "" TERM; echo ready; sleep 600 & while :; do sleep 600; done`, token)
+	if err := kill(); err != nil {
+		t.Errorf("who will not end: %v", err)
+	}
+	stubborn.Wait()
+	if s := stubborn.ProcessState.String(); s != "signal: killed" {
+		t.Errorf("who will not end: %s", s)
+	}
+	if err := bystander.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("one without the mark: %v", err)
+	}
+}

@@ -1,0 +1,209 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"virtvzd/xml"
+)
+
+// Checkpoint is a directory with an environment's processes:
+//
+//	images/          CRIU's
+//	manifest.json    what CRIU does not know
+//	criu.conf, work/ how it was called, and what it said
+type manifest struct {
+	Version int // 1; fields are only ever added
+	IDMap   xml.IDMap
+	Cgroup  string // of the scope
+	Cgroups []savedCgroup
+	Mounts  []externalMount
+	Links   []savedLink
+	Saved   time.Time
+}
+
+const manifestName = "manifest.json"
+
+// Checkpoint writes the environment's processes to dir, which must be empty;
+// interfaces are its network interfaces. It is then frozen and cut off: either
+// Kill ends it, or AbandonCheckpoint lets it go on. After an error it goes on
+// as before.
+//
+// What cannot be saved is told before anything is frozen, all of it at once.
+func (i *Instance) Checkpoint(ctx context.Context, dir string, interfaces []xml.Interface) (err error) {
+	if err := i.r.probeCRIU(); err != nil {
+		return err
+	}
+	if !i.Started() {
+		return fmt.Errorf("%s has not run yet, so there is nothing to save: resume it, or destroy it: %w", i.Name(), ErrUnsupported)
+	}
+	m := manifest{Version: 1, IDMap: i.rec.IDMap, Cgroup: i.rec.Cgroup, Saved: time.Now()}
+	if err := i.survey(&m); err != nil {
+		return err
+	}
+	frozen, err := i.Frozen()
+	if err != nil {
+		return err
+	}
+	if err := i.noteCheckpoint(dir, frozen); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+			defer cancel()
+			err = errors.Join(err, i.AbandonCheckpoint(undo, interfaces))
+		}
+	}()
+	atStep("checkpoint freeze")
+	if err := i.Suspend(ctx); err != nil {
+		return err
+	}
+	if err := i.survey(&m); err != nil { // what there is may have changed
+		return err
+	}
+	if m.Cgroups, err = saveCgroups(i.CgroupPath(), ranges(m.IDMap.UIDs), ranges(m.IDMap.GIDs)); err != nil {
+		return err
+	}
+	if err := i.unplugLinks(); err != nil {
+		return err
+	}
+	body, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, manifestName), body, 0o600); err != nil {
+		return err
+	}
+	atStep("checkpoint dump")
+	return i.dump(ctx, dir, m.Mounts)
+}
+
+// survey looks for what CRIU has to be told, and for what it cannot save.
+func (i *Instance) survey(m *manifest) error {
+	var mounts, links []string
+	var err error
+	if m.Mounts, mounts, err = i.sortMounts(); err != nil {
+		return err
+	}
+	if m.Links, links, err = i.saveLinks(); err != nil {
+		return err
+	}
+	if obstacles := append(mounts, links...); len(obstacles) > 0 {
+		return fmt.Errorf("%s has what cannot be saved: %s: %w", i.Name(), strings.Join(obstacles, "; "), ErrUnsupported)
+	}
+	return nil
+}
+
+func (i *Instance) sortMounts() (external []externalMount, obstacles []string, err error) {
+	text, err := readProc(fmt.Sprintf("/proc/%d/mountinfo", i.rec.Init))
+	if err != nil || dead(i.pidfd) { // the PID may have been another process's by now
+		return nil, nil, fmt.Errorf("mounts of %s: it has ended", i.Name())
+	}
+	external, obstacles = sortMounts(string(text), i.r.host.hostMounts())
+	return external, obstacles, nil
+}
+
+// noteCheckpoint records what AbandonCheckpoint, also a later daemon's, has to do.
+func (i *Instance) noteCheckpoint(dir string, wasFrozen bool) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rec.Checkpoint = &recordedCheckpoint{Dir: dir, WasFrozen: wasFrozen}
+	return i.rec.save(i.dir)
+}
+
+// AbandonCheckpoint lets an environment go on that was checkpointed, or begun to be.
+func (i *Instance) AbandonCheckpoint(ctx context.Context, interfaces []xml.Interface) error {
+	i.mu.Lock()
+	c := i.rec.Checkpoint
+	i.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	err := i.r.config.Scopes.Stop(ctx, dumpUnit(i.rec.UUID))
+	if _, e := RestoreCgroupOptions(); e != nil {
+		err = errors.Join(err, e)
+	}
+	err = errors.Join(err, i.replugLinks(interfaces))
+	if !c.WasFrozen {
+		err = errors.Join(err, i.r.config.Scopes.Thaw(ctx, i.rec.Scope))
+	}
+	if err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rec.Checkpoint = nil
+	return i.rec.save(i.dir)
+}
+
+func (i *Instance) dump(ctx context.Context, dir string, mounts []externalMount) error {
+	if err := i.tellRuntime(); err != nil {
+		return err
+	}
+	for _, name := range []string{"images", "work"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			return err
+		}
+	}
+	config := filepath.Join(dir, "criu.conf")
+	if err := os.WriteFile(config, []byte(criuConfig(externalLines(mounts, false)...)), 0o600); err != nil {
+		return err
+	}
+	err := i.r.runDump(ctx, i.rec.UUID, config, []string{
+		i.r.host.OCI, "--root", i.r.ociRoot(), "checkpoint", "--leave-running",
+		"--image-path=" + filepath.Join(dir, "images"), "--work-path=" + filepath.Join(dir, "work"),
+		"--manage-cgroups-mode=soft", "--tcp-established", "--file-locks", "--ext-unix-sk", i.rec.UUID,
+	})
+	if _, e := RestoreCgroupOptions(); e != nil {
+		err = errors.Join(err, e)
+	}
+	if err != nil {
+		return fmt.Errorf("%s cannot be saved: %w", i.Name(), criuSays(filepath.Join(dir, "work", "dump.log"), err))
+	}
+	return i.checkRemaps(filepath.Join(dir, "images", "files.img"))
+}
+
+// checkRemaps refuses what CRIU would not find again: it gives a file that is
+// open under a name that is gone, and has others, a name for the restore, and
+// takes that away because the environment goes on until it is killed.
+func (i *Instance) checkRemaps(files string) error {
+	f, err := os.Open(files)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 64<<20))
+	if err == nil && bytes.Contains(text, []byte("/link_remap.")) {
+		err = fmt.Errorf("%s cannot be saved: a file is open that was deleted and has another hard link: restart what has it open, 'lsof +L1' inside tells", i.Name())
+	}
+	return err
+}
+
+// tellRuntime writes the scope's cgroup to the OCI runtime's own record, which
+// does not have it because cgroups are none of its business otherwise: CRIU is
+// told by it what to freeze.
+func (i *Instance) tellRuntime() error {
+	name := filepath.Join(i.r.ociRoot(), i.rec.UUID, "status")
+	body, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	var status map[string]any
+	if err := json.Unmarshal(body, &status); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	status["cgroup-path"] = i.rec.Cgroup
+	if body, err = json.Marshal(status); err != nil {
+		return err
+	}
+	return replaceFile(name, body, 0o700)
+}

@@ -1,0 +1,193 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
+)
+
+// savedLink is an interface of a checkpoint. Its addresses, routes and what
+// else is inside CRIU has; the host's end is made anew.
+type savedLink struct {
+	ID, Type string
+	Name     string // inside, whatever root there has called it
+	Index    int    // inside
+}
+
+// saveLinks lists the interfaces of an environment, and those which cannot be
+// checkpointed. One that root inside has deleted is none any more.
+func (i *Instance) saveLinks() (list []savedLink, obstacles []string, err error) {
+	w, err := i.wires()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer w.close()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, l := range i.rec.Links {
+		link, err := w.inside.LinkByIndex(l.GuestIndex)
+		switch {
+		case errors.As(err, &netlink.LinkNotFoundError{}):
+			continue
+		case err != nil:
+			return nil, nil, err
+		case l.HostIndex == 0:
+			obstacles = append(obstacles, fmt.Sprintf("the network interface %s, which has no end on the host: detach it, or use a bridge or network", l.ID))
+		case !plainTarget.MatchString("/" + link.Attrs().Name):
+			obstacles = append(obstacles, fmt.Sprintf("the network interface %s, which is called %q inside: give it a plain name", l.ID, link.Attrs().Name))
+		default:
+			list = append(list, savedLink{ID: l.ID, Type: l.Type, Name: link.Attrs().Name, Index: l.GuestIndex})
+		}
+	}
+	return list, obstacles, nil
+}
+
+// unplugLinks cuts the environment off: the kernel answers for sockets also
+// while all processes are frozen, and what it acknowledges after they were
+// saved would be lost. The links stay up, because one that is down takes its
+// routes along inside, and CRIU cannot make such again.
+func (i *Instance) unplugLinks() error {
+	host := i.r.hostLinks()
+	if host == nil {
+		return errors.New("netlink cannot be used")
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, l := range i.rec.Links {
+		if l.HostIndex == 0 {
+			continue
+		}
+		link, err := host.LinkByIndex(l.HostIndex)
+		if err == nil {
+			err = unplug(host, link)
+		}
+		if err = ignoreMissing(err); err != nil {
+			return fmt.Errorf("network interface %s: %w", l.ID, err)
+		}
+	}
+	return nil
+}
+
+// unplug lets nothing pass between the host and a host's end.
+func unplug(host *netlink.Handle, link netlink.Link) error {
+	if err := setIngress(host, link, xml.Rate{}, true, nil); err != nil {
+		return err
+	}
+	if link.Attrs().MasterIndex != 0 {
+		return host.LinkSetNoMaster(link)
+	}
+	routes, err := settled(func() ([]netlink.Route, error) {
+		return host.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: link.Attrs().Index}, netlink.RT_FILTER_OIF)
+	})
+	for _, r := range routes {
+		if e := host.RouteDel(&r); e != nil && !errors.Is(e, unix.ESRCH) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// replugLinks is the opposite of unplugLinks. list is what the interfaces are.
+func (i *Instance) replugLinks(list []xml.Interface) error {
+	w, err := i.wires()
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	var errs []error
+	for _, n := range list {
+		l := i.link(n.ID())
+		if l == nil || l.HostIndex == 0 {
+			continue
+		}
+		p, err := i.plan(w, n, list, l.plug())
+		if err == nil {
+			err = w.setUpHost(p, l.HostIndex)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("network interface %s: %w", l.ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// restoreLinks makes the hosts' ends of saved interfaces. The other ends are in
+// the host's namespace, down, until CRIU moves them to where they belong;
+// lines of its configuration say which.
+func (s *starter) restoreLinks(ctx context.Context) (lines []string, err error) {
+	if len(s.manifest.Links) == 0 {
+		return nil, nil
+	}
+	space, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	w, err := openWires(space) // with both sides the host's
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	i := newInstance(s.r, s.rec, nil)
+	for k, saved := range s.manifest.Links {
+		at := slices.IndexFunc(s.env.Interfaces, func(n xml.Interface) bool { return n.ID() == saved.ID })
+		if at < 0 {
+			return nil, fmt.Errorf("the network interface %s was saved and is not in the definition: put it back there", saved.ID)
+		}
+		peer := fmt.Sprintf("vz%d-%d", s.stub.pid(), k)
+		if err := i.restoreLink(ctx, w, s.env.Interfaces[at], s.env.Interfaces, saved, peer); err != nil {
+			return nil, interfaceError(fmt.Errorf("network interface %s: %w", saved.ID, err))
+		}
+		lines = append(lines, fmt.Sprintf("external netdev[%s]:%s", saved.Name, peer))
+	}
+	return lines, nil
+}
+
+func (i *Instance) restoreLink(ctx context.Context, w *wires, n xml.Interface, all []xml.Interface, saved savedLink, peer string) error {
+	l := &recordedLink{ID: n.ID(), MAC: n.MAC}
+	if err := i.noteLink(func() { i.rec.Links = append(i.rec.Links, l) }); err != nil {
+		return err
+	}
+	plug, err := i.plugIn(ctx, l, n)
+	if err != nil {
+		return err
+	}
+	host := n.Target
+	if host == "" {
+		host = i.r.freeName(w.host, false)
+	}
+	p, err := planLink(n, all, plug, host, saved.Name)
+	if err != nil {
+		return err
+	}
+	if p.Type != saved.Type {
+		return fmt.Errorf("it was of type %s when it was saved and would be of type %s now", saved.Type, p.Type)
+	}
+	if err := i.prepare(w, l, &p); err != nil {
+		return err
+	}
+	p.Guarded = p.Filter.Name != ""
+	pair := p
+	pair.Guest = peer
+	atStep("link_" + p.Type)
+	made, err := w.makeVeth(pair)
+	if err != nil {
+		return err
+	}
+	if err := i.noteLink(func() { l.HostIndex, l.GuestIndex = made.host, saved.Index }); err != nil {
+		return err
+	}
+	if err := w.setUpHost(p, made.host); err != nil {
+		return err
+	}
+	if err := i.bindFilter(ctx, w, l, p); err != nil {
+		return err
+	}
+	return w.addProxies(l.Proxies)
+}

@@ -1,0 +1,194 @@
+//go:build vm
+
+package runtime
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"virtvzd/xml"
+)
+
+func vmExec(t *testing.T, i *Instance, script string) string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	status, err := i.Exec(ctx, Command{Args: []string{"/bin/sh", "-c", script}, Stdout: &out, Stderr: &errs})
+	if err != nil || status != 0 {
+		t.Fatalf("%s: status %d, %v: %s", script, status, err, errs.String())
+	}
+	return strings.TrimSpace(out.String())
+}
+
+// vmCheckpoint has an environment checkpointed and ended; the directory is for
+// StartOptions.
+func vmCheckpoint(t *testing.T, r *Runtime, i *Instance, interfaces []xml.Interface) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(vmData, "checkpoint-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if !t.Failed() {
+			os.RemoveAll(dir)
+		}
+	})
+	if err := i.Checkpoint(t.Context(), dir, interfaces); err != nil {
+		log, _ := exec.Command("sh", "-c", "grep -hE 'Error|Warn' "+dir+"/work/*.log").Output()
+		t.Fatalf("%v\n%s", err, log)
+	}
+	if frozen, err := i.Frozen(); !frozen || err != nil {
+		t.Errorf("frozen %v, %v", frozen, err)
+	}
+	vmGone(t, i)
+	return dir
+}
+
+// vmGone ends an environment and keeps its disk.
+func vmGone(t *testing.T, i *Instance) {
+	t.Helper()
+	if err := i.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t)
+}
+
+func vmRestore(t *testing.T, r *Runtime, env *xml.Environment, o StartOptions) *Instance {
+	t.Helper()
+	i, err := r.Start(t.Context(), env, o)
+	if err != nil {
+		log, _ := exec.Command("sh", "-c", "tail -n 40 "+o.Checkpoint+"/work/restore.log").Output()
+		t.Fatalf("%v\n%s", err, log)
+	}
+	t.Cleanup(func() { vmEnd(t, r, i) })
+	return i
+}
+
+// counting begins a process inside that counts in its own memory, and says how
+// far it is when it is asked to.
+const counting = `mkdir -p /run/counter; cd /run/counter; cat > count <<'END'
+n=0
+trap 'echo $n > asked' USR1
+while :; do n=$((n+1)); sleep 0.05; done
+END
+setsid sh count </dev/null >/dev/null 2>&1 & echo $! > pid`
+
+const counted = `cd /run/counter; rm -f asked; kill -USR1 $(cat pid); until [ -s asked ]; do sleep 0.1; done; cat asked`
+
+// TestCheckpoint: processes go on where they were, with their memory and in
+// their cgroups, and so does the connection of one.
+func TestCheckpoint(t *testing.T) {
+	r := vmRuntime(t)
+	for _, template := range []string{"busybox", "debian13-systemd"} {
+		t.Run(template, func(t *testing.T) {
+			env := vmEnvironment(t, template)
+			env.Interfaces = vmInterfaces()[:2]
+			env.Interfaces[0].Routes = []xml.Route{{To: netip.MustParsePrefix("203.0.113.0/24"), Gateway: netip.MustParseAddr("192.0.2.1")}}
+			i := vmStart(t, r, env, StartOptions{})
+			next := func(int) {}
+			if template == "debian13-systemd" {
+				eventually(t, i, 240*time.Second, "systemctl is-system-running; systemctl --failed --no-legend; systemctl list-jobs", "running")
+				next = keptTalk(t, i)
+			}
+			vmExec(t, i, counting)
+			next(5)
+			before, _ := strconv.Atoi(vmExec(t, i, counted))
+			groups := vmExec(t, i, "find /sys/fs/cgroup -type d | sort; cat $(find /sys/fs/cgroup -name cgroup.subtree_control | sort)")
+			wires := vmExec(t, i, "ip addr; ip route; ip -6 route | sort")
+
+			var dir string
+			for range 2 { // once more from what was restored
+				dir = vmCheckpoint(t, r, i, env.Interfaces)
+				i = vmRestore(t, r, env, StartOptions{Checkpoint: dir})
+				next(5)
+			}
+			after, _ := strconv.Atoi(vmExec(t, i, counted))
+			if before == 0 || after <= before {
+				t.Errorf("the counter was %d and is %d", before, after)
+			}
+			if now := vmExec(t, i, "find /sys/fs/cgroup -type d | sort; cat $(find /sys/fs/cgroup -name cgroup.subtree_control | sort)"); now != groups {
+				t.Errorf("cgroups were\n%s\nand are\n%s", groups, now)
+			}
+			if now := vmExec(t, i, "ip addr; ip route; ip -6 route | sort"); plainLinks(now) != plainLinks(wires) {
+				t.Errorf("the network was\n%s\nand is\n%s", plainLinks(wires), plainLinks(now))
+			}
+			if exists(filepath.Join(i.CgroupPath(), restoreLeaf)) {
+				t.Error("the leaf is still there")
+			}
+			if has, _ := cgroupOptions(readText("/proc/self/mountinfo")); !has {
+				t.Error("cgroup2 has lost its options")
+			}
+			if template == "debian13-systemd" {
+				if state := vmExec(t, i, "systemctl is-system-running; systemctl --failed --no-legend"); state != "running" {
+					t.Errorf("systemd says %s", state)
+				}
+				vmExec(t, i, "systemctl restart systemd-journald && systemd-run --wait -q true")
+			}
+		})
+	}
+}
+
+// keptTalk has bash inside say numbers to this process, each once the one
+// before was answered. What it returns hears some more of them.
+func keptTalk(t *testing.T, i *Instance) func(count int) {
+	exec.Command("ip", "addr", "add", "192.0.2.1/24", "dev", vmBridge).Run()
+	listener, err := net.Listen("tcp", "192.0.2.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+	vmExec(t, i, "setsid bash -c 'exec 3<>/dev/tcp/192.0.2.1/"+port+"; n=0; while read -r answer <&3; do n=$((n+1)); echo $n >&3; done' </dev/null >/run/talk.log 2>&1 &")
+	listener.(*net.TCPListener).SetDeadline(time.Now().Add(time.Minute))
+	conn, err := listener.Accept()
+	if err != nil {
+		t.Fatalf("%v: %s", err, vmExec(t, i, "cat /run/talk.log"))
+	}
+	t.Cleanup(func() { conn.Close() })
+	lines, said := bufio.NewReader(conn), 0
+	return func(count int) {
+		t.Helper()
+		for range count {
+			said++
+			conn.SetDeadline(time.Now().Add(time.Minute))
+			conn.Write([]byte("go on\n"))
+			line, err := lines.ReadString('\n')
+			if err != nil || line != strconv.Itoa(said)+"\n" {
+				t.Fatalf("line %d of the connection: %q, %v", said, line, err)
+			}
+		}
+	}
+}
+
+// plainLinks leaves out what the host's side decides anew.
+func plainLinks(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if before, _, ok := strings.Cut(line, "@if"); ok {
+			line = before + "\n"
+		}
+		if !strings.Contains(line, "valid_lft") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+func readText(name string) string {
+	body, _ := os.ReadFile(name)
+	return string(body)
+}

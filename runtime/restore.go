@@ -1,0 +1,120 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"virtvzd/xml"
+)
+
+// loadManifest reads what a checkpoint says of itself.
+func loadManifest(dir string) (*manifest, error) {
+	body, err := readBounded(filepath.Join(dir, manifestName), 16<<20)
+	if err != nil {
+		return nil, err
+	}
+	m := &manifest{}
+	if err := json.Unmarshal(body, m); err != nil {
+		return nil, fmt.Errorf("%s: %w", manifestName, err)
+	}
+	if m.Version != 1 {
+		return nil, fmt.Errorf("the checkpoint has version %d, and this daemon knows version 1: use a newer daemon", m.Version)
+	}
+	return m, nil
+}
+
+// ofCheckpoint is an environment as it has to be started from a checkpoint.
+func (m *manifest) ofCheckpoint(env *xml.Environment) *xml.Environment {
+	e := *env
+	e.IDMap = m.IDMap
+	return &e
+}
+
+// restoreCommand is what the stub becomes to start from a checkpoint.
+func (r *Runtime) restoreCommand(id, dir, socket, checkpoint string) []string {
+	return []string{r.host.OCI, "--root", r.ociRoot(), "--cgroup-manager=disabled", "restore", "--detach",
+		"--bundle", dir, "--console-socket", socket, "--pid-file", filepath.Join(dir, "pid"),
+		"--image-path=" + filepath.Join(checkpoint, "images"), "--work-path=" + filepath.Join(checkpoint, "work"),
+		"--manage-cgroups-mode=soft", "--tcp-established", "--file-locks", "--ext-unix-sk", id}
+}
+
+// actionName is what our binary is called, by a link in the checkpoint's
+// directory, when CRIU runs it while it restores.
+const actionName = "virtvzd-criu-action"
+
+// atRestore is what is to be done there, by the file of that name: when the namespaces are made and there are no other processes yet.
+// Before it init has to be alone in the scope's own cgroup, and from then on
+// none may be.
+type atRestore struct {
+	Scope      string // directory of its cgroup
+	Cgroups    []savedCgroup
+	UIDs, GIDs []idRange
+}
+
+const atRestoreName = "restore.json"
+
+// runAction is called in such a process.
+func runAction(dir string) error {
+	if os.Getenv("CRTOOLS_SCRIPT_ACTION") != "post-setup-namespaces" {
+		return nil
+	}
+	body, err := readBounded(filepath.Join(dir, atRestoreName), 16<<20)
+	if err != nil {
+		return err
+	}
+	var a atRestore
+	if err := json.Unmarshal(body, &a); err != nil {
+		return err
+	}
+	return restoreCgroups(a.Scope, a.Cgroups, a.UIDs, a.GIDs)
+}
+
+// prepareRestore makes what CRIU expects to find.
+func (s *starter) prepareRestore(ctx context.Context) error {
+	dir, root := s.options.Checkpoint, s.plan.Root
+	// CRIU reads most of its files with the rights of root inside.
+	if err := os.Chown(filepath.Join(dir, "images"), int(rootID(root.UIDs)), int(rootID(root.GIDs))); err != nil {
+		return err
+	}
+	body, err := json.Marshal(atRestore{filepath.Join(cgroupRoot, s.rec.Cgroup), s.manifest.Cgroups, root.UIDs, root.GIDs})
+	if err != nil {
+		return err
+	}
+	lines, err := s.restoreLinks(ctx)
+	if err != nil {
+		return err
+	}
+	lines = append(lines, externalLines(s.manifest.Mounts, true)...)
+	action := filepath.Join(dir, actionName)
+	config := criuConfig(append(lines, "action-script "+action)...)
+	return errors.Join(
+		os.Symlink(fmt.Sprintf("/proc/%d/exe", os.Getpid()), action), // also when the binary was replaced by an upgrade
+		os.WriteFile(filepath.Join(dir, atRestoreName), body, 0o600),
+		os.WriteFile(filepath.Join(dir, "criu.conf"), []byte(config), 0o600))
+}
+
+// restored is what is to be done once CRIU has made the processes.
+func (s *starter) restored(err error) error {
+	if _, e := RestoreCgroupOptions(); e != nil {
+		err = errors.Join(err, e)
+	}
+	if err != nil {
+		return criuSays(filepath.Join(s.options.Checkpoint, "work", "restore.log"), err)
+	}
+	return nil
+}
+
+// settle is the last of a restore.
+func (s *starter) settle(ctx context.Context) error {
+	if err := leaveLeaf(filepath.Join(cgroupRoot, s.rec.Cgroup)); err != nil {
+		return err
+	}
+	if s.options.Paused {
+		return s.r.config.Scopes.Freeze(ctx, s.rec.Scope)
+	}
+	return nil
+}
