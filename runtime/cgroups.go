@@ -136,11 +136,13 @@ func moveToLeaf(scope string) error {
 	return nil
 }
 
-// leaveLeaf takes the leaf away again.
+// leaveLeaf takes the leaf away again, and those that crun makes because the
+// scope itself can have no process.
 func leaveLeaf(scope string) error {
-	err := os.Remove(filepath.Join(scope, restoreLeaf))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	for _, name := range []string{restoreLeaf, "proxy-crun", ".proxy-crun"} {
+		if err := os.Remove(filepath.Join(scope, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	return err
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,7 +65,7 @@ func (i *Instance) Checkpoint(ctx context.Context, dir string, interfaces []xml.
 		}
 	}()
 	atStep("checkpoint freeze")
-	if err := i.Suspend(ctx); err != nil {
+	if err := i.freezeSettled(ctx, frozen); err != nil {
 		return err
 	}
 	if err := i.survey(&m); err != nil { // what there is may have changed
@@ -112,6 +113,59 @@ func (i *Instance) sortMounts() (external []externalMount, obstacles []string, e
 	return external, obstacles, nil
 }
 
+// executor is what systemd runs between its fork and the service's program.
+const executor = "/systemd-executor"
+
+// freezeSettled freezes the environment at a moment when systemd inside starts
+// nothing: CRIU 4.1 dumps a process that is about to become a service, and
+// fails to restore it.
+func (i *Instance) freezeSettled(ctx context.Context, frozen bool) error {
+	for range 100 {
+		if err := i.Suspend(ctx); err != nil {
+			return err
+		}
+		starting, err := runsIn(i.CgroupPath(), executor)
+		if err != nil || !starting {
+			return err
+		}
+		if frozen {
+			break
+		}
+		if err := i.r.config.Scopes.Thaw(ctx, i.rec.Scope); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return fmt.Errorf("%s cannot be saved while systemd inside starts services: try again when 'systemctl list-jobs' there is empty", i.Name())
+}
+
+// runsIn tells whether any process of a cgroup and those below runs a program
+// whose path ends so.
+func runsIn(cgroup, program string) (found bool, err error) {
+	err = filepath.WalkDir(cgroup, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		text, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		for pid := range strings.FieldsSeq(string(text)) {
+			exe, _ := os.Readlink("/proc/" + pid + "/exe")
+			if strings.HasSuffix(exe, program) {
+				found = true
+				return fs.SkipAll
+			}
+		}
+		return nil
+	})
+	return found, err
+}
+
 // noteCheckpoint records what AbandonCheckpoint, also a later daemon's, has to do.
 func (i *Instance) noteCheckpoint(dir string, wasFrozen bool) error {
 	i.mu.Lock()
@@ -128,11 +182,11 @@ func (i *Instance) AbandonCheckpoint(ctx context.Context, interfaces []xml.Inter
 	if c == nil {
 		return nil
 	}
-	err := i.r.config.Scopes.Stop(ctx, dumpUnit(i.rec.UUID))
+	err := i.r.endDump(ctx, i.rec.UUID)
 	if _, e := RestoreCgroupOptions(); e != nil {
 		err = errors.Join(err, e)
 	}
-	err = errors.Join(err, i.replugLinks(interfaces))
+	err = errors.Join(err, i.r.tellRuntime(i.rec.UUID, ""), i.replugLinks(interfaces))
 	if !c.WasFrozen {
 		err = errors.Join(err, i.r.config.Scopes.Thaw(ctx, i.rec.Scope))
 	}
@@ -146,7 +200,7 @@ func (i *Instance) AbandonCheckpoint(ctx context.Context, interfaces []xml.Inter
 }
 
 func (i *Instance) dump(ctx context.Context, dir string, mounts []externalMount) error {
-	if err := i.tellRuntime(); err != nil {
+	if err := i.r.tellRuntime(i.rec.UUID, i.rec.Cgroup); err != nil {
 		return err
 	}
 	for _, name := range []string{"images", "work"} {
@@ -188,11 +242,12 @@ func (i *Instance) checkRemaps(files string) error {
 	return err
 }
 
-// tellRuntime writes the scope's cgroup to the OCI runtime's own record, which
-// does not have it because cgroups are none of its business otherwise: CRIU is
-// told by it what to freeze.
-func (i *Instance) tellRuntime() error {
-	name := filepath.Join(i.r.ociRoot(), i.rec.UUID, "status")
+// tellRuntime writes the scope's cgroup to the OCI runtime's own record, so
+// that CRIU is told what to freeze. Otherwise it is to be "", because cgroups
+// are none of the runtime's business: when it runs a program inside it would
+// make some.
+func (r *Runtime) tellRuntime(uuid, cgroup string) error {
+	name := filepath.Join(r.ociRoot(), uuid, "status")
 	body, err := os.ReadFile(name)
 	if err != nil {
 		return err
@@ -201,7 +256,7 @@ func (i *Instance) tellRuntime() error {
 	if err := json.Unmarshal(body, &status); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	status["cgroup-path"] = i.rec.Cgroup
+	status["cgroup-path"] = cgroup
 	if body, err = json.Marshal(status); err != nil {
 		return err
 	}

@@ -63,12 +63,24 @@ func dumpUnit(uuid string) string { return "virtvzd-checkpoint-" + uuid + ".serv
 // runDump runs a program that may take as long as there is memory to write.
 func (r *Runtime) runDump(ctx context.Context, uuid, config string, argv []string) error {
 	props := []systemd.Property{
-		systemd.Description("Checkpoint of " + uuid), systemd.ServiceType("oneshot"), systemd.ExecStart(argv...),
+		systemd.Description("Checkpoint of " + uuid), systemd.ServiceType("oneshot"), systemd.RemainAfterExit(), systemd.ExecStart(argv...),
 		systemd.Environment("CRIU_CONFIG_FILE="+config, "PATH="+runtimePath),
 		systemd.CollectMode("inactive-or-failed"), systemd.DefaultDependencies(false),
 		systemd.TimeoutStart(dumpTimeout), systemd.TimeoutStop(10 * time.Second),
 	}
-	return r.config.Scopes.StartService(ctx, dumpUnit(uuid), props...)
+	if err := r.config.Scopes.StartService(ctx, dumpUnit(uuid), props...); err != nil {
+		return err
+	}
+	return r.endDump(ctx, uuid)
+}
+
+// endDump ends a dump, whatever there is of it.
+func (r *Runtime) endDump(ctx context.Context, uuid string) error {
+	err := r.config.Scopes.Stop(ctx, dumpUnit(uuid))
+	if errors.Is(err, systemd.ErrNoSuchUnit) {
+		return nil
+	}
+	return err
 }
 
 // dumpTimeout is for a disk that does not answer any more.

@@ -15,6 +15,14 @@
 //	recover.go   after a restart of the daemon: adopt what runs, remove what was half made
 //	cleanup.go   one idempotent removal, by UUID
 //
+// The way of a checkpoint, which is CRIU's through the OCI runtime:
+//
+//	checkpoint.go           Checkpoint: the order of its steps, and AbandonCheckpoint
+//	checkpoint_mounts.go    which mounts are the host's; checkpoint_network.go its interfaces' ends
+//	cgroups.go              what cgroups there are inside, and that they are there again
+//	criu.go                 how CRIU is called, and what it says
+//	restore.go              what of a start is different from a checkpoint
+//
 // The way of a disk, for snapshots and clones:
 //
 //	layers.go               what a disk consists of; layers_disk.go how that is kept and finished after a crash

@@ -255,7 +255,7 @@ func TestSystemd(t *testing.T) {
 	if i.InitKind() != Systemd {
 		t.Errorf("init is %s", i.InitKind())
 	}
-	eventually(t, i, 240*time.Second, "systemctl is-system-running; systemctl --failed --no-legend; systemctl list-jobs", "running")
+	eventually(t, i, 240*time.Second, "systemctl is-system-running; systemctl --failed --no-legend", "running")
 	if failed, _ := inside(i, "systemctl --failed --no-legend"); failed != "" {
 		t.Errorf("failed units:\n%s", failed)
 	}

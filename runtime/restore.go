@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"virtvzd/xml"
 )
 
@@ -76,8 +78,9 @@ func runAction(dir string) error {
 // prepareRestore makes what CRIU expects to find.
 func (s *starter) prepareRestore(ctx context.Context) error {
 	dir, root := s.options.Checkpoint, s.plan.Root
-	// CRIU reads most of its files with the rights of root inside.
-	if err := os.Chown(filepath.Join(dir, "images"), int(rootID(root.UIDs)), int(rootID(root.GIDs))); err != nil {
+	// CRIU reads most of its files with no rights on the host. Who they are not
+	// for is kept out by the directory above.
+	if err := errors.Join(os.Chmod(dir, 0o700), os.Chmod(filepath.Join(dir, "images"), 0o755)); err != nil {
 		return err
 	}
 	body, err := json.Marshal(atRestore{filepath.Join(cgroupRoot, s.rec.Cgroup), s.manifest.Cgroups, root.UIDs, root.GIDs})
@@ -110,11 +113,47 @@ func (s *starter) restored(err error) error {
 
 // settle is the last of a restore.
 func (s *starter) settle(ctx context.Context) error {
-	if err := leaveLeaf(filepath.Join(cgroupRoot, s.rec.Cgroup)); err != nil {
+	if err := errors.Join(leaveLeaf(filepath.Join(cgroupRoot, s.rec.Cgroup)), s.r.tellRuntime(s.rec.UUID, "")); err != nil {
 		return err
 	}
 	if s.options.Paused {
 		return s.r.config.Scopes.Freeze(ctx, s.rec.Scope)
 	}
 	return nil
+}
+
+// replaceConsole gives a restored environment a console in place of one that
+// nobody inside had open when it was saved: CRIU leaves that out.
+func (i *Instance) replaceConsole() (*os.File, error) {
+	master, number, err := i.openTerminal("")
+	if err != nil {
+		return nil, err
+	}
+	err = i.insideAsRoot("console", func(t *tree) error {
+		slave, err := t.open(fmt.Sprintf("dev/pts/%d", number), unix.O_PATH|unix.O_NOFOLLOW)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(slave)
+		mount, err := unix.OpenTree(slave, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(mount)
+		err = unix.Unmount("/dev/console", unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err != nil && !errors.Is(err, unix.EINVAL) { // it was no mount
+			return err
+		}
+		target, err := t.open("dev/console", unix.O_PATH|unix.O_NOFOLLOW)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(target)
+		return unix.MoveMount(mount, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	})
+	if err != nil {
+		master.Close()
+		return nil, fmt.Errorf("a new console: %w", err)
+	}
+	return master, nil
 }

@@ -389,6 +389,9 @@ func (s *starter) adopt(context.Context) error {
 	children.add(pid)
 	master, err := s.console.take()
 	s.console = nil
+	if s.manifest != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		master, err = s.i.replaceConsole()
+	}
 	if err != nil {
 		return fmt.Errorf("console of %s: %w", s.env.Name, err)
 	}

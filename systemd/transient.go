@@ -35,6 +35,10 @@ func ExecStart(argv ...string) Property {
 	return property("ExecStart", []command{{argv[0], argv, false}})
 }
 
+// RemainAfterExit keeps a service of type "oneshot" active once its program has ended well, until Stop: StartService
+// needs that to tell it from one that failed when the signal of the job's end is lost.
+func RemainAfterExit() Property { return property("RemainAfterExit", true) }
+
 // Environment is a service's environment, each NAME=VALUE.
 func Environment(assignments ...string) Property { return property("Environment", assignments) }
 
