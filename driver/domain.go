@@ -33,6 +33,7 @@ type view struct {
 	updated    bool // the running definition was changed since it started
 	autostart  bool
 	once       bool // autostart at the next start of the host only
+	saved      bool // the next start goes on from the managed save image
 
 	config *libvirtxml.Domain // what the next start uses; nil when transient
 	live   *libvirtxml.Domain // what runs; nil when shut off

@@ -57,6 +57,9 @@ func (c *change) startMarked() error {
 			return err
 		}
 	}
+	if v.saved {
+		return c.boot(0)
+	}
 	return c.start(v.config, 0, nil)
 }
 

@@ -149,6 +149,14 @@ func undefine(c *change, flags uint32) error {
 			return err
 		}
 	}
+	if v.saved {
+		if flags&protocol.DomainUndefineManagedSave == 0 {
+			return errorf(protocol.ErrOperationInvalid, "Refusing to undefine while domain managed save image exists")
+		}
+		if err := c.dropManagedSave(); err != nil {
+			return err
+		}
+	}
 	if err := c.drv.store.removeDefinition(v.name); err != nil {
 		return err
 	}

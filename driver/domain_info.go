@@ -24,9 +24,6 @@ var information = table{
 	get(protocol.DomainIsUpdated, func(d *domain, _ *protocol.DomainIsUpdatedArgs) (protocol.DomainIsUpdatedRet, error) {
 		return protocol.DomainIsUpdatedRet{Updated: number(d.view().updated)}, nil
 	}),
-	get(protocol.DomainHasManagedSaveImage, func(d *domain, a *protocol.DomainHasManagedSaveImageArgs) (ret protocol.DomainHasManagedSaveImageRet, err error) {
-		return ret, checkFlags(a.Flags)
-	}),
 	get(protocol.DomainGetMaxMemory, func(d *domain, _ *protocol.DomainGetMaxMemoryArgs) (protocol.DomainGetMaxMemoryRet, error) {
 		return protocol.DomainGetMaxMemoryRet{Memory: maxMemory(d.view())}, nil
 	}),

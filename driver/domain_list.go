@@ -37,8 +37,8 @@ var filters = []filter{
 		protocol.ConnectListDomainsAutostart:   func(v *view) bool { return v.autostart },
 		protocol.ConnectListDomainsNoAutostart: func(v *view) bool { return !v.autostart },
 	}, {
-		protocol.ConnectListDomainsManagedsave:   never,
-		protocol.ConnectListDomainsNoManagedsave: always,
+		protocol.ConnectListDomainsManagedsave:   func(v *view) bool { return v.saved },
+		protocol.ConnectListDomainsNoManagedsave: func(v *view) bool { return !v.saved },
 	}, {
 		protocol.ConnectListDomainsHasSnapshot: func(v *view) bool { return len(v.snapshots.all) > 0 },
 		protocol.ConnectListDomainsNoSnapshot:  func(v *view) bool { return len(v.snapshots.all) == 0 },

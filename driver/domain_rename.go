@@ -22,6 +22,9 @@ func rename(c *change, a *protocol.DomainRenameArgs) (ret protocol.DomainRenameR
 	if c.view().state.active() {
 		return ret, errorf(protocol.ErrOperationInvalid, "cannot rename active domain")
 	}
+	if err := c.refuseSaved("rename"); err != nil {
+		return ret, err
+	}
 	name := text(a.NewName)
 	if err := xml.CheckName(name); err != nil {
 		return ret, err

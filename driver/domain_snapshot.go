@@ -144,6 +144,7 @@ func (c *change) loadSnapshots() {
 		c.drv.log.Error("snapshot skipped", "file", file, "error", err)
 	})
 	c.publish(func(v *view) { v.snapshots = found })
+	c.lookForSaved()
 }
 
 // keepSnapshot saves a snapshot, then makes it known.

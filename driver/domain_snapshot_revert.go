@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"errors"
+
 	"virtvzd/driver/protocol"
 	"virtvzd/xml"
 )
@@ -16,7 +18,7 @@ func revertToSnapshot(c *change, a *protocol.DomainRevertToSnapshotArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := c.requirePersistent("revert"); err != nil {
+	if err := errors.Join(c.requirePersistent("revert"), c.refuseSaved("revert")); err != nil {
 		return err
 	}
 	if _, err := c.drv.layers.Of(c.uuid, snap.Layer); err != nil {

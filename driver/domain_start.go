@@ -32,8 +32,7 @@ var starting = table{
 	}),
 }
 
-// startFlags are those of virDomainCreateFlags that can be honoured. There
-// is no saved image that BYPASS_CACHE or FORCE_BOOT could be about.
+// startFlags are those of virDomainCreateFlags.
 var startFlags = []uint32{
 	protocol.DomainStartPaused, protocol.DomainStartAutodestroy,
 	protocol.DomainStartBypassCache, protocol.DomainStartForceBoot,
@@ -46,6 +45,9 @@ func (c *change) create(flags uint32, files []*os.File) error {
 	}
 	if err := c.requireInactive(); err != nil {
 		return err
+	}
+	if c.view().saved && len(files) == 0 {
+		return c.boot(flags)
 	}
 	return c.start(c.view().config, flags, files)
 }
@@ -107,6 +109,10 @@ func (c *change) start(def *libvirtxml.Domain, flags uint32, files []*os.File) e
 // anything is made, so that a daemon killed meanwhile finds the definition of
 // what it then has to adopt; on failure nothing of either remains.
 func (c *change) launch(def *libvirtxml.Domain, o runtime.StartOptions) (*runtime.Instance, *libvirtxml.Domain, error) {
+	return c.launchWith(def, func(env *xml.Environment) (*runtime.Instance, error) { return c.drv.rt.Start(c.ctx, env, o) })
+}
+
+func (c *change) launchWith(def *libvirtxml.Domain, start func(*xml.Environment) (*runtime.Instance, error)) (*runtime.Instance, *libvirtxml.Domain, error) {
 	env, err := xml.NewEnvironment(def)
 	if err != nil {
 		return nil, nil, err
@@ -117,7 +123,7 @@ func (c *change) launch(def *libvirtxml.Domain, o runtime.StartOptions) (*runtim
 	for _, warning := range xml.Unrealised(def) {
 		c.drv.log.Warn(warning, "domain", def.Name)
 	}
-	inst, err := c.drv.rt.Start(c.ctx, env, o)
+	inst, err := start(env)
 	if err != nil {
 		if cleanup := c.drv.store.removeStatus(c.uuid); cleanup != nil {
 			c.drv.log.Error("cannot remove the status of a failed start", "domain", def.Name, "error", cleanup)

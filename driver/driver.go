@@ -246,7 +246,10 @@ func (drv *Driver) adopt(id protocol.UUID, s savedStatus, inst *runtime.Instance
 	if err == nil && state == Paused && reason == protocol.DomainPausedSnapshot {
 		err = c.letGo(true) // the daemon was killed while it copied the disk
 	}
-	if err == nil && s.Autodestroy {
+	if err == nil && state == Paused {
+		err = c.finishSave()
+	}
+	if err == nil && s.Autodestroy && c.view().state.active() {
 		return c.destroy(0) // its client lost the connection with the daemon
 	}
 	return err

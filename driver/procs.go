@@ -42,6 +42,8 @@ var families = []table{
 	networkInterfaces,
 	filesystemInformation,
 	snapshotting,
+	saving,
+	restoring,
 	relayed(protocol.Remote()),
 }
 

@@ -52,8 +52,6 @@ var reasons = []struct{ pattern, reason string }{
 	// What this version does not have yet.
 	{"NODE_SUSPEND_FOR_DURATION", "suspending the host is the host's own business: use systemctl suspend"},
 	{"DOMAIN_MIGRATE*", "migration is not supported by this version"},
-	{"DOMAIN_*SAVE*", "saving and restoring is not supported by this version"},
-	{"DOMAIN_RESTORE*", "saving and restoring is not supported by this version"},
 	{"DOMAIN_SET_*", "live tuning is not supported by this version: edit the definition"},
 	{"DOMAIN_PIN_*", "live tuning is not supported by this version: edit the definition"},
 	{"DOMAIN_GET_*", "this version does not report it"},

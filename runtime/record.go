@@ -43,6 +43,7 @@ type record struct {
 type recordedCheckpoint struct {
 	Dir       string
 	WasFrozen bool
+	Path, ID  string `json:",omitempty"` // of the image that it goes to
 }
 
 type recordedConsole struct {

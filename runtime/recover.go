@@ -54,7 +54,7 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 		}
 		ended = append(ended, gone)
 	}
-	failures = append(failures, r.endUnfinishedImages(ctx))
+	failures = append(failures, r.endUnfinishedImages(ctx), r.sweepSaves())
 	for name, f := range stored {
 		f.Close()
 		r.dropFD(name)

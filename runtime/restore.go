@@ -80,7 +80,7 @@ func (s *starter) prepareRestore(ctx context.Context) error {
 	dir, root := s.options.Checkpoint, s.plan.Root
 	// CRIU reads most of its files with no rights on the host. Who they are not
 	// for is kept out by the directory above.
-	if err := errors.Join(os.Chmod(dir, 0o700), os.Chmod(filepath.Join(dir, "images"), 0o755)); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o700), os.Chmod(filepath.Join(dir, "images"), 0o755), os.MkdirAll(filepath.Join(dir, "work"), 0o700)); err != nil {
 		return err
 	}
 	body, err := json.Marshal(atRestore{filepath.Join(cgroupRoot, s.rec.Cgroup), s.manifest.Cgroups, root.UIDs, root.GIDs})

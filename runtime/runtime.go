@@ -172,8 +172,9 @@ func (r *Runtime) releaseEnded(ctx context.Context, uuid [16]byte) error {
 }
 
 // reserve makes the UUID ours, so that two starts cannot meet, and claims ids
-// and CPUs for it.
-func (r *Runtime) reserve(env *xml.Environment) (Reserved, error) {
+// and CPUs for it. restored is one whose ids were chosen when it was started
+// first, unless they are not of those that are given to one environment only.
+func (r *Runtime) reserve(env *xml.Environment, restored bool) (Reserved, error) {
 	res := Reserved{Dir: r.dir(env.UUID), Layers: r.privateDir(env.UUID), CPULoad: map[int]int{}}
 	foreign := foreignSpans("/etc")
 	r.mu.Lock()
@@ -194,6 +195,11 @@ func (r *Runtime) reserve(env *xml.Environment) (Reserved, error) {
 			return res, err
 		}
 		res.Base = base
+	}
+	for _, ids := range spans(env.IDMap) {
+		if restored && ids.First >= firstRange && !free(ids, taken) {
+			return res, fmt.Errorf("%s was saved with the ids from %d on, which another environment or a user has now: stop that first", env.Name, ids.First)
+		}
 	}
 	cpus, err := chooseCPUs(env.CPU, r.host, res.CPULoad, nil)
 	if err != nil {

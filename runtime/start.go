@@ -45,7 +45,7 @@ func (r *Runtime) Start(ctx context.Context, env *xml.Environment, o StartOption
 		}
 		env = m.ofCheckpoint(env)
 	}
-	res, err := r.reserve(env)
+	res, err := r.reserve(env, m != nil)
 	if err != nil {
 		return nil, err
 	}

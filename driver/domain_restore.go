@@ -1,0 +1,209 @@
+package driver
+
+import (
+	"context"
+	"errors"
+
+	"libvirt.org/go/libvirtxml"
+
+	"virtvzd/driver/protocol"
+	"virtvzd/driver/rpc/xdr"
+	"virtvzd/runtime"
+	"virtvzd/xml"
+)
+
+var restoring = table{
+	call(protocol.DomainRestore, func(r *request, a *protocol.DomainRestoreArgs) (v xdr.Void, err error) {
+		return v, r.restore(a.From, nil, 0)
+	}),
+	call(protocol.DomainRestoreFlags, func(r *request, a *protocol.DomainRestoreFlagsArgs) (v xdr.Void, err error) {
+		return v, r.restore(a.From, a.Dxml, a.Flags)
+	}),
+	call(protocol.DomainRestoreParams, func(r *request, a *protocol.DomainRestoreParamsArgs) (v xdr.Void, err error) {
+		p, err := readSaveParams(a.Params)
+		if err != nil {
+			return v, err
+		}
+		return v, r.restore(p.file, p.dxml, a.Flags)
+	}),
+	call(protocol.DomainSaveImageGetXMLDesc, func(r *request, a *protocol.DomainSaveImageGetXMLDescArgs) (ret protocol.DomainSaveImageGetXMLDescRet, err error) {
+		if err := checkFlags(a.Flags, protocol.DomainSaveImageXMLSecure); err != nil {
+			return ret, err
+		}
+		ret.XML, err = r.describeSaved(a.File, a.Flags&protocol.DomainSaveImageXMLSecure != 0)
+		return ret, err
+	}),
+	call(protocol.DomainSaveImageDefineXML, func(r *request, a *protocol.DomainSaveImageDefineXMLArgs) (v xdr.Void, err error) {
+		return v, r.redefineSaved(a.File, a.Dxml, a.Flags)
+	}),
+	query(protocol.DomainManagedSaveGetXMLDesc, func(r *request, d *domain, a *protocol.DomainManagedSaveGetXMLDescArgs) (ret protocol.DomainManagedSaveGetXMLDescRet, err error) {
+		if err := checkFlags(a.Flags, protocol.DomainSaveImageXMLSecure); err != nil {
+			return ret, err
+		}
+		if err := d.requireSaved(); err != nil {
+			return ret, err
+		}
+		ret.XML, err = r.describeSaved(r.drv.rt.ManagedSave(d.view().name), a.Flags&protocol.DomainSaveImageXMLSecure != 0)
+		return ret, err
+	}),
+	modifyWith(protocol.DomainManagedSaveDefineXML, func(r *request, c *change, a *protocol.DomainManagedSaveDefineXMLArgs) (v xdr.Void, err error) {
+		if err := c.requireSaved(); err != nil {
+			return v, err
+		}
+		return v, r.redefineSaved(r.drv.rt.ManagedSave(c.view().name), text(a.Dxml), a.Flags)
+	}),
+}
+
+func (d *domain) requireSaved() error {
+	if !d.view().saved {
+		return errorf(protocol.ErrOperationInvalid, "domain '%s' does not have a managed save image", d.view().name)
+	}
+	return nil
+}
+
+// openSaved reads an image's header, and its definition with the access check on
+// the name and UUID it claims.
+func (r *request) openSaved(path string) (h runtime.SavedHeader, def *libvirtxml.Domain, err error) {
+	if err := checkPath(path); err != nil {
+		return h, nil, err
+	}
+	if h, err = runtime.ReadSaved(path); err != nil {
+		return h, nil, errorf(protocol.ErrOperationFailed, "%v", err)
+	}
+	facts := r.drv.facts()
+	facts.Templates = nil
+	def, err = xml.Parse(h.XML, facts, xml.ParseOptions{
+		Stored: true,
+		Allow:  func(name string, id [16]byte) error { return r.allowNew(name, protocol.UUID(id)) },
+	})
+	return h, def, err
+}
+
+func (r *request) describeSaved(path string, secure bool) (string, error) {
+	_, def, err := r.openSaved(path)
+	if err != nil {
+		return "", err
+	}
+	return xml.Format(def, xml.FormatOptions{Inactive: true, Secure: secure})
+}
+
+// redefineSaved changes the definition in an image, and how it goes on.
+func (r *request) redefineSaved(path, doc string, flags uint32) error {
+	if err := checkFlags(flags, protocol.DomainSaveRunning, protocol.DomainSavePaused); err != nil {
+		return err
+	}
+	_, old, err := r.openSaved(path)
+	if err != nil {
+		return err
+	}
+	def, err := r.drv.savedDefinition(doc, old)
+	if err != nil {
+		return err
+	}
+	if doc, err = xml.Format(def, xml.FormatOptions{Inactive: true, Secure: true}); err != nil {
+		return err
+	}
+	return runtime.EditSaved(path, func(h *runtime.SavedHeader) (err error) {
+		h.XML = doc
+		h.Paused, err = pausedAfter(flags, h.Paused)
+		return err
+	})
+}
+
+// restore starts a domain from an image; one that was not known is transient.
+func (r *request) restore(path string, dxml *string, flags uint32) error {
+	if err := checkFlags(flags, saveFlags...); err != nil {
+		return err
+	}
+	h, def, err := r.openSaved(path)
+	if err != nil {
+		return err
+	}
+	if text(dxml) != "" {
+		if def, err = r.drv.savedDefinition(*dxml, def); err != nil {
+			return err
+		}
+	}
+	paused, err := pausedAfter(flags, h.Paused)
+	if err != nil {
+		return err
+	}
+	id, err := protocol.ParseUUID(def.UUID)
+	if err != nil {
+		return err
+	}
+	c, err := r.drv.claim(r.ctx, r.client, id, def.Name, functionName(r.info))
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	if c.view().state.active() {
+		return errorf(protocol.ErrOperationInvalid, "domain '%s' is already active", def.Name)
+	}
+	return c.restoreFrom(path, def, paused, nil)
+}
+
+// boot starts a defined domain: from its managed save image if it has one and
+// is not to forget that.
+func (c *change) boot(flags uint32) error {
+	v := c.view()
+	path := c.drv.rt.ManagedSave(v.name)
+	if flags&protocol.DomainStartForceBoot != 0 {
+		if err := c.dropManagedSave(); err != nil {
+			return err
+		}
+		return c.start(v.config, flags, nil)
+	}
+	h, err := runtime.ReadSaved(path)
+	if err != nil {
+		return errorf(protocol.ErrOperationFailed, "%v; 'virsh start --force-boot %s' starts without it", err, v.name)
+	}
+	facts := c.drv.facts()
+	facts.Templates = nil
+	def, err := xml.Parse(h.XML, facts, xml.ParseOptions{Stored: true})
+	if err != nil {
+		return err
+	}
+	if err := c.restoreFrom(path, def, h.Paused || flags&protocol.DomainStartPaused != 0, func(v *view) {
+		if flags&protocol.DomainStartAutodestroy != 0 {
+			v.autodestroy = c.client
+		}
+	}); err != nil {
+		return err
+	}
+	return c.dropManagedSave()
+}
+
+func (c *change) restoreFrom(path string, def *libvirtxml.Domain, paused bool, edit func(*view)) error {
+	var inst *runtime.Instance
+	var live *libvirtxml.Domain
+	err := c.working(protocol.DomainJobOperationRestore, func(ctx context.Context, w *work) (err error) {
+		inst, live, err = c.launchWith(def, func(env *xml.Environment) (*runtime.Instance, error) {
+			return c.drv.rt.Restore(ctx, env, path, paused, w.progress)
+		})
+		return err
+	})
+	if errors.As(err, new(*runtime.NotSavedError)) {
+		return errorf(protocol.ErrOperationFailed, "%v", err)
+	}
+	if err != nil {
+		return unsupportedMode(err)
+	}
+	state, reason := Running, int32(protocol.DomainRunningRestored)
+	happened := []event{lifecycleEvent(protocol.DomainEventStarted, protocol.DomainEventStartedRestored)}
+	if paused {
+		state, reason = Paused, protocol.DomainPausedUser
+		happened = append(happened, lifecycleEvent(protocol.DomainEventSuspended, protocol.DomainEventSuspendedRestored))
+	}
+	err = c.enter(state, reason, func(v *view) {
+		v.instance, v.live = inst, live
+		if edit != nil {
+			edit(v)
+		}
+	}, happened...)
+	if err != nil {
+		c.drv.log.Error("cannot save the status of a restored domain", "domain", def.Name, "error", err)
+	}
+	go c.domain.watch(inst)
+	return nil
+}
