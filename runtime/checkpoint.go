@@ -186,7 +186,7 @@ func (i *Instance) AbandonCheckpoint(ctx context.Context, interfaces []xml.Inter
 	if _, e := RestoreCgroupOptions(); e != nil {
 		err = errors.Join(err, e)
 	}
-	err = errors.Join(err, i.r.tellRuntime(i.rec.UUID, ""), i.replugLinks(interfaces))
+	err = errors.Join(err, i.r.tellRuntime(i.rec.UUID, ""), i.unlockNetwork(ctx), i.replugLinks(interfaces))
 	if !c.WasFrozen {
 		err = errors.Join(err, i.r.config.Scopes.Thaw(ctx, i.rec.Scope))
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -93,6 +95,31 @@ func unplug(host *netlink.Handle, link netlink.Link) error {
 	}
 	return err
 }
+
+// unlockNetwork takes away what keeps all packets from sockets inside while
+// CRIU dumps: one that was killed has left that.
+func (i *Instance) unlockNetwork(ctx context.Context) error {
+	return i.inside("packet filter", []string{"net"}, func() error {
+		// This thread's network namespace is what the program gets.
+		list, err := exec.CommandContext(ctx, nft, "list", "tables").Output()
+		if err != nil {
+			return fmt.Errorf("nft list tables: %w", err)
+		}
+		for line := range strings.Lines(string(list)) {
+			f := strings.Fields(line) // table FAMILY NAME
+			if len(f) != 3 || !strings.HasPrefix(f[2], "CRIU-") {
+				continue
+			}
+			if text, err := exec.CommandContext(ctx, nft, "delete", "table", f[1], f[2]).CombinedOutput(); err != nil {
+				return fmt.Errorf("nft delete table %s %s: %w: %s", f[1], f[2], err, printable(string(text), 200))
+			}
+		}
+		return nil
+	})
+}
+
+// nft is where Debian and others have it.
+const nft = "/usr/sbin/nft"
 
 // replugLinks is the opposite of unplugLinks. list is what the interfaces are.
 func (i *Instance) replugLinks(list []xml.Interface) error {

@@ -86,6 +86,10 @@ func init() {
 				select {}
 			}
 		}
+		if later, save := strings.CutPrefix(step, "save "); save {
+			step = "" // not of the start
+			return savingChild(r, func() { step = later })
+		}
 		env := vmEnvironment(&testing.T{}, "busybox")
 		env.Consoles = []xml.Console{{ID: "lxc 0"}, {ID: "lxc 1"}}
 		with := *env

@@ -124,10 +124,13 @@ func (r *Runtime) probeCRIU() error {
 	if !strings.HasPrefix(filepath.Base(r.host.OCI), "crun") {
 		return fmt.Errorf("only crun can save environments, not %s: set oci_runtime in virtvzd.conf: %w", r.host.OCI, ErrUnsupported)
 	}
+	if !exists(nft) {
+		return fmt.Errorf("%s is missing: install the package nftables: %w", nft, ErrUnsupported)
+	}
 	for _, dir := range filepath.SplitList(runtimePath) {
 		if exists(filepath.Join(dir, criuProgram)) {
 			return nil
 		}
 	}
-	return errors.Join(fmt.Errorf("CRIU is missing: install the packages criu and libcriu2: %w", ErrUnsupported))
+	return fmt.Errorf("CRIU is missing: install the packages criu and libcriu2: %w", ErrUnsupported)
 }

@@ -36,6 +36,9 @@ func (r *Runtime) workDir(uuid [16]byte, what string) (string, error) {
 // is for Kill. After an error it goes on, and path is what it was. progress is
 // told of bytes.
 func (i *Instance) Save(ctx context.Context, path string, h SavedHeader, interfaces []xml.Interface, progress func(done, total uint64)) error {
+	if _, err := os.Stat(filepath.Dir(path)); err != nil { // before anything is frozen
+		return err
+	}
 	dir, err := i.r.workDir(i.uuid, "save")
 	if err != nil {
 		return err
@@ -60,7 +63,7 @@ func (i *Instance) noteImage(path, id string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.rec.Checkpoint.Path, i.rec.Checkpoint.ID = path, id
-	atStep("saving")
+	defer atStep("saving")
 	return i.rec.save(i.dir)
 }
 

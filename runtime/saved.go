@@ -314,7 +314,7 @@ func ExtractSaved(ctx context.Context, path, dir string, progress func(done, tot
 	if err != nil {
 		return h, err
 	}
-	z, err := zstd.NewReader(p, zstd.WithDecoderMaxMemory(256<<20))
+	z, err := zstd.NewReader(p, zstd.WithDecoderMaxMemory(256<<20), zstd.WithDecoderConcurrency(1)) // 1: it reads when it is asked to, not besides
 	if err != nil {
 		return h, err
 	}
