@@ -77,6 +77,9 @@ func (i *Instance) FinishSave(ctx context.Context, interfaces []xml.Interface) (
 	if c == nil {
 		return false, nil
 	}
+	if err := i.r.endDump(ctx, i.rec.UUID); err != nil { // it may still write there
+		return false, err
+	}
 	if err := os.RemoveAll(c.Dir); err != nil {
 		return false, err
 	}

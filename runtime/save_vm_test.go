@@ -61,11 +61,18 @@ func savesLeft(t *testing.T) {
 // both, and never neither.
 func TestKilledWhileSaving(t *testing.T) {
 	exec.Command("ip", "addr", "add", "192.0.2.1/24", "dev", vmBridge).Run()
-	for _, step := range []string{"checkpoint freeze", "checkpoint dump", "within dump", "saving", "saved"} {
+	for _, step := range []string{"checkpoint freeze", "checkpoint dump", "within dump", "writing", "saving", "saved"} {
 		t.Run(step, func(t *testing.T) {
 			os.Remove(vmImage)
-			runChild(t, "save "+step)
+			at := step
+			if step == "writing" {
+				at = "checkpoint dump"
+			}
+			runChild(t, "save "+at)
 			r := vmRuntime(t)
+			if step == "writing" {
+				writeOn(t)
+			}
 			adopted, ended, err := r.Recover(t.Context(), vmStore.take())
 			if err != nil || len(adopted) != 1 || len(ended) != 0 {
 				t.Fatalf("adopted %d, ended %+v, %v", len(adopted), ended, err)
@@ -86,6 +93,25 @@ func TestKilledWhileSaving(t *testing.T) {
 			vmEnd(t, r, i)
 			os.Remove(vmImage)
 		})
+	}
+}
+
+// writeOn stands in for a CRIU that goes on writing when the daemon is gone.
+func writeOn(t *testing.T) {
+	t.Helper()
+	uuid := formatUUID(savedEnvironment(t).UUID)
+	images := filepath.Join(vmData, "save", ".save-"+uuid, "images")
+	script := fmt.Sprintf("mkdir -p %[1]s; n=0; while :; do n=$((n+1)); : > %[1]s/$n; done", images)
+	out, err := exec.Command("systemd-run", "--unit="+dumpUnit(uuid), "--collect", "sh", "-c", script).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for !exists(images + "/1") {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not write")
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
