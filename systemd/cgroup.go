@@ -43,6 +43,20 @@ func ControlGroupOf(pid int, unit string) (string, error) {
 	return path, nil
 }
 
+// OwnControlGroup is the cgroup that this process is in.
+func OwnControlGroup() (string, error) {
+	file, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(file)) {
+		if path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("this process is in no cgroup of version 2 (its cgroups: %q)", bytes.TrimSpace(file))
+}
+
 // unitCgroup finds unit in the contents of /proc/PID/cgroup. The process may be in a child, made by the init inside.
 func unitCgroup(file []byte, unit string) (string, bool) {
 	for line := range strings.Lines(string(file)) {

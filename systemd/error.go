@@ -16,6 +16,7 @@ import (
 var (
 	ErrNoSuchUnit    = errors.New("there is no such unit")
 	ErrUnitExists    = errors.New("a unit of that name is running")
+	ErrUnitBusy      = errors.New("systemd is about to start or stop the unit")
 	ErrJobFailed     = errors.New("systemd could not complete the job")
 	ErrNoMachined    = errors.New("systemd-machined is not available: install the package systemd-container to see environments in machinectl")
 	ErrMachineExists = errors.New("a machine of that name is registered")
@@ -63,6 +64,7 @@ func (e *Error) Unwrap() error { return e.kind }
 var kinds = map[string]error{
 	"org.freedesktop.systemd1.NoSuchUnit":      ErrNoSuchUnit,
 	"org.freedesktop.systemd1.UnitExists":      ErrUnitExists,
+	"org.freedesktop.systemd1.UnitBusy":        ErrUnitBusy,
 	"org.freedesktop.machine1.NoSuchMachine":   errNoSuchMachine,
 	"org.freedesktop.machine1.MachineExists":   ErrMachineExists,
 	"org.freedesktop.DBus.Error.UnknownObject": ErrNoSuchUnit, // an object path is only ever asked for a unit

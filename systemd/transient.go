@@ -42,6 +42,9 @@ func RemainAfterExit() Property { return property("RemainAfterExit", true) }
 // Environment is a service's environment, each NAME=VALUE.
 func Environment(assignments ...string) Property { return property("Environment", assignments) }
 
+// PrivateNetwork gives a service a network namespace of its own, with loopback.
+func PrivateNetwork() Property { return property("PrivateNetwork", true) }
+
 // TimeoutStart is how long a service may take to start.
 func TimeoutStart(d time.Duration) Property {
 	return property("TimeoutStartUSec", uint64(d.Microseconds()))

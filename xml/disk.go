@@ -2,6 +2,7 @@ package xml
 
 import (
 	"fmt"
+	"path"
 
 	"libvirt.org/go/libvirtxml"
 )
@@ -60,4 +61,17 @@ func diskOf(def *libvirtxml.Domain) (uuid [16]byte, found bool, err error) {
 func HasTemplateRoot(def *libvirtxml.Domain) bool {
 	list := filesystems(def)
 	return len(list) > 0 && list[0].Target == "/" && list[0].Type == "template"
+}
+
+// OwnRoot names the root of a definition that an environment writes to and
+// nobody copies: a directory, image, device or volume of the host's. "" is any
+// other.
+func OwnRoot(def *libvirtxml.Domain) string {
+	for _, f := range def.Devices.Filesystems {
+		kind, source := filesystemSource(f)
+		if path.Clean(f.Target.Dir) == "/" && f.ReadOnly == nil && kind != "template" {
+			return path.Clean(source)
+		}
+	}
+	return ""
 }

@@ -51,8 +51,8 @@ func validateFilesystem(f libvirtxml.DomainFilesystem, host HostFacts) error {
 	if source == "" {
 		return invalid("<filesystem>", "of type '%s' at '%s' needs a <source>", kind, shorten(f.Target.Dir))
 	}
-	if !slices.Contains([]string{"passthrough", "mapped", "squash"}, f.AccessMode) {
-		return invalid("<filesystem>", "has accessmode='%s': passthrough, mapped and squash are accepted", shorten(f.AccessMode))
+	if err := validateAccess(f.AccessMode); err != nil {
+		return err
 	}
 	if err := validateSpace(f); err != nil {
 		return err
@@ -66,6 +66,20 @@ func validateFilesystem(f libvirtxml.DomainFilesystem, host HostFacts) error {
 		return validateTemplate(source, f.Target.Dir, host)
 	}
 	return nil
+}
+
+// validateAccess: the ids of files are those that there are inside, on disk as
+// well, whatever ids of the host the environment has. That is passthrough; and
+// mapped, which virt-manager asks for with every container, is that its ids are
+// not the host's, which <idmap> says.
+func validateAccess(mode string) error {
+	switch mode {
+	case "passthrough", "mapped":
+		return nil
+	case "squash":
+		return unsupported("<filesystem>", "with accessmode='squash' is not realised: what a program inside may not do fails there. Use passthrough")
+	}
+	return invalid("<filesystem>", "has accessmode='%s': passthrough and mapped are accepted", shorten(mode))
 }
 
 func validateTemplate(name, target string, host HostFacts) error {
@@ -115,6 +129,13 @@ func spaceLimits(f libvirtxml.DomainFilesystem) (hard, soft uint64) {
 	return limit(f.SpaceHardLimit), limit((*libvirtxml.DomainFilesystemSpaceHardLimit)(f.SpaceSoftLimit))
 }
 
+// limitable tells whether a filesystem can have a limit of space: the root, of
+// what is a part of a file system of the host's.
+func limitable(f libvirtxml.DomainFilesystem) bool {
+	kind, _ := filesystemSource(f)
+	return path.Clean(f.Target.Dir) == "/" && (kind == "template" || kind == "mount")
+}
+
 // SetRootSpace makes the root's hard limit a number of bytes, and its soft
 // limit no more than that.
 func SetRootSpace(def *libvirtxml.Domain, size uint64) error {
@@ -123,8 +144,8 @@ func SetRootSpace(def *libvirtxml.Domain, size uint64) error {
 		if path.Clean(f.Target.Dir) != "/" {
 			continue
 		}
-		if kind, _ := filesystemSource(*f); kind != "template" {
-			return unsupported("<filesystem>", "of type '%s' at '/' has the size that its source has: only the space of a template's layer can be changed", kind)
+		if kind, _ := filesystemSource(*f); !limitable(*f) {
+			return unsupported("<filesystem>", "of type '%s' at '/' has the size that its source has: only a template's layer or a directory has a limit", kind)
 		}
 		f.SpaceHardLimit = &libvirtxml.DomainFilesystemSpaceHardLimit{Value: uint(size), Unit: "bytes"}
 		if _, soft := spaceLimits(*f); soft > size {

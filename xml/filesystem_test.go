@@ -32,7 +32,7 @@ func TestSpaceLimits(t *testing.T) {
 		if fs := env.Filesystems[0]; fs.HardLimit != want[0] || fs.SoftLimit != want[1] {
 			t.Errorf("%s: %d, %d", limits, fs.HardLimit, fs.SoftLimit)
 		}
-		if list := Unrealised(def); len(list) != 0 {
+		if list := Unrealised(def, HostFacts{}); len(list) != 0 {
 			t.Errorf("%s: %q", limits, list)
 		}
 	}
@@ -51,7 +51,7 @@ func TestSpaceLimitsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if list := Unrealised(def); len(list) != 1 {
+	if list := Unrealised(def, HostFacts{}); len(list) != 1 {
 		t.Errorf("of an image: %q", list)
 	}
 	if err := SetRootSpace(def, 1<<20); err == nil || !strings.Contains(err.Error(), "the size that its source has") {

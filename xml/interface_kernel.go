@@ -19,6 +19,7 @@ type Interface struct {
 	MTU       int    // 0: that of what it is connected to
 	Down      bool   // the cable is out
 	Isolated  bool   // from the other isolated ports of its bridge
+	Routed    bool   // of ethernet: held to its addresses though it has none
 	VLAN      VLAN   // of bridge and network
 	Filter    Filter // of bridge and network
 
@@ -69,7 +70,7 @@ func interfaces(def *libvirtxml.Domain) (list []Interface) {
 		i := Interface{MAC: strings.ToLower(n.MAC.Address)}
 		switch s := n.Source; {
 		case s.Network != nil && s.Network.Network == hostRouted:
-			i.Type = "ethernet"
+			i.Type, i.Routed = "ethernet", true
 		case s.Network != nil:
 			i.Type, i.Source, i.PortGroup = "network", s.Network.Network, s.Network.PortGroup
 		case s.Bridge != nil:

@@ -45,8 +45,7 @@ type DeviceIO struct {
 }
 
 // CountLimits are numbers of things, from <ve:tasks> and <ve:ubc>;
-// math.MaxUint64 is none. LockedPages and Signals hold for each user inside
-// and from the next start on only.
+// math.MaxUint64 is none. LockedPages and Signals hold for each user inside.
 type CountLimits struct {
 	Tasks       uint64 // processes and threads: pids.max
 	Terminals   uint64 // pseudo terminals of /dev/pts
@@ -61,6 +60,15 @@ type CountLimits struct {
 func NoCounts() CountLimits {
 	const none = math.MaxUint64
 	return CountLimits{none, none, none, none, none, none, none}
+}
+
+// Counts are those that a definition has.
+func Counts(def *libvirtxml.Domain) CountLimits {
+	e := &Environment{Counts: NoCounts()}
+	if ve, err := parseVE(def); err == nil && ve != nil {
+		ve.apply(e)
+	}
+	return e.Counts
 }
 
 // memoryLimits: <currentMemory> is what may be used now, a <hard_limit>

@@ -84,3 +84,20 @@ func TestCPUSetText(t *testing.T) {
 		}
 	}
 }
+
+// TestUnrealisedCPUs: a definition may be of a larger host.
+func TestUnrealisedCPUs(t *testing.T) {
+	for vcpu, want := range map[string]string{
+		"<vcpu>4</vcpu>":             "",
+		"<vcpu current='4'>9</vcpu>": "",
+		"<vcpu>5</vcpu>":             "<vcpu> of 5 is not in force: the host has 4 CPUs",
+	} {
+		def, err := Parse(strings.Replace(minimal, "<os>", vcpu+"<os>", 1), host, ParseOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(Unrealised(def, host), "\n"); got != want {
+			t.Errorf("%s: %q, want %q", vcpu, got, want)
+		}
+	}
+}

@@ -259,6 +259,7 @@ func (c *lxc) mount(line int, value string) error {
 	bind := slices.Contains(options, "bind") || slices.Contains(options, "rbind")
 	switch {
 	case slices.Contains([]string{"proc", "sysfs", "devpts", "cgroup", "cgroup2", "mqueue"}, f[2]): // has its own
+	case ownPlace(target) && !strings.HasPrefix(target, "/dev/"): // as lxcfs mounts it
 	case f[2] == "tmpfs":
 		c.tmpfs(line, target, options, more)
 	case bind && strings.HasPrefix(source, "/dev/"):
@@ -269,6 +270,11 @@ func (c *lxc) mount(line int, value string) error {
 		c.note(line, "lxc.mount.entry = %s: only directories (bind) and tmpfs can be mounted", shorten(value))
 	}
 	return nil
+}
+
+// ownPlace tells whether a target is where every environment has its own.
+func ownPlace(target string) bool {
+	return slices.ContainsFunc([]string{"/proc", "/sys", "/dev"}, func(dir string) bool { return target == dir || strings.HasPrefix(target, dir+"/") })
 }
 
 // tmpfs adds one with the size its options give.

@@ -125,6 +125,10 @@ func (d *draft) ociMount(n int, m specs.Mount) {
 	target := path.Join("/", m.Destination)
 	switch {
 	case slices.Contains([]string{"proc", "sysfs", "devpts", "cgroup", "cgroup2", "mqueue"}, m.Type): // has its own
+	case ownPlace(target): // as lxcfs mounts it
+		if strings.HasPrefix(target, "/dev/") && m.Type != "tmpfs" {
+			d.note(0, "mounts[%d]: '%s' at '%s': devices are <hostdev> or <disk>", n, shorten(m.Source), shorten(target))
+		}
 	case m.Type == "tmpfs":
 		d.tmpfs(0, target, m.Options, more)
 	case m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind"):

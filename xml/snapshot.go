@@ -9,8 +9,8 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// Snapshot is the state of an environment's disk at some time, and the
-// definition it had then: libvirt's <domainsnapshot>.
+// Snapshot is the state of an environment's disk at some time, the processes it
+// had then if they were kept, and its definition: libvirt's <domainsnapshot>.
 //
 //	<cookie><layer id='…'/></cookie>
 //
@@ -19,7 +19,8 @@ import (
 type Snapshot struct {
 	Name        string
 	Description string
-	State       string // SnapshotShutoff or SnapshotRunning
+	State       string // one of the Snapshot* constants
+	DiskOnly    bool   // of one that is to be made: <memory snapshot='no'/>
 	Parent      string // name; "": none
 	Created     int64  // seconds since 1970
 	Layer       string // which state of the disk, see runtime.Layer
@@ -28,9 +29,14 @@ type Snapshot struct {
 
 // What the environment did when the snapshot was made, as <state> says.
 const (
-	SnapshotShutoff = "shutoff"
-	SnapshotRunning = "disk-snapshot"
+	SnapshotShutoff  = "shutoff"
+	SnapshotDiskOnly = "disk-snapshot" // it ran, or was paused, and its processes were not kept
+	SnapshotRunning  = "running"
+	SnapshotPaused   = "paused"
 )
+
+// HasMemory tells whether the processes are in the snapshot.
+func (s *Snapshot) HasMemory() bool { return s.State == SnapshotRunning || s.State == SnapshotPaused }
 
 type snapshotDocument struct {
 	XMLName     xml.Name `xml:"domainsnapshot"`
@@ -79,6 +85,7 @@ func ParseSnapshot(doc string, host HostFacts, redefine bool, o ParseOptions) (*
 		}
 	}
 	if !redefine {
+		s.DiskOnly = in.Memory != nil && in.Memory.Snapshot == "no"
 		return s, nil
 	}
 	return s, in.redefined(s, doc, host, o)
@@ -86,8 +93,8 @@ func ParseSnapshot(doc string, host HostFacts, redefine bool, o ParseOptions) (*
 
 // check refuses what a snapshot of an environment cannot have.
 func (in *snapshotDocument) check(validate bool) error {
-	if m := in.Memory; m != nil && (m.File != "" || m.Snapshot != "no" && m.Snapshot != "") {
-		return unsupported("<memory>", "cannot be kept in a snapshot of an environment: only its disk is (--disk-only)")
+	if m := in.Memory; m != nil && (m.File != "" || m.Snapshot != "no" && m.Snapshot != "internal" && m.Snapshot != "") {
+		return unsupported("<memory>", "has the snapshot '%s' or a file: the daemon keeps the memory itself ('internal'), or does not keep it ('no')", shorten(m.Snapshot))
 	}
 	for _, d := range in.Disks {
 		if d.Name != "/" {
@@ -107,8 +114,9 @@ func (in *snapshotDocument) check(validate bool) error {
 
 func (in *snapshotDocument) redefined(s *Snapshot, doc string, host HostFacts, o ParseOptions) (err error) {
 	s.State, s.Parent, s.Layer = in.State, in.Parent, in.Layer.ID
-	if s.State != SnapshotShutoff && s.State != SnapshotRunning {
-		return unsupported("<state>", "is '%s': snapshots of environments are '%s' or '%s'", shorten(s.State), SnapshotShutoff, SnapshotRunning)
+	if s.State != SnapshotShutoff && s.State != SnapshotDiskOnly && !s.HasMemory() {
+		return unsupported("<state>", "is '%s': snapshots of environments are '%s', '%s', '%s' or '%s'",
+			shorten(s.State), SnapshotShutoff, SnapshotDiskOnly, SnapshotRunning, SnapshotPaused)
 	}
 	if s.Created, err = strconv.ParseInt(strings.TrimSpace(in.Created), 10, 64); err != nil {
 		return invalid("<creationTime>", "is '%s': a number of seconds since 1970 is needed", shorten(in.Created))
@@ -176,7 +184,12 @@ func FormatSnapshot(s *Snapshot, o FormatOptions) (string, error) {
 	line("<state>%s</state>", s.State)
 	line("<parent>\n    <name>%s</name>\n  </parent>", s.Parent)
 	line("<creationTime>%s</creationTime>", strconv.FormatInt(s.Created, 10))
-	b.WriteString("  <memory snapshot='no'/>\n  <disks>\n    <disk name='/' snapshot='internal'/>\n  </disks>\n")
+	memory := "no"
+	if s.HasMemory() {
+		memory = "internal"
+	}
+	line("<memory snapshot='%s'/>", memory)
+	b.WriteString("  <disks>\n    <disk name='/' snapshot='internal'/>\n  </disks>\n")
 	if s.Domain != nil {
 		o.Inactive = true
 		domain, err := Format(s.Domain, o)

@@ -16,17 +16,29 @@ func testSnapshot(t testing.TB) *Snapshot {
 		t.Fatal(err)
 	}
 	return &Snapshot{
-		Name: "a<b", Description: "line\nline 'two'", State: SnapshotRunning, Parent: "before & after",
+		Name: "a<b", Description: "line\nline 'two'", State: SnapshotDiskOnly, Parent: "before & after",
 		Created: 1234567890, Layer: strings.Repeat("0f", 16), Domain: def,
 	}
 }
 
 // What is printed is read back as the same, metadata and line ends included.
 func TestSnapshotRoundTrip(t *testing.T) {
-	in := testSnapshot(t)
+	for state, memory := range map[string]string{SnapshotDiskOnly: "no", SnapshotShutoff: "no", SnapshotRunning: "internal", SnapshotPaused: "internal"} {
+		t.Run(state, func(t *testing.T) {
+			in := testSnapshot(t)
+			in.State = state
+			snapshotRoundTrip(t, in, "<memory snapshot='"+memory+"'/>")
+		})
+	}
+}
+
+func snapshotRoundTrip(t *testing.T, in *Snapshot, memory string) {
 	doc, err := FormatSnapshot(in, FormatOptions{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !strings.Contains(doc, memory) {
+		t.Errorf("%s is missing in\n%s", memory, doc)
 	}
 	out, err := ParseSnapshot(doc, host, true, ParseOptions{Validate: true})
 	if err != nil {
@@ -42,7 +54,7 @@ func TestSnapshotRoundTrip(t *testing.T) {
 
 	// Of one that is to be made only name and description count.
 	fresh, err := ParseSnapshot(doc, host, false, ParseOptions{})
-	if err != nil || fresh.State != "" || fresh.Layer != "" || fresh.Domain != nil || fresh.Name != in.Name {
+	if err != nil || fresh.State != "" || fresh.DiskOnly == in.HasMemory() || fresh.Layer != "" || fresh.Domain != nil || fresh.Name != in.Name {
 		t.Errorf("%+v, %v", fresh, err)
 	}
 }

@@ -84,7 +84,18 @@ func validateMemory(def *libvirtxml.Domain, _ HostFacts) error {
 		return invalid("<currentMemory>", "is %d KiB, at least %d KiB are needed", def.CurrentMemory.Value, minMemory)
 	}
 	t := def.MemoryTune
-	if t != nil && t.HardLimit != nil && t.SwapHardLimit != nil && t.SwapHardLimit.Value < t.HardLimit.Value {
+	if t == nil {
+		return nil
+	}
+	for _, l := range []struct {
+		element string
+		limit   *libvirtxml.DomainMemoryTuneLimit
+	}{{"<hard_limit>", t.HardLimit}, {"<soft_limit>", t.SoftLimit}} {
+		if l.limit != nil && l.limit.Value < minMemory {
+			return invalid(l.element, "is %d KiB, at least %d KiB are needed (%d is no limit)", l.limit.Value, minMemory, uint64(Unlimited))
+		}
+	}
+	if t.HardLimit != nil && t.SwapHardLimit != nil && t.SwapHardLimit.Value < t.HardLimit.Value {
 		return invalid("<swap_hard_limit>", "(%d KiB) counts memory and swap together and must not be below <hard_limit> (%d KiB)",
 			t.SwapHardLimit.Value, t.HardLimit.Value)
 	}
