@@ -21,5 +21,6 @@ require (
 
 require (
 	github.com/vishvananda/netns v0.0.5 // indirect
+	golang.org/x/time v0.16.0 // indirect
 	golang.org/x/tools v0.26.0 // indirect
 )

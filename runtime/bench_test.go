@@ -24,8 +24,11 @@ func BenchmarkStart(b *testing.B) {
 		at   time.Time
 	}
 	var marks []mark
-	atStep = func(step string) { marks = append(marks, mark{step, time.Now()}) }
-	defer func() { atStep = func(string) {} }()
+	atStep = func(step string) error {
+		marks = append(marks, mark{step, time.Now()})
+		return nil
+	}
+	defer func() { atStep = func(string) error { return nil } }()
 	spent := map[string]time.Duration{}
 	var start, kill, release time.Duration
 	for b.Loop() {

@@ -110,9 +110,11 @@ func (t *Templates) Pending(ctx context.Context, name string, o BuildOptions) ([
 		return nil, err
 	}
 	defer b.close()
-	answer, err := b.do(plan.Steps[0])
-	if err != nil {
-		return nil, fmt.Errorf("updates of %s: %w", name, stopped(ctx, err))
+	var answer string
+	for _, step := range plan.Steps { // the last one tells
+		if answer, err = b.do(step); err != nil {
+			return nil, fmt.Errorf("updates of %s: %w", name, stopped(ctx, err))
+		}
 	}
 	var list []string
 	for line := range strings.Lines(answer) {
@@ -143,18 +145,16 @@ func planUpdate(g Generation, h buildHost) (*buildPlan, error) {
 		}
 	}
 	p.Binds = append(p.Binds, append(recipe.keys(), recipe.localDirs()...)...)
-	p.Steps[0].Title = "looking for updates"
+	p.Steps[len(p.Steps)-1].Title = "looking for updates"
+	p.Out = h.wayOut(recipe)
 	return p, nil
 }
 
 func planUpdateInside(script string, h buildHost) *buildPlan {
 	return &buildPlan{
-		Files: []viewFile{
-			{"/run/build/apt.conf", strings.Join(h.AptConf, "\n") + "\n"},
-			{"/run/build/resolv.conf", h.Resolv},
-		},
-		Steps: []buildStep{{Title: "looking for updates", Inside: true, Network: true, Capture: true, Argv: []string{"/bin/sh", "-e", "-c",
-			"rm -f /etc/resolv.conf; cp /run/build/resolv.conf /etc/resolv.conf\n" + script}}},
+		Files: []viewFile{{"/run/build/apt.conf", strings.Join(h.AptConf, "\n") + "\n"}},
+		Steps: []buildStep{{Title: "looking for updates", Inside: true, Network: true, Capture: true, Argv: []string{"/bin/sh", "-e", "-c", script}}},
+		Out:   h.wayOut(&Recipe{}),
 	}
 }
 

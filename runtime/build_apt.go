@@ -39,17 +39,23 @@ func parseAPTURIs(text string) (list []aptSource) {
 }
 
 // parseAPTConf keeps what decides whether an archive can be reached and used.
-// mmdebstrap reads none of the host's configuration.
-func parseAPTConf(dump string) (lines []string) {
+// mmdebstrap reads none of the host's configuration. The builder talks to
+// proxies, so they are apart.
+func parseAPTConf(dump string) (lines []string, proxies map[string]string) {
+	proxies = map[string]string{}
 	for line := range strings.Lines(dump) {
 		line = strings.TrimSpace(line)
-		name, _, _ := strings.Cut(strings.ToLower(line), " ")
-		proxy := strings.HasSuffix(name, "::proxy") || strings.Contains(name, "::proxy::")
-		if strings.HasPrefix(name, "acquire::") && proxy || name == "acquire::check-valid-until" || name == "acquire::check-date" {
+		name, value, _ := strings.Cut(line, " ")
+		name = strings.ToLower(name)
+		if name == "acquire::check-valid-until" || name == "acquire::check-date" {
 			lines = append(lines, line)
 		}
+		scheme, host, isProxy := strings.Cut(strings.TrimPrefix(name, "acquire::"), "::proxy")
+		if isProxy && (scheme == "http" || scheme == "https") && (host == "" || strings.HasPrefix(host, "::")) {
+			proxies[scheme+host] = strings.Trim(value, `";`)
+		}
 	}
-	return lines
+	return lines, proxies
 }
 
 var aptLabels = map[string]string{"debian": "Debian", "ubuntu": "Ubuntu"}
@@ -65,13 +71,17 @@ func planAPT(r *Recipe, h buildHost) (*buildPlan, error) {
 	const conf = "/run/build/apt.conf"
 	argv := []string{"mmdebstrap", "--mode=root", "--format=directory", "--variant=minbase", "--skip=check/empty",
 		"--aptopt=" + conf, "--dpkgopt=force-unsafe-io",
-		// What names the host's proxies stays out of the template.
+		// What is the host's stays out of the template.
 		`--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap"`}
 	if r.Architecture != "" {
 		argv = append(argv, "--architectures="+r.Architecture)
 	}
 	if len(r.Packages) > 0 {
 		argv = append(argv, "--include="+strings.Join(r.Packages, ","))
+	}
+	for _, dir := range r.localDirs() { // dpkg runs in the root, and finds them there
+		argv = append(argv, fmt.Sprintf(`--setup-hook=mkdir -p "$1"'%[1]s'; mount -o bind '%[1]s' "$1"'%[1]s'`, dir),
+			fmt.Sprintf(`--customize-hook=umount "$1"'%[1]s'; chroot "$1" dpkg-query -S '%[1]s' || rmdir "$1"'%[1]s'`, dir))
 	}
 	argv = append(argv, r.Release, viewTarget)
 	return &buildPlan{

@@ -70,7 +70,7 @@ func startDNF(r *Recipe, h buildHost) (p *buildPlan, dnf []string, err error) {
 	}
 	dnf = []string{"dnf", "-y", "--installroot=" + viewTarget, "--releasever=" + r.Release,
 		"--setopt=reposdir=" + repos + ",/etc/yum.repos.d,/etc/zypp/repos.d", "--disablerepo=*", "--enablerepo=" + strings.Join(ids, ","),
-		"--setopt=install_weak_deps=False", "--setopt=keepcache=False", "--setopt=tsflags=nodocs",
+		"--setopt=proxy=" + outAddress, "--setopt=install_weak_deps=False", "--setopt=keepcache=False", "--setopt=tsflags=nodocs",
 		"--setopt=logdir=/var/log", "--setopt=persistdir=/var/lib/dnf"}
 	if r.Architecture != "" {
 		dnf = append(dnf, "--forcearch="+r.Architecture)

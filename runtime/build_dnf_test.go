@@ -45,8 +45,12 @@ func TestBuildDNF(t *testing.T) {
 	buildTest(t, "dnf", "rpmbuild", "createrepo_c")
 	repository := t.TempDir()
 	busybox, _ := exec.LookPath("busybox")
-	addRPM(t, repository, "base", "1.0", "mkdir -p %{buildroot}/bin %{buildroot}/etc %{buildroot}/proc %{buildroot}/dev\n"+
-		"cp "+busybox+" %{buildroot}/bin/busybox\nfor a in sh cat id sleep; do ln -s busybox %{buildroot}/bin/$a; done\necho 'PRETTY_NAME=\"Test 1\"' >%{buildroot}/etc/os-release")
+	add := func(version string) {
+		addRPM(t, repository, "base", version, "mkdir -p %{buildroot}/bin %{buildroot}/etc %{buildroot}/proc %{buildroot}/dev\n"+
+			"cp "+busybox+" %{buildroot}/bin/busybox\nfor a in sh cat id sleep; do ln -s busybox %{buildroot}/bin/$a; done\n"+
+			"echo 'PRETTY_NAME=\"Test "+version+"\"' >%{buildroot}/etc/os-release")
+	}
+	add("1.0")
 	recipe := t.TempDir() + "/test.toml"
 	text := `distribution = "fedora"
 release = "42"
@@ -72,7 +76,7 @@ script = "echo by the hook >/etc/mark"
 	}
 	mark, _ := os.ReadFile(g.Path + "/etc/mark")
 	list, _ := g.PackageList()
-	if string(mark) != "by the hook\n" || strings.Join(list, ",") != "base 1.0-1" || g.System != "Test 1" || g.Source != recipe {
+	if string(mark) != "by the hook\n" || strings.Join(list, ",") != "base 1.0-1" || g.System != "Test 1.0" || g.Source != recipe {
 		t.Errorf("%q, %v, %+v", mark, list, g)
 	}
 	for _, want := range []string{"==> installing packages\n", "base", "==> hook mark\n"} {
@@ -86,20 +90,65 @@ script = "echo by the hook >/etc/mark"
 	if err != nil || len(pending) != 0 {
 		t.Errorf("updates %q, %v\n%s", pending, err, said.String())
 	}
-	addRPM(t, repository, "base", "2.0", "mkdir -p %{buildroot}/etc; echo 2 >%{buildroot}/etc/os-release")
+	add("2.0")
 	pending, err = templates.Pending(t.Context(), "test", o)
 	if err != nil || len(pending) != 1 || !strings.Contains(pending[0], "2.0") {
 		t.Errorf("updates %q, %v\n%s", pending, err, said.String())
 	}
 	gone(t, templates)
 
+	// Building it again is what updates, and leaves the old generation alone.
+	now, err := templates.Build(t.Context(), "test", recipe, o)
+	if err != nil {
+		t.Fatal(err, said.String())
+	}
+	if list, _ := now.PackageList(); now.Digest == g.Digest || now.System != "Test 2.0" || strings.Join(list, ",") != "base 2.0-1" {
+		t.Errorf("after %+v came %+v with %v", g, now, list)
+	}
+	if old, err := os.ReadFile(g.Path + "/etc/os-release"); string(old) != "PRETTY_NAME=\"Test 1.0\"\n" {
+		t.Errorf("the old generation is %q, %v", old, err)
+	}
+	if list, err := templates.List(); err != nil || len(list) != 2 || !list[0].Current {
+		t.Errorf("generations %+v, %v", list, err)
+	}
+	if pending, err = templates.Pending(t.Context(), "test", o); err != nil || len(pending) != 0 {
+		t.Errorf("updates %q, %v\n%s", pending, err, said.String())
+	}
+
 	// What fails leaves the template as it is.
 	os.WriteFile(recipe, []byte(strings.Replace(text, `["base"]`, `["base", "nosuch"]`, 1)), 0o644)
 	if _, err := templates.Build(t.Context(), "test", recipe, o); err == nil || !strings.Contains(err.Error(), "nosuch") {
 		t.Errorf("a package that there is not: %v", err)
 	}
-	if now, err := templates.Lookup("test"); err != nil || now.Digest != g.Digest {
-		t.Errorf("%+v, %v", now, err)
+	if left, err := templates.Lookup("test"); err != nil || left.Digest != now.Digest {
+		t.Errorf("%+v, %v", left, err)
+	}
+	gone(t, templates)
+}
+
+// TestBuildHostileRPM: a package's own script, which dnf runs in the root.
+func TestBuildHostileRPM(t *testing.T) {
+	buildTest(t, "dnf", "rpmbuild", "createrepo_c")
+	victim, pid := bystander(t)
+	script, count := attempts(victim, pid)
+	busybox, _ := exec.LookPath("busybox")
+	repository := t.TempDir()
+	addRPM(t, repository, "base", "1", "mkdir -p %{buildroot}/bin %{buildroot}/proc %{buildroot}/dev\ncp "+busybox+" %{buildroot}/bin/busybox\n"+
+		"for a in $("+busybox+" --list); do [ $a = busybox ] || ln -s busybox %{buildroot}/bin/$a; done\n%post\n{\n"+
+		strings.ReplaceAll(script, "%", "%%")+"} >/attempts 2>&1")
+	recipe := t.TempDir() + "/x.toml"
+	text := "distribution = 'fedora'\nrelease = '42'\npackages = ['base']\nsize = '128M'\n[[repository]]\nname = 'x'\naddress = 'file://" + repository + "'\nunsigned = true\n"
+	if err := os.WriteFile(recipe, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	templates := OpenTemplates(t.TempDir())
+	var said strings.Builder
+	g, err := templates.Build(t.Context(), "x", recipe, BuildOptions{StateDir: t.TempDir(), Progress: func(line string) { said.WriteString(line + "\n") }})
+	if err != nil {
+		t.Fatal(err, said.String())
+	}
+	if tried, err := os.ReadFile(g.Path + "/attempts"); err != nil || !failedAll(string(tried), count) {
+		t.Errorf("%v\n%s", err, tried)
 	}
 	gone(t, templates)
 }

@@ -24,7 +24,7 @@ func lookAtHost(ctx context.Context) (buildHost, error) {
 		if err != nil {
 			return h, err
 		}
-		h.AptConf = parseAPTConf(dump)
+		h.AptConf, h.Proxies = parseAPTConf(dump)
 		sources, err := output(ctx, "apt-get", "indextargets", "--format", aptSourceFormat, "Created-By: Packages")
 		if err != nil {
 			return h, err
@@ -37,11 +37,12 @@ func lookAtHost(ctx context.Context) (buildHost, error) {
 			h.Apt = parseAPTURIs(uris)
 		}
 	}
-	resolv, _ := os.ReadFile("/etc/resolv.conf")
-	h.Resolv = string(resolv)
 	files, _ := filepath.Glob("/etc/yum.repos.d/*.repo")
 	more, _ := filepath.Glob("/etc/zypp/repos.d/*.repo")
 	files = append(files, more...)
+	if dnf, _ := os.ReadFile("/etc/dnf/dnf.conf"); len(h.Proxies) == 0 {
+		h.Proxies = parseDNFProxy(string(dnf))
+	}
 	for _, file := range files {
 		body, _ := os.ReadFile(file)
 		h.DNF = append(h.DNF, parseRepoIDs(string(body))...)
@@ -59,6 +60,15 @@ func output(ctx context.Context, argv ...string) (string, error) {
 		return "", fmt.Errorf("%s: %w: %s", argv[0], err, said)
 	}
 	return string(out), nil
+}
+
+func parseDNFProxy(text string) map[string]string {
+	for line := range strings.Lines(text) {
+		if name, value, ok := strings.Cut(line, "="); ok && strings.TrimSpace(name) == "proxy" {
+			return map[string]string{"http": strings.TrimSpace(value)}
+		}
+	}
+	return nil
 }
 
 // parseRepoIDs finds the sections of a file of yum's.

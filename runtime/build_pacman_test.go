@@ -10,10 +10,10 @@ import (
 	"testing"
 )
 
-// TestBuildPacman builds from a repository in a directory of the host.
-func TestBuildPacman(t *testing.T) {
-	buildTest(t, "pacman", "repo-add")
-	repository := t.TempDir()
+// makePacmanRepository makes one of a single package, signed if there is a
+// signer.
+func makePacmanRepository(t *testing.T, repository string, signer *signer) {
+	t.Helper()
 	program, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Fatal(err)
@@ -24,15 +24,25 @@ func TestBuildPacman(t *testing.T) {
 	}
 	name := repository + "/base-1-1-any.pkg.tar"
 	body := tarOf(t,
-		tar.Header{Typeflag: tar.TypeReg, Name: ".PKGINFO", Mode: 0o644, Linkname: "pkgname = base\npkgver = 1-1\npkgdesc = test\nbuilddate = 1\nsize = 1\narch = any\n"},
+		tar.Header{Typeflag: tar.TypeReg, Name: ".PKGINFO", Mode: 0o644, Linkname: "pkgname = base\npkgver = 1-1\npkgdesc = test\nbuilddate = 1\nsize = 1\narch = any\npackager = Test <test@localhost>\n"},
 		dir("bin"), tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Linkname: string(busybox)}, link("bin/sh", "busybox"),
 		dir("etc"), file("etc/os-release", "PRETTY_NAME=Test\n"), dir("dev"), dir("proc"))
 	if err := os.WriteFile(name, body, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	if signer != nil {
+		signer.sign(t, name)
+	}
 	if out, err := exec.Command("repo-add", repository+"/core.db.tar.gz", name).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+}
+
+// TestBuildPacman builds from a repository in a directory of the host.
+func TestBuildPacman(t *testing.T) {
+	buildTest(t, "pacman", "repo-add")
+	repository := t.TempDir()
+	makePacmanRepository(t, repository, nil)
 	recipe := t.TempDir() + "/arch.toml"
 	text := "distribution = 'arch'\nrelease = 'rolling'\npackages = ['base']\nsize = '256M'\n" +
 		"[[repository]]\nname = 'core'\naddress = 'file://" + repository + "'\nunsigned = true\n" +

@@ -3,6 +3,7 @@ package runtime
 import (
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 )
@@ -24,11 +25,11 @@ type distro struct {
 
 // buildHost is what a plan needs to know of the host.
 type buildHost struct {
-	ID      string      // of os-release(5)
-	Apt     []aptSource // what apt is configured with
-	AptConf []string    // those of its settings without which an archive cannot be reached
-	Resolv  string      // its resolv.conf
-	DNF     []string    // ids of the repositories that dnf is configured with
+	ID      string            // of os-release(5)
+	Apt     []aptSource       // what apt is configured with
+	AptConf []string          // those of its settings without which an archive cannot be used
+	Proxies map[string]string // those that apt or dnf is configured with, see wayOut
+	DNF     []string          // ids of the repositories that dnf is configured with
 	Has     func(file string) bool
 }
 
@@ -38,6 +39,7 @@ type buildPlan struct {
 	Files []viewFile // written into the view
 	Binds []string   // directories and files of the host that are seen, read-only
 	Steps []buildStep
+	Out   wayOut // for steps with a network
 }
 
 // viewFile is a file of the view that the host does not have.
@@ -49,7 +51,7 @@ type buildStep struct {
 	Title   string
 	Argv    []string
 	Inside  bool // the root is its root, not the view
-	Network bool // the host's; without it there is none at all
+	Network bool // one with a way to archives; without it there is none at all
 	Mounts  bool // it may mount, for itself alone
 	API     bool // /proc and /dev are mounted in the root for it
 	Capture bool // its standard output is the answer
@@ -65,7 +67,7 @@ func init() { // the plans look things up in it
 		look: "the files in /etc/yum.repos.d of such a system name it (metalink or mirrorlist are better than an address)"}
 	zypp := dnf
 	zypp.look = "the files in /etc/zypp/repos.d of such a system name it"
-	apk := distro{tool: "apk", from: map[string]string{"": "apk-tools"}, plan: planAPK, update: updateAPK,
+	apk := distro{tool: "apk", from: map[string]string{"": "apk-tools"}, plan: planAPK, update: updateAPK, planUpdate: planAPKUpdate,
 		look: "/etc/apk/repositories of such a system names it"}
 	pacman := distro{tool: "pacman", from: map[string]string{"debian": "pacman-package-manager", "ubuntu": "pacman-package-manager", "": "pacman"},
 		plan: planPacman, update: updatePacman, look: "/etc/pacman.d/mirrorlist of such a system names it"}
@@ -107,6 +109,7 @@ func planBuild(r *Recipe, h buildHost) (*buildPlan, error) {
 		return nil, err
 	}
 	p.Binds = append(p.Binds, append(r.keys(), r.localDirs()...)...)
+	p.Out = h.wayOut(r)
 	for n, hook := range r.Hooks {
 		title := hook.Name
 		if title == "" {
@@ -117,4 +120,26 @@ func planBuild(r *Recipe, h buildHost) (*buildPlan, error) {
 		})
 	}
 	return p, nil
+}
+
+// wayOut is what steps reach: all that is not the host itself, and what the
+// recipe and apt name of that. A name that only resolves to the host is none:
+// who owns it could choose what that is.
+func (h buildHost) wayOut(r *Recipe) wayOut {
+	way := wayOut{Proxies: h.Proxies}
+	addresses := []string{}
+	for _, repo := range r.Repositories {
+		addresses = append(addresses, repo.Address, repo.Metalink, repo.Mirrorlist)
+	}
+	for _, source := range h.Apt {
+		addresses = append(addresses, source.URI)
+	}
+	for _, address := range addresses {
+		if u, err := url.Parse(address); err == nil && (u.Hostname() == "localhost" || isOwn(u.Hostname())) {
+			way.Named = append(way.Named, hostPort(u))
+		}
+	}
+	slices.Sort(way.Named)
+	way.Named = slices.Compact(way.Named)
+	return way
 }

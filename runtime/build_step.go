@@ -50,6 +50,11 @@ func becomeStep() error {
 	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
 		return fmt.Errorf("forbid user namespaces: %w", err)
 	}
+	if q.Network {
+		if err := giveListener(); err != nil {
+			return fmt.Errorf("the way to the network: %w", err)
+		}
+	}
 	if q.API || q.Inside {
 		if err := mountAPI(q); err != nil {
 			return err

@@ -4,11 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
+	"net/http"
 	"os"
 	"os/exec"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +44,7 @@ type buildRequest struct {
 	Files      []viewFile
 	Binds      []string
 	Lower      bool
+	Out        wayOut
 }
 
 // stepResult is the answer to a step.
@@ -139,14 +144,16 @@ func attach(fd int, at string) error {
 const maxStepOutput = maxMessage / 8
 
 func runStep(q buildRequest, step buildStep) stepResult {
-	body, err := json.Marshal(stepRequest{step, buildEnv(), append([]string{"/run/build"}, q.Binds...)})
+	env := buildEnv
+	if step.Network {
+		env = append(slices.Clip(env), outEnv()...)
+	}
+	body, err := json.Marshal(stepRequest{step, env, append([]string{"/run/build"}, q.Binds...)})
 	if err != nil {
 		return stepResult{Error: err.Error()}
 	}
-	flags := syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS | syscall.CLONE_NEWCGROUP
-	if !step.Network {
-		flags |= syscall.CLONE_NEWNET
-	}
+	const flags = syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS |
+		syscall.CLONE_NEWCGROUP | syscall.CLONE_NEWNET
 	said := &tail{limit: 400}
 	cmd := exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{stepName, string(body)}, Env: []string{"GOMAXPROCS=1"},
@@ -154,7 +161,7 @@ func runStep(q buildRequest, step buildStep) stepResult {
 		// the error.
 		Stdout: io.MultiWriter(os.Stderr, said), Stderr: io.MultiWriter(os.Stderr, said),
 		SysProcAttr: &syscall.SysProcAttr{
-			Cloneflags: uintptr(flags), UidMappings: procMappings(q.UIDs), GidMappings: procMappings(q.GIDs), GidMappingsEnableSetgroups: true,
+			Cloneflags: flags, UidMappings: procMappings(q.UIDs), GidMappings: procMappings(q.GIDs), GidMappingsEnableSetgroups: true,
 			Credential: &syscall.Credential{}, Setsid: true, Pdeathsig: syscall.SIGKILL,
 		},
 	}
@@ -162,10 +169,34 @@ func runStep(q buildRequest, step buildStep) stepResult {
 	if step.Capture {
 		cmd.Stdout = answer
 	}
-	if err := cmd.Run(); err != nil {
+	if err := runWithOut(&cmd, step.Network, q.Out); err != nil {
 		return stepResult{Error: strings.TrimSuffix(fmt.Sprintf("%s: %s", err, printable(said.String(), 400)), ": ")}
 	}
 	return stepResult{Output: answer.text()}
+}
+
+// runWithOut runs a step, with a way out of its network if it is to have one.
+func runWithOut(cmd *exec.Cmd, out bool, way wayOut) error {
+	if !out {
+		return cmd.Run()
+	}
+	ours, theirs, err := stepSockets()
+	if err != nil {
+		return err
+	}
+	defer ours.Close()
+	cmd.ExtraFiles = []*os.File{theirs}
+	err = cmd.Start()
+	theirs.Close()
+	if err != nil {
+		return err
+	}
+	if listener, err := takeListener(ours); err == nil { // or it has ended already, and Wait tells why
+		proxy := &http.Server{Handler: newOutProxy(way), ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0)}
+		go proxy.Serve(listener)
+		defer proxy.Close()
+	}
+	return cmd.Wait()
 }
 
 func procMappings(ids []idRange) (list []syscall.SysProcIDMap) {
@@ -175,12 +206,16 @@ func procMappings(ids []idRange) (list []syscall.SysProcIDMap) {
 	return list
 }
 
-// buildVariables are passed on from whoever builds: without them an archive
-// may not be reached.
+// buildVariables are passed on from whoever builds to the builder: without them
+// an archive may not be reached.
 var buildVariables = []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
 
-func buildEnv() []string {
-	env := []string{"PATH=" + runtimePath, "HOME=/root", "LANG=C.UTF-8", "LC_ALL=C.UTF-8", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}
+// buildEnv is the environment of a step.
+var buildEnv = []string{"PATH=" + runtimePath, "HOME=/root", "LANG=C.UTF-8", "LC_ALL=C.UTF-8", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}
+
+// builderEnv is that of the builder.
+func builderEnv() []string {
+	env := []string{"PATH=" + runtimePath, "GOMAXPROCS=2"}
 	for _, name := range buildVariables {
 		if value := os.Getenv(name); value != "" {
 			env = append(env, name+"="+value)

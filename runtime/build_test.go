@@ -79,9 +79,14 @@ func gone(t *testing.T, templates *Templates) {
 // that size, and returns what was said.
 func hooks(t *testing.T, ctx context.Context, templates *Templates, size int64, scripts ...string) (said string, err error) {
 	t.Helper()
+	return hooksOf(t, ctx, templates, size, &buildPlan{}, scripts...)
+}
+
+func hooksOf(t *testing.T, ctx context.Context, templates *Templates, size int64, plan *buildPlan, scripts ...string) (said string, err error) {
+	t.Helper()
 	_, err = templates.makeGeneration(ctx, "x", func(dir string) (Generation, error) {
 		o := BuildOptions{StateDir: t.TempDir(), Scopes: buildScopes(t), Progress: func(line string) { said += line + "\n" }}
-		b, err := startBuilder(ctx, dir, "x", size, nil, &buildPlan{}, o)
+		b, err := startBuilder(ctx, dir, "x", size, nil, plan, o)
 		if err != nil {
 			return Generation{}, err
 		}
@@ -89,8 +94,9 @@ func hooks(t *testing.T, ctx context.Context, templates *Templates, size int64, 
 		steps := []buildStep{{Title: "root", Argv: []string{"sh", "-ec",
 			"cd /target; mkdir bin tmp mnt; cp $(command -v busybox) bin/busybox; bin/busybox --install bin; ls /target/bin/sh"}}}
 		for n, script := range scripts {
-			script, outside := strings.CutPrefix(script, "outside:") // as a package manager is run
-			steps = append(steps, buildStep{Title: fmt.Sprint("hook ", n), Inside: !outside, Argv: []string{"/bin/sh", "-e", "-c", ": hook-of-this-test\n" + script}})
+			how, script := rights(script)
+			how.Title, how.Argv = fmt.Sprint("hook ", n), []string{"/bin/sh", "-e", "-c", ": hook-of-this-test\n" + script}
+			steps = append(steps, how)
 		}
 		for _, step := range steps {
 			if _, err := b.do(step); err != nil {
@@ -104,6 +110,20 @@ func hooks(t *testing.T, ctx context.Context, templates *Templates, size int64, 
 		return copyTree(ctx, root, dir, ImportOptions{Limits: Limits{size, 100_000}})
 	})
 	return said, err
+}
+
+// rights takes from a script by what it is run with others than a hook's.
+func rights(script string) (buildStep, string) {
+	for prefix, how := range map[string]buildStep{
+		"outside:": {},
+		"mounts:":  {Network: true, Mounts: true}, // as mmdebstrap is run
+		"api:":     {Network: true, API: true},    // as dnf and pacman are
+	} {
+		if rest, ok := strings.CutPrefix(script, prefix); ok {
+			return how, rest
+		}
+	}
+	return buildStep{Inside: true}, script
 }
 
 func TestBuildHook(t *testing.T) {

@@ -39,8 +39,17 @@ func makeView(dir string, q buildRequest) error {
 	if err := unix.Mount("view", dir, "tmpfs", unix.MS_NOSUID, viewMemory); err != nil {
 		return fmt.Errorf("the view: %w", err)
 	}
-	for _, name := range append(viewBinds, q.Binds...) {
+	for _, name := range viewBinds {
 		if err := showInView(dir, name); err != nil {
+			return err
+		}
+	}
+	for _, name := range q.Binds {
+		seen, err := inView(dir, name) // a key below /usr, say
+		if err == nil && !seen {
+			err = showInView(dir, name)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -71,6 +80,20 @@ func makeView(dir string, q buildRequest) error {
 		}
 	}
 	return enterView(dir)
+}
+
+// inView tells whether the view has something of that name.
+func inView(dir, name string) (bool, error) {
+	t, err := openTreeRoot(dir)
+	if err != nil {
+		return false, err
+	}
+	defer t.Close()
+	fd, err := t.open(name, unix.O_PATH)
+	if err != nil {
+		return false, nil
+	}
+	return true, unix.Close(fd)
 }
 
 // showInView mounts what the host has at name, with what is mounted below, at

@@ -37,7 +37,7 @@ type builder struct {
 // generation it builds on a layer over that.
 func startBuilder(ctx context.Context, dir, name string, size int64, lower *Generation, plan *buildPlan, o BuildOptions) (_ *builder, err error) {
 	b := &builder{say: oneAtATime(o.Progress)}
-	q := buildRequest{Dir: filepath.Join(dir, "view"), Files: plan.Files, Binds: plan.Binds, Lower: lower != nil}
+	q := buildRequest{Dir: filepath.Join(dir, "view"), Files: plan.Files, Binds: plan.Binds, Lower: lower != nil, Out: plan.Out}
 	if q.UIDs, err = buildRange(o.StateDir); err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func buildScope(name string, pid int) systemd.Scope {
 // fork starts the builder. It dies with ctx and with us.
 func (b *builder) fork(ctx context.Context, files []*os.File) (err error) {
 	b.cmd = &exec.Cmd{
-		Path: "/proc/self/exe", Args: []string{builderName}, Env: append([]string{"GOMAXPROCS=2"}, buildEnv()...), ExtraFiles: files,
+		Path: "/proc/self/exe", Args: []string{builderName}, Env: builderEnv(), ExtraFiles: files,
 		SysProcAttr: &syscall.SysProcAttr{
 			Unshareflags: syscall.CLONE_NEWNS, // package syscall makes it private, too
 			Cloneflags:   syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,

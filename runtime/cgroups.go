@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -75,13 +76,22 @@ func outsideID(ids []idRange, inside uint32) uint32 {
 	return hostID(ids, inside)
 }
 
-// restoreLeaf is the cgroup in which CRIU works until all processes are where
-// they were: one that gives controllers to its children may have none itself.
+// restoreLeaf is the cgroup in which init waits until it is where it was: one
+// that gives controllers to its children may have no processes itself.
 const restoreLeaf = "virtvzd-restore"
 
-// restoreCgroups makes the saved cgroups in a fresh scope, whose own processes
-// go to the leaf if there may be none.
-func restoreCgroups(scope string, list []savedCgroup, uids, gids []idRange) error {
+// crunProxy is the cgroup in which a process of crun's holds the scope while
+// CRIU works.
+const crunProxy = ".proxy-crun"
+
+// restoreCgroups makes the saved cgroups in a fresh scope. init, if it is still
+// in the scope itself, waits in the leaf where that may have no processes; those
+// that restore go to out: they are none of the environment's, whose limits are
+// not for them and which may be frozen.
+func restoreCgroups(scope, out string, init int, list []savedCgroup, uids, gids []idRange) error {
+	if err := moveOut(scope, out, init); err != nil {
+		return err
+	}
 	if len(list) > 0 && list[0].Controllers != "" {
 		if err := moveToLeaf(scope); err != nil {
 			return err
@@ -112,35 +122,71 @@ func restoreCgroups(scope string, list []savedCgroup, uids, gids []idRange) erro
 	return nil
 }
 
-func moveToLeaf(scope string) error {
-	leaf := filepath.Join(scope, restoreLeaf)
-	if err := os.Mkdir(leaf, 0o755); err != nil {
+// moveOut moves all but init from the scope to out. crun's proxy is to leave
+// its cgroup and to remove that in the end, so it has one of its own there, too.
+func moveOut(scope, out string, init int) error {
+	proxies := filepath.Join(out, crunProxy)
+	if err := os.MkdirAll(proxies, 0o755); err != nil {
 		return err
 	}
-	for { // they may fork
-		text, err := os.ReadFile(filepath.Join(scope, "cgroup.procs"))
-		if err != nil {
-			return err
-		}
-		pids := strings.Fields(string(text))
-		if len(pids) == 0 {
-			break
-		}
-		for _, pid := range pids {
-			err := os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(pid), 0)
-			if err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("move to the cgroup %s: %w", leaf, err)
+	for _, move := range []struct{ from, to string }{{scope, out}, {filepath.Join(scope, crunProxy), proxies}} {
+		for more := true; more; { // they may fork
+			pids, err := processesOf(move.from)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			more = false
+			for _, pid := range pids {
+				if pid == init {
+					continue
+				}
+				more = true
+				if err := moveTo(move.to, pid); err != nil {
+					return err
+				}
 			}
 		}
 	}
 	return nil
 }
 
-// leaveLeaf takes the leaf away again, and those that crun makes because the
-// scope itself can have no process.
-func leaveLeaf(scope string) error {
-	for _, name := range []string{restoreLeaf, "proxy-crun", ".proxy-crun"} {
-		if err := os.Remove(filepath.Join(scope, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// moveToLeaf is for what moveOut has left: init, or nothing.
+func moveToLeaf(scope string) error {
+	pids, err := processesOf(scope)
+	if err != nil || len(pids) == 0 {
+		return err
+	}
+	leaf := filepath.Join(scope, restoreLeaf)
+	if err := os.Mkdir(leaf, 0o755); err != nil {
+		return err
+	}
+	return moveTo(leaf, pids[0])
+}
+
+func processesOf(cgroup string) (pids []int, err error) {
+	text, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
+	for word := range strings.FieldsSeq(string(text)) {
+		pid, err := strconv.Atoi(word)
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	return pids, err
+}
+
+func moveTo(cgroup string, pid int) error {
+	err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("move to the cgroup %s: %w", cgroup, err)
+	}
+	return nil
+}
+
+// leaveLeaf takes away what was only for the restore.
+func leaveLeaf(scope, out string) error {
+	for _, dir := range []string{filepath.Join(scope, restoreLeaf), filepath.Join(scope, crunProxy), filepath.Join(out, crunProxy), out} {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

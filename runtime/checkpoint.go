@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"virtvzd/systemd"
 	"virtvzd/xml"
 )
 
@@ -38,18 +39,12 @@ const manifestName = "manifest.json"
 // Kill ends it, or AbandonCheckpoint lets it go on. After an error it goes on
 // as before.
 //
-// What cannot be saved is told before anything is frozen, all of it at once.
+// What Savable tells is told before anything is frozen.
 func (i *Instance) Checkpoint(ctx context.Context, dir string, interfaces []xml.Interface) (err error) {
-	if err := i.r.probeCRIU(); err != nil {
+	if err := i.Savable(); err != nil {
 		return err
-	}
-	if !i.Started() {
-		return fmt.Errorf("%s has not run yet, so there is nothing to save: resume it, or destroy it: %w", i.Name(), ErrUnsupported)
 	}
 	m := manifest{Version: 1, IDMap: i.rec.IDMap, Cgroup: i.rec.Cgroup, Saved: time.Now()}
-	if err := i.survey(&m); err != nil {
-		return err
-	}
 	frozen, err := i.Frozen()
 	if err != nil {
 		return err
@@ -64,28 +59,54 @@ func (i *Instance) Checkpoint(ctx context.Context, dir string, interfaces []xml.
 			err = errors.Join(err, i.AbandonCheckpoint(undo, interfaces))
 		}
 	}()
-	atStep("checkpoint freeze")
+	if err := atStep("checkpoint freeze"); err != nil {
+		return err
+	}
+	if err := i.standStill(ctx, &m, frozen); err != nil {
+		return err
+	}
+	if err := writeManifest(dir, &m); err != nil {
+		return err
+	}
+	if err := atStep("checkpoint dump"); err != nil {
+		return err
+	}
+	return i.dumpTo(ctx, dir, dumpOptions{images: "images", mounts: m.Mounts})
+}
+
+// standStill freezes the environment and cuts it off, and notes in m what CRIU
+// has to be told. After an error some of that may be done.
+func (i *Instance) standStill(ctx context.Context, m *manifest, frozen bool) (err error) {
 	if err := i.freezeSettled(ctx, frozen); err != nil {
 		return err
 	}
-	if err := i.survey(&m); err != nil { // what there is may have changed
+	if err := i.survey(m); err != nil { // what there is may have changed
 		return err
 	}
 	if m.Cgroups, err = saveCgroups(i.CgroupPath(), ranges(m.IDMap.UIDs), ranges(m.IDMap.GIDs)); err != nil {
 		return err
 	}
-	if err := i.unplugLinks(); err != nil {
-		return err
-	}
+	return i.unplugLinks()
+}
+
+func writeManifest(dir string, m *manifest) error {
 	body, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, manifestName), body, 0o600); err != nil {
+	return os.WriteFile(filepath.Join(dir, manifestName), body, 0o600)
+}
+
+// Savable tells what keeps the environment from being checkpointed now, all of it
+// at once, and what to do about it.
+func (i *Instance) Savable() error {
+	if err := i.r.probeCRIU(); err != nil {
 		return err
 	}
-	atStep("checkpoint dump")
-	return i.dump(ctx, dir, m.Mounts)
+	if !i.Started() {
+		return fmt.Errorf("%s has not run yet, so there is nothing to save: resume it, or destroy it: %w", i.Name(), ErrUnsupported)
+	}
+	return i.survey(&manifest{})
 }
 
 // survey looks for what CRIU has to be told, and for what it cannot save.
@@ -131,7 +152,7 @@ func (i *Instance) freezeSettled(ctx context.Context, frozen bool) error {
 		if frozen {
 			break
 		}
-		if err := i.r.config.Scopes.Thaw(ctx, i.rec.Scope); err != nil {
+		if err := i.thaw(ctx); err != nil {
 			return err
 		}
 		select {
@@ -188,7 +209,7 @@ func (i *Instance) AbandonCheckpoint(ctx context.Context, interfaces []xml.Inter
 	}
 	err = errors.Join(err, i.r.tellRuntime(i.rec.UUID, ""), i.unlockNetwork(ctx), i.replugLinks(interfaces))
 	if !c.WasFrozen {
-		err = errors.Join(err, i.r.config.Scopes.Thaw(ctx, i.rec.Scope))
+		err = errors.Join(err, i.thaw(ctx))
 	}
 	if err != nil {
 		return err
@@ -199,31 +220,57 @@ func (i *Instance) AbandonCheckpoint(ctx context.Context, interfaces []xml.Inter
 	return i.rec.save(i.dir)
 }
 
-func (i *Instance) dump(ctx context.Context, dir string, mounts []externalMount) error {
+// dumpOptions say what CRIU is to write.
+type dumpOptions struct {
+	images string // directory for it, below the checkpoint's
+	parent string // that of the dump before, of which only what has changed since is not wanted
+	before bool   // memory only, while all goes on
+	lazy   bool   // memory stays where it is until it is asked for, see postcopy.go
+	mounts []externalMount
+}
+
+// dumpTo has CRIU write the environment's processes to a directory.
+func (i *Instance) dumpTo(ctx context.Context, dir string, o dumpOptions) error {
 	if err := i.r.tellRuntime(i.rec.UUID, i.rec.Cgroup); err != nil {
 		return err
 	}
-	for _, name := range []string{"images", "work"} {
-		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
-			return err
-		}
-	}
-	config := filepath.Join(dir, "criu.conf")
-	if err := os.WriteFile(config, []byte(criuConfig(externalLines(mounts, false)...)), 0o600); err != nil {
+	images, work := filepath.Join(dir, o.images), filepath.Join(dir, "work")
+	if err := errors.Join(os.Mkdir(images, 0o700), os.MkdirAll(work, 0o700)); err != nil {
 		return err
 	}
-	err := i.r.runDump(ctx, i.rec.UUID, config, []string{
-		i.r.host.OCI, "--root", i.r.ociRoot(), "checkpoint", "--leave-running",
-		"--image-path=" + filepath.Join(dir, "images"), "--work-path=" + filepath.Join(dir, "work"),
-		"--manage-cgroups-mode=soft", "--tcp-established", "--file-locks", "--ext-unix-sk", i.rec.UUID,
-	})
+	lines := externalLines(o.mounts, false)
+	argv := []string{i.r.host.OCI, "--root", i.r.ociRoot(), "checkpoint", "--image-path=" + images, "--work-path=" + work}
+	if o.parent != "" {
+		argv = append(argv, "--parent-path=../"+o.parent)
+	}
+	if o.before {
+		// Without it CRIU stops one process after another, and misses some that are made meanwhile.
+		lines = append(lines, "freeze-cgroup "+i.CgroupPath())
+		argv = append(argv, "--pre-dump")
+	} else {
+		argv = append(argv, "--leave-running", "--manage-cgroups-mode=soft", "--ext-unix-sk")
+	}
+	var more []systemd.Property
+	if o.lazy {
+		lines = append(lines, lazyOptions...)
+		more = append(more, systemd.PrivateNetwork())
+	}
+	argv = append(argv, "--tcp-established", "--file-locks", i.rec.UUID)
+	config := filepath.Join(dir, "criu.conf")
+	if err := os.WriteFile(config, []byte(criuConfig(lines...)), 0o600); err != nil {
+		return err
+	}
+	err := i.r.runDump(ctx, i.rec.UUID, config, argv, more...)
 	if _, e := RestoreCgroupOptions(); e != nil {
 		err = errors.Join(err, e)
 	}
 	if err != nil {
-		return fmt.Errorf("%s cannot be saved: %w", i.Name(), criuSays(filepath.Join(dir, "work", "dump.log"), err))
+		return fmt.Errorf("%s cannot be saved: %w", i.Name(), criuSays(filepath.Join(work, "dump.log"), err))
 	}
-	return i.checkRemaps(filepath.Join(dir, "images", "files.img"))
+	if o.before {
+		return nil
+	}
+	return i.checkRemaps(filepath.Join(images, "files.img"))
 }
 
 // checkRemaps refuses what CRIU would not find again: it gives a file that is

@@ -21,6 +21,7 @@ type savedLink struct {
 	ID, Type string
 	Name     string // inside, whatever root there has called it
 	Index    int    // inside
+	Routed   bool   `json:",omitempty"`
 }
 
 // saveLinks lists the interfaces of an environment, and those which cannot be
@@ -45,7 +46,7 @@ func (i *Instance) saveLinks() (list []savedLink, obstacles []string, err error)
 		case !plainTarget.MatchString("/" + link.Attrs().Name):
 			obstacles = append(obstacles, fmt.Sprintf("the network interface %s, which is called %q inside: give it a plain name", l.ID, link.Attrs().Name))
 		default:
-			list = append(list, savedLink{ID: l.ID, Type: l.Type, Name: link.Attrs().Name, Index: l.GuestIndex})
+			list = append(list, savedLink{ID: l.ID, Type: l.Type, Name: link.Attrs().Name, Index: l.GuestIndex, Routed: l.Routed})
 		}
 	}
 	return list, obstacles, nil
@@ -68,7 +69,7 @@ func (i *Instance) unplugLinks() error {
 		}
 		link, err := host.LinkByIndex(l.HostIndex)
 		if err == nil {
-			err = unplug(host, link)
+			err = errors.Join(removeProxies(host, l.Proxies), unplug(host, link))
 		}
 		if err = ignoreMissing(err); err != nil {
 			return fmt.Errorf("network interface %s: %w", l.ID, err)
@@ -136,7 +137,7 @@ func (i *Instance) replugLinks(list []xml.Interface) error {
 		}
 		p, err := i.plan(w, n, list, l.plug())
 		if err == nil {
-			err = w.setUpHost(p, l.HostIndex)
+			err = errors.Join(w.setUpHost(p, l.HostIndex), removeProxies(w.host, l.Proxies), w.addProxies(l.Proxies))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("network interface %s: %w", l.ID, err))
@@ -168,7 +169,11 @@ func (s *starter) restoreLinks(ctx context.Context) (lines []string, err error) 
 			return nil, fmt.Errorf("the network interface %s was saved and is not in the definition: put it back there", saved.ID)
 		}
 		peer := fmt.Sprintf("vz%d-%d", s.stub.pid(), k)
-		if err := i.restoreLink(ctx, w, s.env.Interfaces[at], s.env.Interfaces, saved, peer); err != nil {
+		err := i.restoreLink(ctx, w, s.env.Interfaces[at], s.env.Interfaces, saved, peer)
+		if err == nil && s.options.Arrival != nil { // it is in use elsewhere until it is decided
+			err = i.unplugLinks()
+		}
+		if err != nil {
 			return nil, interfaceError(fmt.Errorf("network interface %s: %w", saved.ID, err))
 		}
 		lines = append(lines, fmt.Sprintf("external netdev[%s]:%s", saved.Name, peer))
@@ -181,6 +186,7 @@ func (i *Instance) restoreLink(ctx context.Context, w *wires, n xml.Interface, a
 	if err := i.noteLink(func() { i.rec.Links = append(i.rec.Links, l) }); err != nil {
 		return err
 	}
+	n.Routed = n.Routed || saved.Routed
 	plug, err := i.plugIn(ctx, l, n)
 	if err != nil {
 		return err
@@ -202,7 +208,9 @@ func (i *Instance) restoreLink(ctx context.Context, w *wires, n xml.Interface, a
 	p.Guarded = p.Filter.Name != ""
 	pair := p
 	pair.Guest = peer
-	atStep("link_" + p.Type)
+	if err := atStep("link_" + p.Type); err != nil {
+		return err
+	}
 	made, err := w.makeVeth(pair)
 	if err != nil {
 		return err

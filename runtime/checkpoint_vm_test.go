@@ -41,7 +41,7 @@ func vmCheckpoint(t *testing.T, r *Runtime, i *Instance, interfaces []xml.Interf
 	}
 	t.Cleanup(func() {
 		if !t.Failed() {
-			os.RemoveAll(dir)
+			os.RemoveAll(dir + "-kept")
 		}
 	})
 	if err := i.Checkpoint(t.Context(), dir, interfaces); err != nil {
@@ -51,8 +51,13 @@ func vmCheckpoint(t *testing.T, r *Runtime, i *Instance, interfaces []xml.Interf
 	if frozen, err := i.Frozen(); !frozen || err != nil {
 		t.Errorf("frozen %v, %v", frozen, err)
 	}
+	// What belongs to the environment goes with it.
+	kept := dir + "-kept"
+	if err := os.Rename(dir, kept); err != nil {
+		t.Fatal(err)
+	}
 	vmGone(t, i)
-	return dir
+	return kept
 }
 
 // vmGone ends an environment and keeps its disk.
@@ -139,6 +144,47 @@ func TestCheckpoint(t *testing.T) {
 				vmExec(t, i, "systemctl restart systemd-journald && systemd-run --wait -q true")
 			}
 		})
+	}
+}
+
+// TestRestorePaused: what is restored paused runs no instruction before it is
+// resumed.
+func TestRestorePaused(t *testing.T) {
+	r := vmRuntime(t)
+	env := vmEnvironment(t, "busybox")
+	i := vmStart(t, r, env, StartOptions{})
+	vmExec(t, i, `cat > /run/busy <<'END'
+n=0
+while :; do n=$((n+1)); echo $n > /run/now; done
+END
+setsid sh /run/busy </dev/null >/dev/null 2>&1 & until [ -s /run/now ]; do sleep 0.1; done`)
+	now := func() string {
+		body, err := i.ReadFile(t.Context(), Owner{}, "/run/now", 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(body)
+	}
+	if err := i.Suspend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	saved := now()
+	dir := vmCheckpoint(t, r, i, env.Interfaces)
+	i = vmRestore(t, r, env, StartOptions{Checkpoint: dir, Paused: true})
+	if frozen, err := i.Frozen(); !frozen || err != nil {
+		t.Errorf("frozen %v, %v", frozen, err)
+	}
+	time.Sleep(time.Second)
+	if n := now(); n != saved {
+		t.Errorf("it counted from %s to %s", saved, n)
+	}
+	if err := i.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); now() == saved; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not go on")
+		}
 	}
 }
 

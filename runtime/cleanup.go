@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"virtvzd/systemd"
 )
@@ -21,8 +22,14 @@ func (r *Runtime) cleanup(ctx context.Context, rec *record) error {
 	if !ok {
 		return fmt.Errorf("record of %s: bad UUID %q", rec.Name, rec.UUID)
 	}
-	atStep("undo kill")
+	atStep("undo scope")
+	if err := endRestore(ctx, rec); err != nil {
+		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
+	}
 	if err := r.endScope(ctx, rec); err != nil {
+		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
+	}
+	if err := r.endCheckpoint(ctx, rec.UUID, rec.Checkpoint); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
 	atStep("undo links")
@@ -39,6 +46,29 @@ func (r *Runtime) cleanup(ctx context.Context, rec *record) error {
 	}
 	atStep("undo dir")
 	return errors.Join(err, removeStateDir(r.dir(uuid)))
+}
+
+// endRestore kills those who restore an environment: its end does not end them.
+func endRestore(ctx context.Context, rec *record) error {
+	if rec.Restoring == "" {
+		return nil
+	}
+	if err := killCgroup(rec.Restoring); err != nil {
+		return err
+	}
+	for _, dir := range []string{filepath.Join(rec.Restoring, crunProxy), rec.Restoring} {
+		for wait := time.Millisecond; ; wait *= 2 { // until the last is reaped
+			err := os.Remove(filepath.Join(cgroupRoot, dir))
+			if err == nil || errors.Is(err, os.ErrNotExist) {
+				break
+			}
+			if ctx.Err() != nil || wait > time.Second {
+				return err
+			}
+			time.Sleep(wait)
+		}
+	}
+	return nil
 }
 
 // removeStateDir deletes the record after everything else.

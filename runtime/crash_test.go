@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -79,16 +80,20 @@ func init() {
 			panic(err)
 		}
 		r.config.FDs = socketStore{conn.(*net.UnixConn)}
-		atStep = func(name string) {
+		atStep = func(name string) error {
 			fmt.Println(name)
 			if name == step {
 				unix.Kill(os.Getpid(), unix.SIGKILL)
 				select {}
 			}
+			return nil
 		}
-		if later, save := strings.CutPrefix(step, "save "); save {
+		what, later, _ := strings.Cut(step, " ")
+		if child := map[string]func(*Runtime, string, func()) int{
+			"save": savingChild, "snapshot": savingChild, "tune": tuningChild, "untune": tuningChild,
+		}[what]; child != nil {
 			step = "" // not of the start
-			return savingChild(r, func() { step = later })
+			return child(r, what, func() { step = later })
 		}
 		env := vmEnvironment(&testing.T{}, "busybox")
 		env.Consoles = []xml.Console{{ID: "lxc 0"}, {ID: "lxc 1"}}
@@ -173,6 +178,11 @@ func TestKilledAtEveryStep(t *testing.T) {
 	t.Logf("steps: %v", steps)
 	if len(steps) < 15 || steps[len(steps)-1] != "released" {
 		t.Fatalf("a start and an end have the steps %v", steps)
+	}
+	for _, part := range []string{"linked_bridge", "linked_ethernet", "linked_direct", "linked_hostdev", "filter", "undo_link", "undo_filter", "undo_port"} {
+		if !slices.Contains(steps, part) {
+			t.Errorf("a start and an end come by no step %s", part)
+		}
 	}
 	nothingLeft(t)
 	for _, step := range steps {

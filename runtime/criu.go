@@ -32,6 +32,9 @@ force-irmap
 # upgrades: on an overlay it goes into the checkpoint. The default is 1 MiB.
 link-remap
 ghost-limit 1G
+# Seconds for the processes of a whole system to be stopped one by one, on a host
+# that is busy. The default is 10.
+timeout 60
 `
 
 // watchedTrees are where files lie that programs watch with inotify although
@@ -61,14 +64,14 @@ func criuConfig(lines ...string) string {
 func dumpUnit(uuid string) string { return "virtvzd-checkpoint-" + uuid + ".service" }
 
 // runDump runs a program that may take as long as there is memory to write.
-func (r *Runtime) runDump(ctx context.Context, uuid, config string, argv []string) error {
+func (r *Runtime) runDump(ctx context.Context, uuid, config string, argv []string, more ...systemd.Property) error {
 	props := []systemd.Property{
 		systemd.Description("Checkpoint of " + uuid), systemd.ServiceType("oneshot"), systemd.RemainAfterExit(), systemd.ExecStart(argv...),
 		systemd.Environment("CRIU_CONFIG_FILE="+config, "PATH="+runtimePath),
 		systemd.CollectMode("inactive-or-failed"), systemd.DefaultDependencies(false),
 		systemd.TimeoutStart(dumpTimeout), systemd.TimeoutStop(10 * time.Second),
 	}
-	if err := r.config.Scopes.StartService(ctx, dumpUnit(uuid), props...); err != nil {
+	if err := r.config.Scopes.StartService(ctx, dumpUnit(uuid), append(props, more...)...); err != nil {
 		return err
 	}
 	return r.endDump(ctx, uuid)

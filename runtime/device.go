@@ -6,7 +6,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -93,12 +92,28 @@ func nodePath(dir string, n int) string { return fmt.Sprintf("%s/%d", dir, n) }
 // host's.
 func devicesDir(dir string) string { return filepath.Join(dir, "dev") }
 
-// changedDevices are those only in a and only in b.
-func changedDevices(a, b []xml.Device) (removed, added []xml.Device) {
-	without := func(list, other []xml.Device) []xml.Device {
-		return slices.DeleteFunc(slices.Clone(list), func(d xml.Device) bool { return slices.Contains(other, d) })
+// changeNodes makes the nodes inside those of after: all, or none changes.
+func (i *Instance) changeNodes(before, after []xml.Device) error {
+	old, wanted := nodesOf(before), nodesOf(after)
+	removed, added := without(old, wanted), without(wanted, old)
+	if err := i.removeNodes(removed); err != nil {
+		return err
 	}
-	return without(a, b), without(b, a)
+	if err := i.addNodes(added); err != nil {
+		return errors.Join(err, i.addNodes(removed))
+	}
+	return nil
+}
+
+// renewNodes is changeNodes where nobody knows how far an earlier daemon came
+// with it.
+func (i *Instance) renewNodes(before, after []xml.Device) error {
+	old, wanted := nodesOf(before), nodesOf(after)
+	added := without(wanted, old)
+	if err := i.removeNodes(append(without(old, wanted), added...)); err != nil {
+		return err
+	}
+	return i.addNodes(added)
 }
 
 // rootIDs are the host's ids of the environment's root.
@@ -110,8 +125,8 @@ func (i *Instance) rootIDs() (uid, gid uint32) {
 }
 
 // addNodes mounts nodes into the running environment: all, or none.
-func (i *Instance) addNodes(devices []xml.Device) error {
-	if len(devices) == 0 {
+func (i *Instance) addNodes(nodes []deviceNode) error {
+	if len(nodes) == 0 {
 		return nil
 	}
 	dir := devicesDir(i.dir)
@@ -132,10 +147,10 @@ func (i *Instance) addNodes(devices []xml.Device) error {
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return err
 		}
-		if err := makeNodes(dir, nodesOf(devices), uid, gid); err != nil {
+		if err := makeNodes(dir, nodes, uid, gid); err != nil {
 			return err
 		}
-		for n := range devices {
+		for n := range nodes {
 			fd, err := openTree(unix.AT_FDCWD, nodePath(dir, n), nil, 0, false)
 			if err != nil {
 				return err
@@ -144,7 +159,7 @@ func (i *Instance) addNodes(devices []xml.Device) error {
 		}
 		return nil
 	}
-	var mounted []xml.Device
+	var mounted []deviceNode
 	err := i.enter("devices", []string{"mnt"}, prepare, func() error {
 		t, err := openTreeRoot("/")
 		if err != nil {
@@ -156,7 +171,7 @@ func (i *Instance) addNodes(devices []xml.Device) error {
 				return err
 			}
 		}
-		for n, d := range devices {
+		for n, d := range nodes {
 			if err := mountNode(t, trees[n], d.Target); err != nil {
 				return fmt.Errorf("device %s: %w", d.Target, err)
 			}
@@ -189,13 +204,13 @@ func mountNode(t *tree, node int, target string) error {
 // removeNodes takes nodes out of the running environment. One that is not
 // there, or is something else by now, was root's inside to remove: the
 // permission to use the device goes all the same.
-func (i *Instance) removeNodes(devices []xml.Device) error {
-	if len(devices) == 0 {
+func (i *Instance) removeNodes(nodes []deviceNode) error {
+	if len(nodes) == 0 {
 		return nil
 	}
 	uid, gid := i.rootIDs()
-	numbers := make([]uint64, len(devices))
-	for n, d := range devices {
+	numbers := make([]uint64, len(nodes))
+	for n, d := range nodes {
 		var st unix.Stat_t
 		if unix.Stat(d.Source, &st) == nil {
 			numbers[n] = st.Rdev // else it is gone from the host, too
@@ -207,7 +222,7 @@ func (i *Instance) removeNodes(devices []xml.Device) error {
 			return err
 		}
 		defer t.Close()
-		for n, d := range devices {
+		for n, d := range nodes {
 			removeNode(t, d.Target, numbers[n])
 		}
 		if uid != 0 {
@@ -215,7 +230,7 @@ func (i *Instance) removeNodes(devices []xml.Device) error {
 				return err
 			}
 		}
-		for _, d := range devices {
+		for _, d := range nodes {
 			removeFile(t, d.Target)
 		}
 		return nil

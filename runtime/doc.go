@@ -7,7 +7,7 @@
 //	stubroot.go  mounts the root there (roots.go reads what init it has)
 //	plan.go      from XML, host and root to an OCI spec and unit properties (pure)
 //	record.go    what is written down before each step, so that a crash leaves nothing unknown
-//	filesystem.go its filesystems below the root
+//	filesystem.go its filesystems below the root; filesystem_grow.go a root in an image grows
 //	quota.go     how much its own layer may hold; quota_btrfs.go on btrfs
 //	network.go   its network interfaces
 //	instance.go  the running environment: init's pid and pidfd, its scope, its console
@@ -22,6 +22,16 @@
 //	cgroups.go              what cgroups there are inside, and that they are there again
 //	criu.go                 how CRIU is called, and what it says
 //	restore.go              what of a start is different from a checkpoint
+//
+// The way to another host, which is told in migrate.go:
+//
+//	migrate_check.go        what keeps an environment here, and what another host keeps out
+//	migrate_out.go          Migrate: the order of its steps; migrate_rounds.go while it runs, migrate_send.go what goes
+//	migrate_in.go           PrepareMigration and Commit: what comes is held until that is decided; migrate_receive.go, migrate_disk.go
+//	migrate_session.go      the decision, kept; migrate_settle.go a source asks for it, and ends or goes on
+//	migrate_offline.go      only the disk
+//	channel.go              messages and data on one connection; mirror.go a tree and its copy, pass by pass
+//	postcopy.go             memory that follows
 //
 // The way of a disk, for snapshots and clones:
 //
@@ -38,6 +48,7 @@
 //	import.go               of a tar (untar.go), a directory (importdir.go) or an OCI image (importoci.go, unlayer.go)
 //	build.go                of packages: recipe.go what is asked for, build_plan.go what is run for it (pure)
 //	builder.go              the command's side of a build, build_stub.go and build_step.go the confined side
+//	build_out.go            its way to archives, and to nothing of the host's own
 //
 // The package imports xml (what to run) and systemd (scopes). It returns
 // errors as sentences for the user and logs nothing.

@@ -1,7 +1,7 @@
 package runtime
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -27,20 +28,22 @@ var ErrNotExecuted = errors.New("the program cannot be run")
 // Command is a program to run inside as root there, with what its init may do
 // and under the environment's limits.
 type Command struct {
-	Args   []string // the program, looked for in PATH inside, and its arguments
-	Env    []string // NAME=value, besides what init was given
-	Stdin  io.Reader
+	Args   []string  // the program, looked for in PATH inside, and its arguments
+	Env    []string  // NAME=value, besides what init was given
+	Stdin  io.Reader // nil is empty
 	Stdout io.Writer // nil drops what is written, as Stderr
 	Stderr io.Writer
 }
 
-// Exec runs a command and returns its exit status, which is 128 and the number
-// of the signal if one ended it. When ctx is done the program is killed.
+// Exec runs a command and returns how it ended. When ctx is done the program is
+// killed.
 //
 // The OCI runtime does the work, because it knows how to enter an environment
 // that is hostile. It is put into the cgroup of init: in that of the scope
-// there can be no processes once a systemd inside has made groups below.
-func (i *Instance) Exec(ctx context.Context, c Command) (status int, err error) {
+// there can be no processes once a systemd inside has made groups below. It
+// leaves the program to us, and so the difference between a signal and an exit
+// status, which it would give as one number.
+func (i *Instance) Exec(ctx context.Context, c Command) (ended syscall.WaitStatus, err error) {
 	if frozen, err := i.Frozen(); err != nil || frozen || !i.Started() {
 		return 0, errors.Join(err, fmt.Errorf("%s is paused: resume it first", i.Name()))
 	}
@@ -49,62 +52,111 @@ func (i *Instance) Exec(ctx context.Context, c Command) (status int, err error) 
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	if err := i.writeProcess(filepath.Join(dir, "process.json"), c); err != nil {
+	if err := i.writeProcess(filepath.Join(dir, "process.json"), c, false); err != nil {
 		return 0, err
 	}
+	s, err := openStreams(c)
+	if err != nil {
+		return 0, err
+	}
+	defer s.close()
+	pid, err := i.execute(ctx, dir, s)
+	s.begin()
+	if err != nil {
+		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
+	}
+	children.add(pid)
+	defer children.remove(pid)
+	pidfd, err := openPidfd(pid, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer pidfd.Close()
+	if err := awaitOrKill(ctx, pidfd); err != nil {
+		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
+	}
+	s.end()
+	if err := said(dir); err != nil { // by what was to become the program
+		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
+	}
+	return waitStatus(pidfd)
+}
+
+// ociLog is where the OCI runtime says why a program did not come to run.
+const ociLog = "log"
+
+func said(dir string) error {
+	text, _ := readProc(filepath.Join(dir, ociLog))
+	if len(text) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrNotExecuted, strings.TrimSpace(string(text[:min(len(text), 512)])))
+}
+
+// execute has the OCI runtime start the program of dir/process.json, and gives
+// its PID.
+func (i *Instance) execute(ctx context.Context, dir string, s *streams) (pid int, err error) {
 	cgroup, err := i.openInitCgroup()
 	if err != nil {
 		return 0, err
 	}
 	defer cgroup.Close()
-	log, pidFile := filepath.Join(dir, "log"), filepath.Join(dir, "pid")
-	cmd := exec.CommandContext(ctx, i.r.host.OCI, "--root", i.r.ociRoot(), "--cgroup-manager=disabled", "--log", log,
-		"exec", "--process", filepath.Join(dir, "process.json"), "--pid-file", pidFile, i.rec.UUID)
+	pidFile := filepath.Join(dir, "pid")
+	cmd := exec.CommandContext(ctx, i.r.host.OCI, "--root", i.r.ociRoot(), "--cgroup-manager=disabled", "--log", filepath.Join(dir, ociLog),
+		"exec", "--detach", "--process", filepath.Join(dir, "process.json"), "--pid-file", pidFile, i.rec.UUID)
 	cmd.Env = []string{"PATH=" + runtimePath}
-	// Never /dev/null, which is what nil means: root inside would be given it.
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = orEmpty(c.Stdin), orDiscard(c.Stdout), orDiscard(c.Stderr)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.program[0], s.program[1], s.program[2]
 	cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
 	cmd.Cancel = func() error {
 		i.killExecuted(pidFile)
 		return cmd.Process.Kill()
 	}
-	cmd.WaitDelay = time.Second // a daemon it left may hold its output open
 	if err := cmd.Start(); err != nil {
-		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
+		return 0, err
 	}
 	children.add(cmd.Process.Pid)
 	err = cmd.Wait()
 	children.remove(cmd.Process.Pid)
 	if ctx.Err() != nil {
-		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), ctx.Err())
+		return 0, ctx.Err()
 	}
-	if said, _ := readProc(log); len(said) > 0 {
-		return 0, fmt.Errorf("%s: %w: %s", c.Args[0], ErrNotExecuted, strings.TrimSpace(string(said[:min(len(said), 512)])))
+	if err := cmp.Or(said(dir), err); err != nil {
+		return 0, err
 	}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) || errors.Is(err, exec.ErrWaitDelay) {
-		err = nil
+	text, err := os.ReadFile(pidFile)
+	if err != nil {
+		return 0, err
 	}
-	return cmd.ProcessState.ExitCode(), err
+	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
-func orEmpty(r io.Reader) io.Reader {
-	if r == nil {
-		return &bytes.Buffer{}
-	}
-	return r
-}
+// killPatience is how long a program that is killed may take to end: one that
+// waits for a file system does not end.
+const killPatience = time.Second
 
-func orDiscard(w io.Writer) io.Writer {
-	if w == nil {
-		return struct{ io.Writer }{io.Discard} // a pipe, where exec.Cmd would take /dev/null for io.Discard itself
+// awaitOrKill waits for the end of a process, and kills it when ctx is done.
+func awaitOrKill(ctx context.Context, pidfd *os.File) error {
+	ended := make(chan bool)
+	go func() {
+		defer close(ended)
+		awaitExit(pidfd)
+	}()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
 	}
-	return w
+	withFd(pidfd, func(fd int) { unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
+	select {
+	case <-ended:
+	case <-time.After(killPatience):
+	}
+	return ctx.Err()
 }
 
 // writeProcess describes the command by what init was given: the same user,
 // capabilities and limits of a process.
-func (i *Instance) writeProcess(name string, c Command) error {
+func (i *Instance) writeProcess(name string, c Command, terminal bool) error {
 	body, err := os.ReadFile(filepath.Join(i.dir, "config.json"))
 	if err != nil {
 		return err
@@ -114,7 +166,7 @@ func (i *Instance) writeProcess(name string, c Command) error {
 		return err
 	}
 	p := spec.Process
-	p.Terminal, p.User, p.Cwd = false, specs.User{}, "/"
+	p.Terminal, p.User, p.Cwd = terminal, specs.User{}, "/"
 	p.Args, p.Env = c.Args, append(p.Env, c.Env...)
 	if body, err = json.Marshal(p); err != nil {
 		return err

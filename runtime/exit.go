@@ -64,6 +64,14 @@ func exitOf(ws syscall.WaitStatus) Exit {
 	return e
 }
 
+// of tells the end that Kill made from one that looks alike.
+func (e Exit) of(rec *record) Exit {
+	if rec.Killed && e.Cause != ExitPoweroff && e.Cause != ExitReboot {
+		e.Cause = ExitKilled
+	}
+	return e
+}
+
 // openPidfd returns a descriptor that the Go runtime's poller can wait on, so a
 // waiting goroutine costs no thread. The process must still have the given
 // start time, or the PID has been used again.
@@ -111,20 +119,26 @@ func awaitExit(pidfd *os.File) bool {
 	return conn.Read(func(fd uintptr) bool { return polled(int(fd)) }) == nil
 }
 
-// collect returns how a process that has ended did so: by reaping it when it
-// is our child, else from the pidfd (Linux 6.15).
+// collect returns how an init that has ended did so.
 func collect(pidfd *os.File) Exit {
-	exit := Exit{}
-	withFd(pidfd, func(fd int) {
-		ws, err := reap(fd)
-		if errors.Is(err, unix.ECHILD) {
+	ws, err := waitStatus(pidfd)
+	if err != nil {
+		return Exit{}
+	}
+	return exitOf(ws)
+}
+
+// waitStatus is that of a process that has ended: by reaping it when it is our
+// child, else from the pidfd (Linux 6.15).
+func waitStatus(pidfd *os.File) (ws syscall.WaitStatus, err error) {
+	if !withFd(pidfd, func(fd int) {
+		if ws, err = reap(fd); errors.Is(err, unix.ECHILD) {
 			ws, err = exitInfo(fd)
 		}
-		if err == nil {
-			exit = exitOf(ws)
-		}
-	})
-	return exit
+	}) {
+		err = os.ErrClosed
+	}
+	return ws, err
 }
 
 // reap waits for a child by pidfd, so never for another process of the same PID.

@@ -146,6 +146,12 @@ func (i *Instance) ReadFile(ctx context.Context, who Owner, name string, limit i
 	return body, err
 }
 
+// ReadFiles reads the regular files of a directory that have no more than limit
+// bytes, of most entries; what else there is is left out.
+func (i *Instance) ReadFiles(ctx context.Context, who Owner, name string, most, limit int) ([][]byte, error) {
+	return inTree(ctx, i, who, name, func(t *tree) ([][]byte, error) { return t.readAll(name, most, limit) })
+}
+
 // ReplaceFile makes a file of a user say body: it is the old or the new one
 // at any moment. Its directory is made, for its owner alone, if it is not
 // there.

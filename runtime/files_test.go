@@ -3,9 +3,61 @@ package runtime
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+// TestReadAll: of a directory that somebody hostile fills, regular files of the
+// root alone, of the size and number that are asked for.
+func TestReadAll(t *testing.T) {
+	outside, root := t.TempDir(), t.TempDir()
+	dir := filepath.Join(root, "run", "sessions")
+	write := func(name, body string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(body), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "directory"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(filepath.Join(outside, "secret"), "secret")
+	write(filepath.Join(dir, "1"), "one")
+	write(filepath.Join(dir, "long"), strings.Repeat("x", 17))
+	for name, to := range map[string]string{"absolute": filepath.Join(outside, "secret"), "relative": "../../../secret", "magic": "/proc/self/root" + outside + "/secret"} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(filepath.Join(dir, "1.ref"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tr, err := openTreeRoot(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	bodies, err := tr.readAll("/run/sessions", 100, 16)
+	if err != nil || len(bodies) != 1 || string(bodies[0]) != "one" {
+		t.Errorf("%q, %v", bodies, err)
+	}
+	write(filepath.Join(dir, "2"), "two")
+	if bodies, err = tr.readAll("/run/sessions", 1, 16); err != nil || len(bodies) > 1 {
+		t.Errorf("%d of one at most, %v", len(bodies), err)
+	}
+	if err := os.Symlink(outside, filepath.Join(root, "out")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"/out", "/run/sessions/1"} {
+		if bodies, err := tr.readAll(name, 100, 16); err == nil {
+			t.Errorf("%s: %q", name, bodies)
+		}
+	}
+}
 
 // A file system that never answers costs those who ask an error, and only so
 // many may ask.

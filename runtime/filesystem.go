@@ -112,7 +112,7 @@ func (r *Runtime) VolumePath(ctx context.Context, name string) (string, error) {
 // freshMount is a mount that is nowhere yet.
 type freshMount struct {
 	*os.File
-	deep bool // others that the environment cannot separate from it are below
+	deep bool // others are below that came with it
 }
 
 // makeMount makes what is to be mounted of a filesystem that is the host's. It
@@ -150,7 +150,9 @@ func (i *Instance) makeMount(ctx context.Context, fs xml.Filesystem) (m freshMou
 		case mapped:
 			fd, m.deep, err = lockedTree(source, i.dir, space, attr)
 		default:
-			fd, err = openTree(unix.AT_FDCWD, source, nil, attr, true)
+			if m.deep, err = mountedBelow(source); err == nil {
+				fd, err = openTree(unix.AT_FDCWD, source, nil, attr, true)
+			}
 		}
 	}
 	if err != nil {
@@ -235,8 +237,12 @@ func lockedTree(source, dir string, space *os.File, set uint64) (fd int, deep bo
 // mountedBelow tells whether something is mounted below a directory, in the
 // calling thread's mount namespace.
 func mountedBelow(dir string) (bool, error) {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false, err
+	}
 	body, err := os.ReadFile("/proc/thread-self/mountinfo")
-	return strings.Contains(string(body), " "+dir+"/"), err
+	return strings.Contains(unescape.Replace(string(body)), " "+real+"/"), err
 }
 
 // openTarget opens the mount point of name, making it, as a directory or an

@@ -112,6 +112,9 @@ func (i *Instance) attachFilesystem(ctx context.Context, fs xml.Filesystem) erro
 	if fs.Type == "tmp" {
 		return nil // the stub's, there for good
 	}
+	if err := refuseLimit(fs); err != nil {
+		return err
+	}
 	fail := func(err error) error { return fmt.Errorf("filesystem at %s of %s: %w", fs.Target, i.Name(), err) }
 	var m freshMount
 	if fs.Type != "bind" {
@@ -235,7 +238,7 @@ func unmount(where string, m recordedMount) error {
 	}
 	flags := unix.UMOUNT_NOFOLLOW
 	if m.Deep {
-		flags |= unix.MNT_DETACH // those below it cannot be unmounted one by one
+		flags |= unix.MNT_DETACH // with those below, which cannot always be unmounted one by one
 	}
 	return unix.Unmount(base, flags)
 }
@@ -333,7 +336,7 @@ func (i *Instance) restoreFilesystems(ctx context.Context, list []xml.Filesystem
 		}
 		errs = append(errs, i.detachFilesystem(ctx, m.Target))
 	}
-	if len(list) > 0 && list[0].Type == "template" {
+	if len(list) > 0 {
 		errs = append(errs, i.r.limitSpace(i.uuid, list[0]))
 	}
 	for _, fs := range list {

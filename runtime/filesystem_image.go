@@ -74,7 +74,12 @@ func openRaw(source string, readOnly bool) (tree int, on Device, err error) {
 		return -1, on, fmt.Errorf("%s: %w", source, err)
 	}
 	if kind == unix.S_IFBLK {
-		return mountWhole(image, fmt.Sprintf("/proc/self/fd/%d", fd), source, fstype, readOnly) // by name it might be another
+		// By the name it was given it might be another by now.
+		node, err := nodeOf(Device{unix.Major(st.Rdev), unix.Minor(st.Rdev)})
+		if err != nil {
+			return -1, on, err
+		}
+		return mountWhole(image, node, source, fstype, readOnly)
 	}
 	if err := lockImage(image, readOnly); err != nil {
 		return -1, on, fmt.Errorf("image %s: %w", source, err)

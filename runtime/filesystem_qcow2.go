@@ -151,26 +151,16 @@ func qcow2Path(source string) (string, error) {
 
 // serveQcow2 starts the server and connects the kernel with it.
 func (r *Runtime) serveQcow2(ctx context.Context, id, path string, readOnly bool) (*os.File, error) {
-	const seen, sockets = "/image", "/socket" // by the server
+	const sockets = "/socket" // by the server
 	argv := []string{qemuNBD, "--fork", "--socket=" + sockets + "/nbd", "--cache=writeback"}
 	if readOnly {
 		argv = append(argv, "--read-only")
 	} else {
 		argv = append(argv, "--discard=unmap")
 	}
-	argv = append(argv, `json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"`+seen+`"}}`)
-	const mayOpenAll = 1 << unix.CAP_DAC_OVERRIDE
-	props := append(systemd.Confined(mayOpenAll,
-		systemd.Bind{Source: path, Target: seen, ReadOnly: readOnly},
-		systemd.Bind{Source: filepath.Join(r.imagesDir(), id), Target: sockets},
-		systemd.Bind{Source: "/usr", Target: "/usr", ReadOnly: true},
-		systemd.Bind{Source: "/lib", Target: "/lib", ReadOnly: true},
-		systemd.Bind{Source: "/lib64", Target: "/lib64", ReadOnly: true},
-		systemd.Bind{Source: "/etc/ld.so.cache", Target: "/etc/ld.so.cache", ReadOnly: true}),
-		systemd.Description("qcow2 image "+path), systemd.ServiceType("forking"), systemd.ExecStart(argv...),
-		systemd.CollectMode("inactive-or-failed"), systemd.TimeoutStart(30*time.Second), systemd.TimeoutStop(10*time.Second),
-		systemd.DefaultDependencies(false), // a shutdown of the host stops environments first
-		systemd.MemoryMax(512<<20), systemd.MemorySwapMax(0), systemd.TasksMax(64))
+	argv = append(argv, `json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"`+imageSeen+`"}}`)
+	props := append(imageService(path, readOnly, systemd.Bind{Source: filepath.Join(r.imagesDir(), id), Target: sockets}),
+		systemd.Description("qcow2 image "+path), systemd.ServiceType("forking"), systemd.ExecStart(argv...))
 	atStep("image serve")
 	if err := r.config.Scopes.StartService(ctx, imageUnit(id), props...); err != nil {
 		return nil, fmt.Errorf("qemu-nbd cannot open it: 'journalctl -u %s' tells why: %w", imageUnit(id), err)
@@ -191,6 +181,24 @@ func (r *Runtime) serveQcow2(ctx context.Context, id, path string, readOnly bool
 		return nil, fmt.Errorf("qemu-nbd: %w", err)
 	}
 	return attachNBD(server.(*net.UnixConn), e, imageUnit(id), readOnly)
+}
+
+// imageSeen is where a service sees the image that it is for.
+const imageSeen = "/image"
+
+// imageService is a service that sees nothing of the host but an image and
+// programs.
+func imageService(path string, readOnly bool, more ...systemd.Bind) []systemd.Property {
+	const mayOpenAll = 1 << unix.CAP_DAC_OVERRIDE
+	return append(systemd.Confined(mayOpenAll, append(more,
+		systemd.Bind{Source: path, Target: imageSeen, ReadOnly: readOnly},
+		systemd.Bind{Source: "/usr", Target: "/usr", ReadOnly: true},
+		systemd.Bind{Source: "/lib", Target: "/lib", ReadOnly: true},
+		systemd.Bind{Source: "/lib64", Target: "/lib64", ReadOnly: true},
+		systemd.Bind{Source: "/etc/ld.so.cache", Target: "/etc/ld.so.cache", ReadOnly: true})...),
+		systemd.CollectMode("inactive-or-failed"), systemd.TimeoutStart(30*time.Second), systemd.TimeoutStop(10*time.Second),
+		systemd.DefaultDependencies(false), // a shutdown of the host stops environments first
+		systemd.MemoryMax(512<<20), systemd.MemorySwapMax(0), systemd.TasksMax(64))
 }
 
 // endImage ends what serveQcow2 has begun.

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,15 +47,25 @@ func watched(t *testing.T, body []byte, limits Limits) (most int64, err error) {
 	return most, err
 }
 
-// endless is a gzip stream that unpacks to much more.
-func endless(t *testing.T, head []byte, zeros int64) []byte {
+// endless is a compressed stream that unpacks to much more.
+func endless(t *testing.T, compress func(io.Writer) (io.WriteCloser, error), head []byte, zeros int64) []byte {
+	t.Helper()
 	var out bytes.Buffer
-	w, _ := gzip.NewWriterLevel(&out, gzip.BestSpeed)
+	w, err := compress(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
 	w.Write(head)
 	io.CopyN(w, zeroReader{}, zeros)
-	w.Close()
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
 	return out.Bytes()
 }
+
+func byGzip(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriterLevel(w, gzip.BestSpeed) }
+func byXZ(w io.Writer) (io.WriteCloser, error)   { return xz.NewWriter(w) }
+func byZstd(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) }
 
 type zeroReader struct{}
 
@@ -87,10 +99,13 @@ func TestImportBombs(t *testing.T) {
 	for n := range 900 {
 		attributes = append(attributes, tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("%d", n), PAXRecords: map[string]string{"SCHILY.xattr.user.x": strings.Repeat("x", 3000)}})
 	}
+	zeros := header(t, tar.Header{Typeflag: tar.TypeReg, Name: "zeros", Size: 16 << 20, Mode: 0o644})
 	tests := map[string][]byte{
-		"decompression": endless(t, header(t, tar.Header{Typeflag: tar.TypeReg, Name: "zeros", Size: 16 << 20, Mode: 0o644}), 16<<20),
-		"after the end": endless(t, tarOf(t, file("x", "")), 16<<20),
-		"what is skipped": endless(t, header(t, tar.Header{
+		"gzip":          endless(t, byGzip, zeros, 16<<20),
+		"xz":            endless(t, byXZ, zeros, 16<<20),
+		"zstd":          endless(t, byZstd, zeros, 16<<20),
+		"after the end": endless(t, byGzip, tarOf(t, file("x", "")), 16<<20),
+		"what is skipped": endless(t, byGzip, header(t, tar.Header{
 			Typeflag: tar.TypeCont, Name: "x", Size: 16 << 20, Format: tar.FormatUSTAR}), 16<<20),
 		"many files":       tarOf(t, many...),
 		"many directories": tarOf(t, directories...),
@@ -109,6 +124,28 @@ func TestImportBombs(t *testing.T) {
 			t.Errorf("%s: took %d KiB of the disk, %d are allowed", name, most>>10, limits.Bytes>>10)
 		}
 		t.Logf("%s: %d KiB, %v: %v", name, most>>10, time.Since(begin).Round(time.Millisecond), err)
+	}
+}
+
+// Layers that are each within the limit are not together, also where the next
+// replaces what the last has brought.
+func TestImportOCIBomb(t *testing.T) {
+	megabyte := strings.Repeat("x", 1<<20)
+	for name, names := range map[string][]string{"other files": {"a", "b", "c"}, "the same file": {"a", "a", "a"}} {
+		l := newLayout(t)
+		var layers [][]byte
+		for _, name := range names {
+			layers = append(layers, tarOf(t, file(name, megabyte)))
+		}
+		l.index(l.image(layers...))
+		templates := OpenTemplates(t.TempDir())
+		_, err := templates.Import(t.Context(), "x", "oci:"+l.dir, ImportOptions{Limits: Limits{Bytes: 5 << 19, Files: 1000}})
+		if !errors.Is(err, ErrTooLarge) || !strings.HasPrefix(err.Error(), "import oci:"+l.dir+": layer 3 of 3: ") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if left, _ := os.ReadDir(templates.digestDir("")); len(left) > 0 {
+			t.Errorf("%s: left %v", name, left)
+		}
 	}
 }
 

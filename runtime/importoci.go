@@ -18,6 +18,13 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// The layout is read here and not by go-containerregistry: its pkg/v1/layout
+// reads index and manifests whole, however large, and does not hold them
+// against their digests, of which one becomes the generation's. Its
+// mutate.Extract keeps every name of every layer in memory, leaves out links
+// that it finds unsafe, and going from the top layer down it gives a hard link
+// before the file of a lower layer that it links to.
+
 // Bounds of the descriptions of an image.
 const (
 	maxOCIDocument = 4 << 20

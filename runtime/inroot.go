@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"strings"
@@ -94,6 +95,27 @@ func (t *tree) read(name string, limit int) ([]byte, error) {
 		n += m
 	}
 	return body[:n], nil
+}
+
+// readAll reads regular files of a directory, see Instance.ReadFiles.
+func (t *tree) readAll(name string, most, limit int) (bodies [][]byte, err error) {
+	fd, err := t.open(name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	dir := os.NewFile(uintptr(fd), name)
+	defer dir.Close()
+	entries, err := dir.Readdirnames(most)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	below := &tree{fd, name}
+	for _, entry := range entries {
+		if body, err := below.read(entry, limit+1); err == nil && len(body) <= limit {
+			bodies = append(bodies, body)
+		}
+	}
+	return bodies, nil
 }
 
 // directory opens name, making the directories that are missing.

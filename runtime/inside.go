@@ -57,28 +57,35 @@ func (i *Instance) enter(what string, kinds []string, prepare, do func() error) 
 	if dead(i.pidfd) { // the PID may have been another process's by now
 		return fmt.Errorf("%s of %s: it has ended", what, i.Name())
 	}
-	result := make(chan error)
-	go func() {
-		goruntime.LockOSThread()
-		result <- func() error {
-			// A thread shares its root and working directory with the others,
-			// which the kernel does not let it take into a mount namespace.
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+	err := onOwnThread(func() error {
+		// A thread shares its root and working directory with the others,
+		// which the kernel does not let it take into a mount namespace.
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := prepare(); err != nil {
+			return err
+		}
+		for n, f := range spaces {
+			if err := unix.Setns(int(f.Fd()), namespaceTypes[kinds[n]]); err != nil {
 				return err
 			}
-			if err := prepare(); err != nil {
-				return err
-			}
-			for n, f := range spaces {
-				if err := unix.Setns(int(f.Fd()), namespaceTypes[kinds[n]]); err != nil {
-					return err
-				}
-			}
-			return do()
-		}()
-	}()
-	if err := <-result; err != nil {
+		}
+		return do()
+	})
+	if err != nil {
 		return fmt.Errorf("%s of %s: %w", what, i.Name(), err)
 	}
 	return nil
+}
+
+// onOwnThread runs do on a thread that ends with it, so that it may change what
+// belongs to a thread.
+func onOwnThread(do func() error) error {
+	result := make(chan error)
+	go func() {
+		goruntime.LockOSThread()
+		result <- do()
+	}()
+	return <-result
 }

@@ -24,21 +24,24 @@ type Instance struct {
 	dir   string
 	pidfd *os.File
 
-	exited chan struct{}
-	oom    chan struct{}
-	waits  chan struct{} // see patiently
+	exited  chan struct{}
+	oom     chan struct{}
+	changed chan struct{} // see HostChanged
+	waits   chan struct{} // see patiently
 
-	mu       sync.Mutex
-	rec      *record    // its Name and Phase change
-	consoles []*Console // without those that were lost, see takeConsole
-	warnings []string
-	killed   bool
-	exit     Exit
+	sockstat sockstat
+
+	mu        sync.Mutex
+	rec       *record    // its Name and Phase change
+	consoles  []*Console // without those that were lost, see takeConsole
+	warnings  []string
+	exit      Exit
+	migration *outgoing // sent, and not yet known what became of it
 }
 
 func newInstance(r *Runtime, rec *record, pidfd *os.File) *Instance {
 	uuid, _ := parseUUID(rec.UUID)
-	return &Instance{r: r, uuid: uuid, dir: r.dir(uuid), pidfd: pidfd, rec: rec, exited: make(chan struct{}), oom: make(chan struct{}, 1), waits: make(chan struct{}, maxFileWaits)}
+	return &Instance{r: r, uuid: uuid, dir: r.dir(uuid), pidfd: pidfd, rec: rec, exited: make(chan struct{}), oom: make(chan struct{}, 1), changed: make(chan struct{}, 1), waits: make(chan struct{}, maxFileWaits)}
 }
 
 // watch waits for the end of init in a goroutine.
@@ -55,10 +58,7 @@ func (i *Instance) watch() {
 		exit := collect(i.pidfd)
 		children.remove(i.rec.Init)
 		i.mu.Lock()
-		if i.killed && exit.Cause != ExitPoweroff && exit.Cause != ExitReboot {
-			exit.Cause = ExitKilled
-		}
-		i.exit = exit
+		i.exit = exit.of(i.rec)
 		i.mu.Unlock()
 		for _, c := range i.Consoles() {
 			c.finish()
@@ -71,6 +71,7 @@ func (i *Instance) watch() {
 func (i *Instance) forget() {
 	children.remove(i.rec.Init)
 	i.pidfd.Close()
+	i.sockstat.close()
 	for _, c := range i.Consoles() {
 		c.master.Close()
 	}
@@ -108,9 +109,6 @@ func (i *Instance) CgroupPath() string { return filepath.Join(cgroupRoot, i.rec.
 
 // IDMap is the map in force: Explicit with its ranges, or Privileged.
 func (i *Instance) IDMap() xml.IDMap { return i.rec.IDMap }
-
-// StartedAt is when the start began.
-func (i *Instance) StartedAt() time.Time { return i.rec.StartedAt }
 
 // Warnings are sentences about what went wrong without stopping the start. One
 // may come shortly after Start has returned.
@@ -154,7 +152,7 @@ func (i *Instance) Exit() Exit {
 // Resume lets a paused environment go on: for the first time, or thawed.
 func (i *Instance) Resume(ctx context.Context) error {
 	if i.Started() {
-		return i.r.config.Scopes.Thaw(ctx, i.rec.Scope)
+		return i.thaw(ctx)
 	}
 	if err := i.r.ociStart(ctx, i.rec.UUID); err != nil {
 		return err
@@ -171,16 +169,52 @@ func (i *Instance) Suspend(ctx context.Context) error {
 	if !i.Started() {
 		return nil // has not run yet
 	}
-	return i.r.config.Scopes.Freeze(ctx, i.rec.Scope)
+	err := i.r.config.Scopes.Freeze(ctx, i.rec.Scope)
+	if errors.Is(err, systemd.ErrUnitBusy) {
+		return i.freezeCgroup(ctx, true)
+	}
+	return err
+}
+
+// thaw undoes Suspend.
+func (i *Instance) thaw(ctx context.Context) error {
+	err := i.r.config.Scopes.Thaw(ctx, i.rec.Scope)
+	if errors.Is(err, systemd.ErrUnitBusy) {
+		return i.freezeCgroup(ctx, false)
+	}
+	return err
+}
+
+// freezeCgroup is for a scope that systemd is about to stop, and so leaves alone:
+// while the host shuts down, libvirt-guests may still save what runs.
+func (i *Instance) freezeCgroup(ctx context.Context, frozen bool) error {
+	value := "0"
+	if frozen {
+		value = "1"
+	}
+	if err := i.writeCgroup("cgroup.freeze", value); err != nil {
+		return err
+	}
+	for {
+		is, err := i.Frozen()
+		if err != nil || is == frozen {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // Kill ends all processes of the environment at once and returns when init
 // is reaped and the cgroup is gone. It needs no D-Bus and no cooperation, and works
 // on a frozen environment.
 func (i *Instance) Kill(ctx context.Context) error {
-	i.mu.Lock()
-	i.killed = true
-	i.mu.Unlock()
+	if err := i.noteKill(); err != nil {
+		return err
+	}
 	if err := killCgroup(i.rec.Cgroup); err != nil {
 		return fmt.Errorf("kill %s: %w", i.Name(), err)
 	}
@@ -190,6 +224,19 @@ func (i *Instance) Kill(ctx context.Context) error {
 		return fmt.Errorf("%s was killed but has not ended yet: %w", i.Name(), ctx.Err())
 	}
 	return awaitCgroupGone(ctx, i.rec.Cgroup)
+}
+
+// noteKill records that what follows is no crash.
+func (i *Instance) noteKill() error {
+	select {
+	case <-i.exited:
+		return nil // by itself, and what is recorded may be gone
+	default:
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rec.Killed = true
+	return i.rec.save(i.dir)
 }
 
 // Release removes everything the environment left on the host, except its

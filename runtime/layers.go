@@ -26,19 +26,20 @@ import (
 //	layers/ID/layer.json            whose it is and what lies below, see Layer
 //	layers/.new-X/                  one that is being copied
 //	layers/.gone-X/                 one that is being deleted
+//	memory/ID.save                  the processes there were, see Memory
 //
 // Everything here may be killed at any point. What is seen of a disk is then
 // the old or the new, and the next that looks at it finishes the work.
 type Layers struct {
-	dir, private, state string
-	templates           *Templates
+	dir, private, memory, state string
+	templates                   *Templates
 }
 
 // OpenLayers needs no daemon. stateDir is where the daemon keeps its records:
 // what is recorded there runs, and its disk is left alone.
 func OpenLayers(dataDir, stateDir string) *Layers {
 	return &Layers{
-		dir: filepath.Join(dataDir, "layers"), private: filepath.Join(dataDir, "private"), state: stateDir,
+		dir: filepath.Join(dataDir, "layers"), private: filepath.Join(dataDir, "private"), memory: filepath.Join(dataDir, "memory"), state: stateDir,
 		templates: OpenTemplates(dataDir),
 	}
 }

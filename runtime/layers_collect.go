@@ -166,7 +166,7 @@ func (l *Layers) sweep() error {
 				return err
 			}
 		}
-		return l.sweepEmpty()
+		return errors.Join(l.sweepEmpty(), l.sweepMemory())
 	})
 	gone, _ := filepath.Glob(filepath.Join(l.dir, ".gone-*"))
 	inside, _ := filepath.Glob(filepath.Join(l.private, "*", ".gone-*"))

@@ -19,6 +19,7 @@ type disk struct {
 	Pushing  string // upper is on its way to become this layer
 	Discard  bool   // upper is on its way to be replaced by an empty one
 	Clone    string // UUID of whom it was cloned from, until it has started once
+	Incoming string // ID of the migration it came by, until that is decided
 }
 
 // errNoDisk is returned for an environment that has no disk: it never started.
@@ -44,6 +45,8 @@ func readDisk(dir string) (d disk, err error) {
 			d.Discard = true
 		case "clone":
 			d.Clone = value
+		case "incoming":
+			d.Incoming = value
 		}
 	}
 	if d.Template == "" || d.Layer != "" && !validLayerID(d.Layer) || d.Pushing != "" && !validLayerID(d.Pushing) {
@@ -54,7 +57,7 @@ func readDisk(dir string) (d disk, err error) {
 
 func (d disk) save(dir string) error {
 	text := d.Template + "\n"
-	for word, value := range map[string]string{"layer": d.Layer, "pushing": d.Pushing, "clone": d.Clone} {
+	for word, value := range map[string]string{"layer": d.Layer, "pushing": d.Pushing, "clone": d.Clone, "incoming": d.Incoming} {
 		if value != "" {
 			text += word + " " + value + "\n"
 		}

@@ -191,7 +191,9 @@ func (l *Layers) room(d disk) error {
 }
 
 // syncTree writes all that was written to the disk: a snapshot that survives a
-// crash of the host must not be one of empty files.
+// crash of the host must not be one of empty files. It writes what others have
+// written to the same file system as well: an fsync(2) for each file of the tree
+// would commit the journal each time.
 func syncTree(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {

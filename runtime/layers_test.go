@@ -275,16 +275,17 @@ type killed struct{ step string }
 // dying runs do, which is stopped dead at the n-th step. It returns the steps it
 // came by.
 func dying(n int, do func()) (steps []string) {
-	defer func() { atStep = func(string) {} }()
+	defer func() { atStep = func(string) error { return nil } }()
 	defer func() {
 		if _, ok := recover().(killed); !ok && n < len(steps) {
 			panic("it was not killed")
 		}
 	}()
-	atStep = func(step string) {
+	atStep = func(step string) error {
 		if steps = append(steps, step); len(steps) > n {
 			panic(killed{step})
 		}
+		return nil
 	}
 	do()
 	return steps
@@ -508,13 +509,14 @@ func TestJoinShowsTheSame(t *testing.T) {
 		for {
 			// As long as it is killed it is done again.
 			died := func() (died bool) {
-				defer func() { atStep = func(string) {} }()
+				defer func() { atStep = func(string) error { return nil } }()
 				defer func() { died = recover() != nil }()
 				left := random.IntN(4)
-				atStep = func(string) {
+				atStep = func(string) error {
 					if left--; left < 0 {
 						panic(killed{})
 					}
+					return nil
 				}
 				if err := joinTrees(layers[1], layers[0]); err != nil {
 					t.Fatal(err)

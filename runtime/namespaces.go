@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
 )
 
 // namespaceOrder is the order in which libvirt's clients enter namespaces
@@ -43,4 +45,13 @@ func (i *Instance) Hostname() (string, error) {
 	var uts unix.Utsname
 	err := i.inside("hostname", []string{"uts"}, func() error { return unix.Uname(&uts) })
 	return unix.ByteSliceToString(uts.Nodename[:]), err
+}
+
+// setHostname follows a change of the metadata.
+func (i *Instance) setHostname(before, after *xml.Environment) error {
+	name := planHostname(after)
+	if name == planHostname(before) {
+		return nil
+	}
+	return i.inside("hostname", []string{"uts"}, func() error { return unix.Sethostname([]byte(name)) })
 }

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -21,78 +20,44 @@ import (
 //
 //	network.go        all interfaces of one environment: add, change, remove, recover
 //	network_plan.go   what an interface will be (pure)
+//	network_plug.go   places in libvirt's networks
 //	network_link.go   one interface, made and unmade
 //	network_venet.go  the host's side of a routed one
 //	network_tc.go     rates, and the check of source addresses
 //	network_move.go   the host's own interfaces, lent
+//	network_nested.go what root inside has moved on
 //	network_filter.go libvirt's packet filters on one
 //	network_read.go   addresses and counters
+//	network_watch.go  connected again after changes of the host's own
 //
 // Most goes with the namespace when the last process has ended: a veth pair,
 // its queues, filters and routes, a macvlan. Ports in libvirt's networks, proxy
 // entries, filters and lent interfaces do not; the record has them before they are made.
 
-// Networks is what is wanted of libvirt's virtual networks.
-type Networks interface {
-	// Plug makes a port, under the UUID it is given.
-	Plug(ctx context.Context, p Port) (Plug, error)
-	// Unplug removes one. That it or its network is gone is no error.
-	Unplug(ctx context.Context, network, uuid string) error
-	// Limit changes a port's bandwidth.
-	Limit(ctx context.Context, network, uuid string, inbound, outbound xml.Rate) error
-}
-
-// Port is an interface for a network.
-type Port struct {
-	UUID, Network, Group string
-	Owner, OwnerUUID     string // the domain
-	MAC                  string
-	Isolated             bool
-	VLAN                 xml.VLAN
-	Inbound, Outbound    xml.Rate
-}
-
-// Plug is where a network wants an interface: a bridge, or a device of the
-// host to make a macvlan of.
-type Plug struct {
-	Bridge            string
-	Device, Mode      string
-	Isolated          bool
-	VLAN              xml.VLAN
-	Inbound, Outbound xml.Rate // the network's own, for an interface that has none
-}
-
 // recordedLink is what is to be found again of an interface.
 type recordedLink struct {
 	ID, Type    string // as planned; Type "" until it is
 	MAC         string
-	Host, Guest string // names
-	HostIndex   int    `json:",omitempty"` // 0 until it is made
-	GuestIndex  int    `json:",omitempty"`
-	Parent      string // bridge or interface of the host
-	WasUp       bool   `json:",omitempty"` // of hostdev: on the host
-	Isolated    bool   `json:",omitempty"` // with VLAN, as a port of Parent
+	Host, Guest string  // names
+	HostIndex   int     `json:",omitempty"` // 0 until it is made
+	GuestIndex  int     `json:",omitempty"`
+	Parent      string  // bridge or interface of the host
+	WasUp       bool    `json:",omitempty"` // of hostdev: on the host
+	NIC         hostNIC // the rest of what it was there
+	Routed      bool    `json:",omitempty"` // held to its addresses, and to none when it has no more
+	Isolated    bool    `json:",omitempty"` // with VLAN, as a port of Parent
 	VLAN        xml.VLAN
 	Filter      xml.Filter // which may be bound to Host
 	Ports       []recordedPort
 	Proxies     []proxy
 	Claims      []string // what no other environment may have
 
-	// the network's own
+	// as the network made the port
 	Inbound, Outbound xml.Rate
 	PortVLAN          xml.VLAN
+	PortIsolated      bool `json:",omitempty"`
 
 	Before InterfaceStats // of hostdev: what it had counted on the host
-}
-
-// recordedPort is a port in a network; of several the last is the one in use.
-type recordedPort struct{ Network, UUID string }
-
-func (l *recordedLink) port() recordedPort {
-	if len(l.Ports) == 0 {
-		return recordedPort{}
-	}
-	return l.Ports[len(l.Ports)-1]
 }
 
 // InterfaceError is why an environment cannot have a network interface.
@@ -111,6 +76,7 @@ func interfaceError(err error) error {
 // Link is an interface of a running environment.
 type Link struct {
 	ID, Host, Guest       string // names as they were made
+	Counter               string // see Traffic
 	Paired                bool   // with an end on the host, Host
 	Network, Bridge, Port string
 }
@@ -120,7 +86,7 @@ func (i *Instance) Links() (list []Link) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, l := range i.rec.Links {
-		link := Link{ID: l.ID, Host: l.Host, Guest: l.Guest, Paired: l.HostIndex != 0, Network: l.port().Network, Port: l.port().UUID}
+		link := Link{ID: l.ID, Host: l.Host, Guest: l.Guest, Counter: l.counter(), Paired: l.HostIndex != 0, Network: l.port().Network, Port: l.port().UUID}
 		if l.Type == "bridge" {
 			link.Bridge = l.Parent
 		}
@@ -213,7 +179,9 @@ func (i *Instance) addInterface(ctx context.Context, w *wires, n xml.Interface, 
 		return err
 	}
 	p.Guarded = p.Filter.Name != ""
-	atStep("link_" + p.Type)
+	if err := atStep("link_" + p.Type); err != nil {
+		return err
+	}
 	made, err := w.add(p)
 	if err != nil {
 		return err
@@ -226,28 +194,6 @@ func (i *Instance) addInterface(ctx context.Context, w *wires, n xml.Interface, 
 		return err
 	}
 	return w.addProxies(l.Proxies)
-}
-
-// plugIn asks the network of an interface for a place.
-func (i *Instance) plugIn(ctx context.Context, l *recordedLink, n xml.Interface) (plug Plug, err error) {
-	if n.Type != "network" {
-		return plug, nil
-	}
-	if i.r.config.Networks == nil {
-		return plug, errors.New("this daemon has no way to libvirt's networks")
-	}
-	port := recordedPort{n.Source, newPortID()}
-	if err := i.noteLink(func() { l.Ports = append(l.Ports, port) }); err != nil {
-		return plug, err
-	}
-	plug, err = i.r.config.Networks.Plug(ctx, Port{
-		UUID: port.UUID, Network: n.Source, Group: n.PortGroup, Owner: i.Name(), OwnerUUID: formatUUID(i.uuid),
-		MAC: n.MAC, Isolated: n.Isolated, VLAN: n.VLAN, Inbound: n.Inbound, Outbound: n.Outbound,
-	})
-	if err != nil {
-		return plug, err
-	}
-	return plug, i.noteLink(func() { l.Inbound, l.Outbound, l.PortVLAN = plug.Inbound, plug.Outbound, plug.VLAN })
 }
 
 // prepare records what a planned link will be, and what it takes.
@@ -270,8 +216,8 @@ func (i *Instance) prepare(w *wires, l *recordedLink, p *linkPlan) error {
 	}
 	return i.noteLink(func() {
 		l.Type, l.MAC, l.Host, l.Guest, l.Parent = p.Type, p.MAC.String(), p.Host, p.Guest, p.Parent
-		l.Proxies, l.Claims, l.WasUp = proxies, claims, p.WasUp
-		l.Isolated, l.VLAN, l.Before = p.Isolated, p.VLAN, p.Before
+		l.Proxies, l.Claims, l.WasUp, l.Routed = proxies, claims, p.WasUp, p.Checked
+		l.Isolated, l.VLAN, l.Before, l.NIC = p.Isolated, p.VLAN, p.Before, p.NIC
 	})
 }
 
@@ -279,7 +225,7 @@ func (i *Instance) prepare(w *wires, l *recordedLink, p *linkPlan) error {
 func (i *Instance) plan(w *wires, n xml.Interface, all []xml.Interface, plug Plug) (linkPlan, error) {
 	host, guest := n.Target, ""
 	if l := i.link(n.ID()); l != nil && l.Type != "" {
-		host, guest = l.Host, l.Guest
+		host, guest, n.Routed = l.Host, l.Guest, n.Routed || l.Routed
 	} else {
 		guest = guestName(n, all, func(name string) bool {
 			_, err := w.inside.LinkByName(name)
@@ -294,17 +240,6 @@ func (i *Instance) plan(w *wires, n xml.Interface, all []xml.Interface, plug Plu
 	return planLink(n, all, plug, host, guest)
 }
 
-// lend notes how an interface of the host's is to come back.
-func (w *wires) lend(p *linkPlan) error {
-	link, err := w.movable(p.Parent)
-	if err != nil {
-		return err
-	}
-	p.MAC, p.WasUp = link.Attrs().HardwareAddr, link.Attrs().Flags&net.FlagUp != 0
-	p.Before = counters(link.Attrs().Statistics)
-	return nil
-}
-
 func spaceFDName(uuid string) string { return "vz-net-" + uuid }
 
 // removeInterface takes an interface away, or what there is of it.
@@ -313,7 +248,12 @@ func (i *Instance) removeInterface(ctx context.Context, w *wires, id string) err
 	if l == nil {
 		return nil
 	}
-	if err := i.r.removeLink(ctx, i.uuid, l, w); err != nil {
+	i.r.countLink(i.uuid, l, w)
+	err := i.takeAway(w, l)
+	if err == nil {
+		err = i.r.removeLink(ctx, i.uuid, l, w, false)
+	}
+	if err != nil {
 		return fmt.Errorf("network interface %s: %w", id, err)
 	}
 	return i.noteLink(func() {
@@ -322,8 +262,9 @@ func (i *Instance) removeInterface(ctx context.Context, w *wires, id string) err
 }
 
 // removeLink removes all that a record has of a link. Without an environment
-// (w is nil) what is inside is gone already.
-func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink, w *wires) error {
+// (w is nil) what is inside is gone already. What resumes elsewhere, or later,
+// keeps its leases.
+func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink, w *wires, resumes bool) error {
 	r.countLink(uuid, l, w)
 	atStep("undo link")
 	hardware, _ := net.ParseMAC(l.MAC)
@@ -335,10 +276,8 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 	switch {
 	case host == nil:
 		err = errors.New("netlink cannot be used")
-	case l.Type == "hostdev" && w != nil:
-		err = w.moveOut(l.GuestIndex, hardware, l.Host, l.WasUp)
 	case l.Type == "hostdev":
-		err = awaitReturn(host, hardware, l.Host, l.WasUp)
+		err = bringBack(host, l, w)
 	case l.Type == "direct" && w != nil:
 		err = removeMacvlan(w.inside, l)
 	case l.Type == "bridge", l.Type == "ethernet":
@@ -357,6 +296,9 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 		}
 	}
 	for _, port := range l.Ports {
+		if !resumes {
+			r.giveBack(ctx, l, port.Network)
+		}
 		atStep("undo port")
 		if err := r.unplug(ctx, port); err != nil {
 			return err
@@ -364,6 +306,20 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 	}
 	r.releaseLinks(l.Claims)
 	return nil
+}
+
+// bringBack has a lent interface on the host again, from the environment's
+// namespace or, if that is gone or lacks it, from the kernel.
+func bringBack(host *netlink.Handle, l *recordedLink, w *wires) error {
+	if back, err := host.LinkByName(l.Host); err == nil && l.mayBe(back) && back.Attrs().HardwareAddr.String() == l.MAC {
+		return nil // it was brought back, or has never left
+	}
+	if w != nil {
+		if found, err := w.moveOut(l); found || err != nil {
+			return err
+		}
+	}
+	return awaitReturn(host, l)
 }
 
 // removeVeth deletes the host's end, by its index or, when the daemon was killed
@@ -414,20 +370,15 @@ func (r *Runtime) removeLinks(ctx context.Context, uuid [16]byte, rec *record) e
 		}
 		defer w.close()
 	}
+	// What was saved, or moved to another host, believes in its leases, and so may
+	// an image of which a start has failed.
+	resumes := rec.Checkpoint != nil || rec.Migration != nil || rec.Session != "" || rec.Phase == starting
 	var errs []error
 	for _, l := range slices.Backward(rec.Links) {
-		if err := r.removeLink(ctx, uuid, l, w); err != nil {
+		if err := r.removeLink(ctx, uuid, l, w, resumes); err != nil {
 			errs = append(errs, fmt.Errorf("network interface %s: %w", l.ID, err))
 		}
 	}
 	r.dropFD(spaceFDName(rec.UUID))
 	return errors.Join(errs...)
-}
-
-// newPortID makes a random UUID.
-func newPortID() string {
-	var b [16]byte
-	rand.Read(b[:])
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return formatUUID(b)
 }

@@ -8,21 +8,41 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 )
 
 // What the interfaces of an environment received and sent is added up over all
 // its runs, for whoever pays for traffic. The kernel counts while an interface
-// is there; when it is removed its counters go to a file of the environment's.
-// So that they can still be read when the environment has ended by itself, the
-// daemon and the service manager keep its network namespace open until then.
+// is there; what it has counted goes to a file of the environment's
+//
+//   - when the interface is removed. So that it can be read when the environment
+//     has ended by itself, the daemon and the service manager keep its network
+//     namespace open until then;
+//   - when root inside deletes it: the kernel tells what it last had received;
+//     what it had sent the kernel has forgotten, so that is looked at all the time;
+//   - now and then, in case that the host ends, or a macvlan is deleted inside.
 
 // account is that file.
 type account struct {
 	Received, Sent Traffic
-	Counted        []string `json:",omitempty"` // links of the run that are in it already
+	Links          map[string]InterfaceStats `json:",omitempty"` // of the run's links: what of them is in it
+}
+
+// count brings the account up to what a link has counted.
+func (a *account) count(key string, s InterfaceStats) {
+	was := a.Links[key]
+	more := InterfaceStats{less(s.Received, was.Received), less(s.Sent, was.Sent)}
+	a.Received, a.Sent = add(a.Received, more.Received), add(a.Sent, more.Sent)
+	if a.Links == nil {
+		a.Links = map[string]InterfaceStats{}
+	}
+	a.Links[key] = InterfaceStats{add(was.Received, more.Received), add(was.Sent, more.Sent)}
+}
+
+// counter tells the link from any other of the run.
+func (l *recordedLink) counter() string {
+	return fmt.Sprintf("%s %d %d", l.ID, l.HostIndex, l.GuestIndex)
 }
 
 func (r *Runtime) accountFile(uuid [16]byte) string {
@@ -53,32 +73,90 @@ func (r *Runtime) saveAccount(uuid [16]byte, a account) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}
-	return replaceFile(file, body, 0o600)
+	return replaceFileSynced(file, body) // it is about money
 }
 
 // openAccount begins the count of a run. That it cannot be counted keeps no
-// environment from what it does, neither here nor in countLink.
+// environment from what it does, neither here nor when it is counted.
 func (r *Runtime) openAccount(uuid [16]byte) {
-	if a, err := r.loadAccount(uuid); err == nil && a.Counted != nil {
-		a.Counted = nil
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	if a, err := r.loadAccount(uuid); err == nil && a.Links != nil {
+		a.Links = nil
 		r.saveAccount(uuid, a)
 	}
 }
 
-// countLink adds what a link has counted, once, however often it is removed.
+// setAccount is for an environment that was counted elsewhere until now.
+func (r *Runtime) setAccount(uuid [16]byte, s InterfaceStats) {
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	r.saveAccount(uuid, account{Received: s.Received, Sent: s.Sent})
+}
+
+// countLink adds what a link has counted since it was last counted.
 func (r *Runtime) countLink(uuid [16]byte, l *recordedLink, w *wires) {
-	key := fmt.Sprintf("%s %d %d", l.ID, l.HostIndex, l.GuestIndex)
-	s, ok := readCounters(r.hostLinks(), l, w)
-	if !ok {
-		return
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	if s, ok := readCounters(r.hostLinks(), l, w); ok {
+		r.count(uuid, l, s)
 	}
-	a, err := r.loadAccount(uuid)
-	if err != nil || slices.Contains(a.Counted, key) {
-		return
+}
+
+// count is called while what was read is the run's, and counting is held.
+func (r *Runtime) count(uuid [16]byte, l *recordedLink, s InterfaceStats) {
+	if a, err := r.loadAccount(uuid); err == nil && a.Links[l.counter()] != s {
+		a.count(l.counter(), s)
+		r.saveAccount(uuid, a)
 	}
-	a.Received, a.Sent = add(a.Received, s.Received), add(a.Sent, s.Sent)
-	a.Counted = append(a.Counted, key)
-	r.saveAccount(uuid, a)
+}
+
+// countDeleted adds the last counters of a host's end that the kernel deleted,
+// as it does when the other end is deleted inside. seen are those it was last
+// seen with: what an end receives is counted at the other, which is gone.
+func (r *Runtime) countDeleted(link netlink.Link, seen InterfaceStats) {
+	if link.Attrs().Statistics == nil {
+		return // it only left its bridge
+	}
+	r.counting.Lock()
+	defer r.counting.Unlock()
+	c := counters(link.Attrs().Statistics)
+	c.Received = add(c.Received, less(seen.Received, c.Received))
+	for _, i := range r.running() {
+		for _, l := range i.recordedLinks() {
+			if l.HostIndex == link.Attrs().Index {
+				r.count(i.uuid, &l, InterfaceStats{Received: c.Sent, Sent: c.Received})
+			}
+		}
+	}
+}
+
+// countAll adds up to now.
+func (r *Runtime) countAll() {
+	for _, i := range r.running() {
+		links := i.recordedLinks()
+		if len(links) == 0 {
+			continue
+		}
+		w, err := i.wires()
+		if err != nil {
+			continue // it has ended, and is counted then
+		}
+		for _, l := range links {
+			r.countLink(i.uuid, &l, w)
+		}
+		w.close()
+	}
+}
+
+// recordedLinks copies the records.
+func (i *Instance) recordedLinks() (list []recordedLink) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, l := range i.rec.Links {
+		list = append(list, *l)
+	}
+	return list
 }
 
 // readCounters tells what a link has counted, seen from inside, while it is
@@ -105,14 +183,13 @@ func readCounters(host *netlink.Handle, l *recordedLink, w *wires) (s InterfaceS
 }
 
 // Traffic is what all interfaces of an environment received and sent since it
-// was defined, over every run. now are the counters of those it has.
-func (r *Runtime) Traffic(uuid [16]byte, now []InterfaceStats) (InterfaceStats, error) {
+// was defined, over every run. now are those it has, by their Counter.
+func (r *Runtime) Traffic(uuid [16]byte, now map[string]InterfaceStats) (InterfaceStats, error) {
 	a, err := r.loadAccount(uuid)
-	s := InterfaceStats{a.Received, a.Sent}
-	for _, n := range now {
-		s.Received, s.Sent = add(s.Received, n.Received), add(s.Sent, n.Sent)
+	for key, s := range now {
+		a.count(key, s)
 	}
-	return s, err
+	return InterfaceStats{a.Received, a.Sent}, err
 }
 
 // ForgetTraffic ends the count of an environment that is no more.

@@ -108,20 +108,19 @@ func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.I
 		return err
 	}
 	plug := l.plug()
-	if l.Type == "direct" {
-		plug.Device, plug.Mode = l.Parent, to.Mode
-	}
-	if to.Type == "network" && (l.port().Network != to.Source || from.PortGroup != to.PortGroup) {
+	if to.Type == "network" {
 		var err error
-		if plug, err = i.plugIn(ctx, l, to); err != nil {
-			return err
-		}
-	} else if to.Type == "network" && (from.Inbound != to.Inbound || from.Outbound != to.Outbound) {
-		if err := i.r.config.Networks.Limit(ctx, l.port().Network, l.port().UUID, to.Inbound, to.Outbound); err != nil {
+		if plug, err = i.replug(ctx, l, from, to); err != nil {
 			return err
 		}
 	}
-	was, err := i.plan(w, from, all, plug)
+	before := slices.Clone(all)
+	for k := range before {
+		if before[k].ID() == from.ID() {
+			before[k] = from
+		}
+	}
+	was, err := i.plan(w, from, before, plug)
 	if err != nil {
 		return err
 	}
@@ -133,11 +132,6 @@ func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.I
 		return fmt.Errorf("the network %s has another kind of interface: detach it and attach it again: %w", to.Source, ErrUnsupported)
 	}
 	return i.rewire(ctx, w, l, was, p, to.Type == "network")
-}
-
-// plug is where an interface's network has put it, unless that is a macvlan.
-func (l *recordedLink) plug() Plug {
-	return Plug{Bridge: l.Parent, Inbound: l.Inbound, Outbound: l.Outbound, VLAN: l.PortVLAN}
 }
 
 // rewire brings a link from one plan to another.
@@ -160,7 +154,7 @@ func (i *Instance) rewire(ctx context.Context, w *wires, l *recordedLink, was, p
 	}
 	err := i.noteLink(func() {
 		l.Claims, l.Proxies = append(l.Claims, fresh...), append(l.Proxies, proxies...)
-		l.Isolated, l.VLAN = p.Isolated, p.VLAN
+		l.Isolated, l.VLAN, l.Routed = p.Isolated, p.VLAN, p.Checked
 	})
 	if err != nil {
 		return err
@@ -195,6 +189,9 @@ func (i *Instance) dropStale(ctx context.Context, w *wires, l *recordedLink, p l
 		ports = ports[:len(ports)-1]
 	}
 	for _, port := range ports {
+		if port.Network != l.port().Network || !plugged {
+			i.r.giveBack(ctx, l, port.Network)
+		}
 		if err := i.r.unplug(ctx, port); err != nil {
 			return err
 		}

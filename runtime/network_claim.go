@@ -60,11 +60,14 @@ func (r *Runtime) adoptLinks(i *Instance, space *os.File) {
 	for _, l := range i.rec.Links {
 		r.claimLinks(i.rec.Name, l.Claims) // nobody else has it
 	}
-	if space != nil {
+	switch {
+	case space != nil:
 		r.holdSpace(i.uuid, space)
-	} else if w, err := i.wires(); len(i.rec.Links) > 0 && err == nil {
-		defer w.close()
-		i.keepSpace(w) // the store was lost; the namespace is there as long as init
+	case len(i.rec.Links) > 0: // the store was lost; the namespace is there as long as init
+		if w, err := i.wires(); err == nil {
+			defer w.close()
+			i.keepSpace(w)
+		}
 	}
 }
 

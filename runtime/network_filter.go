@@ -50,10 +50,9 @@ func (i *Instance) bindFilter(ctx context.Context, w *wires, l *recordedLink, p 
 		}
 	}
 	atStep("filter")
-	if err := i.bind(ctx, l); err != nil {
+	if err := i.newBinding(ctx, l); err != nil {
 		return fmt.Errorf("network interface %s: %w", p.ID, err)
 	}
-	os.Remove(i.r.debt(unbound, p.Host)) // if one of that name was left over
 	if !p.Guarded {
 		return nil
 	}
@@ -63,6 +62,17 @@ func (i *Instance) bindFilter(ctx context.Context, w *wires, l *recordedLink, p 
 	}
 	p.Guarded = false
 	return w.setIngress(p, link)
+}
+
+// newBinding is in place of one that was left over of the same name.
+func (i *Instance) newBinding(ctx context.Context, l *recordedLink) error {
+	i.r.binding.Lock()
+	defer i.r.binding.Unlock()
+	if err := i.bind(ctx, l); err != nil {
+		return err
+	}
+	os.Remove(i.r.debt(unbound, l.Host))
+	return nil
 }
 
 func (i *Instance) bind(ctx context.Context, l *recordedLink) error {
@@ -112,7 +122,7 @@ func (i *Instance) filtered(id string) (recordedLink, bool) {
 // What libvirt's daemons are to remove and could not, because they are away,
 // is noted for when they are back, and does not keep the environment from
 // ending: a file for each, its name is that of the port or of the device, in it
-// is the network's.
+// is the network's. It is tried again now and then.
 const (
 	unplugged = "ports"
 	unbound   = "bindings"
@@ -146,6 +156,10 @@ func (r *Runtime) unplug(ctx context.Context, port recordedPort) error {
 func (r *Runtime) unbind(ctx context.Context, device string) error {
 	r.binding.Lock()
 	defer r.binding.Unlock()
+	return r.unbindLocked(ctx, device)
+}
+
+func (r *Runtime) unbindLocked(ctx context.Context, device string) error {
 	err := errors.New("no filter daemon is configured")
 	if r.config.Filters != nil {
 		err = r.config.Filters.Unbind(ctx, device)
@@ -163,8 +177,15 @@ func (r *Runtime) retryDebts(ctx context.Context) {
 	}
 	devices, _ := os.ReadDir(filepath.Join(r.config.StateDir, unbound))
 	for _, e := range devices {
-		if r.config.Filters != nil {
-			r.unbind(ctx, e.Name())
-		}
+		r.retryUnbind(ctx, e.Name())
+	}
+}
+
+// retryUnbind leaves alone what has been bound anew meanwhile.
+func (r *Runtime) retryUnbind(ctx context.Context, device string) {
+	r.binding.Lock()
+	defer r.binding.Unlock()
+	if r.config.Filters != nil && exists(r.debt(unbound, device)) {
+		r.unbindLocked(ctx, device)
 	}
 }

@@ -164,7 +164,11 @@ func (w *wires) makeMacvlan(p linkPlan) (made madeLink, err error) {
 		return made, err
 	}
 	made.guest = link.Attrs().Index
-	if err := w.inside.LinkSetName(link, p.Guest); err != nil {
+	err = w.inside.LinkSetName(link, p.Guest)
+	if p.Mode == "passthrough" && err == nil { // the kernel gave it its parent's address, and gives the parent its own again
+		err = w.inside.LinkSetHardwareAddr(link, p.MAC)
+	}
+	if err != nil {
 		return made, errors.Join(err, w.unmake(p.Type, made))
 	}
 	return made, nil
@@ -285,9 +289,6 @@ func (w *wires) setUpInside(p linkPlan, index int, before *linkPlan) error {
 		if err := w.inside.AddrReplace(link, address(a, p.Checked)); err != nil {
 			return fmt.Errorf("address %s: %w", a, err)
 		}
-	}
-	if p.Type == "direct" && p.Down {
-		return w.inside.LinkSetDown(link) // it has no other end
 	}
 	if err := w.inside.LinkSetUp(link); err != nil {
 		return err

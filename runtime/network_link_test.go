@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -285,6 +286,38 @@ func TestRoutedLink(t *testing.T) {
 	if got := state(t, w.host) + state(t, w.inside); strings.Contains(got, "10.7.0.1") {
 		t.Errorf("10.7.0.1 is still there:\n%s", got)
 	}
+	// And none: root inside may give it what he likes, it is of no use.
+	none := n
+	none.Addresses, none.Routed = nil, true
+	p3 := mustPlan(t, none, Plug{}, "vnet0", "eth0")
+	if err := w.setUpHost(p3, made.host); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.setUpInside(p3, made.guest, &p2); err != nil {
+		t.Fatal(err)
+	}
+	host, _ := w.host.LinkByName("vnet0")
+	if got := traffic(t, w.host, host); got != "7 shot" {
+		t.Errorf("without an address there pass\n%s", got)
+	}
+	if got := state(t, w.host) + state(t, w.inside); strings.Contains(got, "198.51.100.20/32") || strings.Contains(got, "169.254.0.1") {
+		t.Errorf("198.51.100.20 is still there:\n%s", got)
+	}
+	if six, _ := w.host.AddrList(host, unix.AF_INET6); slices.ContainsFunc(six, func(a netlink.Addr) bool { return a.IP.Equal(gateway6.AsSlice()) }) {
+		t.Errorf("%s is still there: %v", gateway6, six)
+	}
+	if six, _ := w.host.RouteList(host, unix.AF_INET6); slices.ContainsFunc(six, func(r netlink.Route) bool { return strings.HasPrefix(fmt.Sprint(r.Dst), "2001:db8") }) {
+		t.Errorf("2001:db8:5::20 is still there: %v", six)
+	}
+	if sysctl("ipv4/conf/vnet0/forwarding") != "0" || sysctl("ipv4/conf/vnet0/proxy_arp") != "0" {
+		t.Error("the host still routes for it")
+	}
+	if err := w.setUpHost(p, made.host); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, w.host); !strings.Contains(got, "vnet0 veth fe:54:00:00:00:01\n  169.254.0.1/32") || !strings.Contains(got, "  10.7.0.1/32 via <nil>") {
+		t.Errorf("with addresses again:\n%s", got)
+	}
 	if err := removeProxies(w.host, proxies); err != nil {
 		t.Fatal(err)
 	}
@@ -296,43 +329,6 @@ func TestRoutedLink(t *testing.T) {
 	}
 	if got := state(t, w.host) + state(t, w.inside); got != before {
 		t.Errorf("left:\n%swant\n%s", got, before)
-	}
-}
-
-func TestMovedLink(t *testing.T) {
-	w := newSpace(t)
-	link := addLink(t, w, cable("nic0"))
-	n := xml.Interface{Type: "hostdev", Source: "nic0", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.9/24")}}
-	p := mustPlan(t, n, Plug{}, "nic0", "wan")
-	made, err := w.add(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := state(t, w.inside); !strings.HasPrefix(got, "wan veth") || !strings.Contains(got, "192.0.2.9/24") {
-		t.Errorf("inside:\n%s", got)
-	}
-	guest, _ := w.inside.LinkByName("wan")
-	w.inside.LinkSetDown(guest)
-	w.inside.LinkSetName(guest, "mine")
-	for range 2 { // once more when it is back
-		if err := w.moveOut(made.guest, link.Attrs().HardwareAddr, "nic0", true); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if back, err := w.host.LinkByName("nic0"); err != nil || back.Attrs().Flags&net.FlagUp == 0 {
-		t.Errorf("it is not up again: %v", err)
-	}
-	if got := state(t, w.host); !strings.Contains(got, "nic0 veth "+link.Attrs().HardwareAddr.String()) || strings.Contains(got, "192.0.2.9") {
-		t.Errorf("host:\n%s", got)
-	}
-	addLink(t, w, &netlink.Bridge{LinkAttrs: named("br0")})
-	bridge, _ := w.host.LinkByName("br0")
-	nic, _ := w.host.LinkByName("nic0")
-	if err := w.host.LinkSetMaster(nic, bridge); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.add(p); err == nil || !strings.Contains(err.Error(), "nic0 is a port of br0") {
-		t.Errorf("a port of a bridge: %v", err)
 	}
 }
 
@@ -408,8 +404,13 @@ func TestCountLink(t *testing.T) {
 	if total() != first.Sent {
 		t.Errorf("counted %+v of %+v", total(), first.Sent)
 	}
-	if s, _ := r.Traffic(testUUID, []InterfaceStats{first}); s.Sent.Packets != 2*first.Sent.Packets {
+	grown := first
+	grown.Sent.Packets += 7
+	if s, _ := r.Traffic(testUUID, map[string]InterfaceStats{l.counter(): grown, "another": first}); s.Sent.Packets != 2*first.Sent.Packets+7 {
 		t.Errorf("with those it has: %+v", s)
+	}
+	if s, _ := r.Traffic(testUUID, map[string]InterfaceStats{l.counter(): {}}); s.Sent != first.Sent {
+		t.Errorf("with what was read before it was counted: %+v", s)
 	}
 	if err := removeVeth(w.host, l, macOf(l)); err != nil {
 		t.Fatal(err)
@@ -417,7 +418,30 @@ func TestCountLink(t *testing.T) {
 	r.countLink(testUUID, l, w) // nothing is there
 	second, l := count("52:54:00:00:00:02")
 	r.openAccount(testUUID) // another run
-	r.countLink(testUUID, l, w)
+	// Root inside deletes it: the kernel has the last word.
+	r.instances = map[[16]byte]*Instance{testUUID: {uuid: testUUID, rec: &record{Links: []*recordedLink{l}}}}
+	gone := make(chan netlink.LinkUpdate, 64)
+	done := make(chan struct{})
+	defer close(done)
+	if err := netlink.LinkSubscribe(gone, done); err != nil {
+		t.Fatal(err)
+	}
+	if guest, err := w.inside.LinkByIndex(l.GuestIndex); err != nil || w.inside.LinkDel(guest) != nil {
+		t.Fatal("it cannot be deleted inside", err)
+	}
+	for u := range gone {
+		if u.Header.Type == unix.RTM_DELLINK && u.Attrs().Index == l.HostIndex {
+			for range 2 {
+				r.countDeleted(u.Link, InterfaceStats{Received: second.Sent})
+			}
+			if u.Attrs().Statistics != nil { // the first says that it is no port of the bridge any more
+				break
+			}
+		}
+	}
+	if s, _ := r.Traffic(testUUID, nil); s.Received.Packets != first.Received.Packets+second.Received.Packets {
+		t.Errorf("received %+v, of %+v and %+v", s.Received, first.Received, second.Received)
+	}
 	if total().Packets != first.Sent.Packets+second.Sent.Packets {
 		t.Errorf("after the second %+v, of %+v and %+v", total(), first.Sent, second.Sent)
 	}
@@ -469,5 +493,20 @@ func TestPortVLANs(t *testing.T) {
 	port, _ := w.host.LinkByName("port0")
 	if err := joinBridge(w.host, port, plain, false, xml.VLAN{Native: 42}); err == nil || !strings.Contains(err.Error(), "ip link set br1 type bridge vlan_filtering 1") {
 		t.Errorf("a bridge without VLANs: %v", err)
+	}
+}
+
+// TestUnanswered: what no neighbour looks for here is told of, and only that.
+func TestUnanswered(t *testing.T) {
+	w := newSpace(t)
+	addLink(t, w, cable("up0"), "198.51.100.1/24", "2001:db8:5::1/64")
+	addLink(t, w, cable("point0"), "203.0.113.7/32")
+	r := &Runtime{links: linkState{host: w.host}}
+	routed := xml.Interface{Type: "ethernet", MAC: "52:54:00:00:00:01", Addresses: addresses("198.51.100.20/32", "203.0.113.7/32", "2001:db8:5::20/128", "2001:db8:6::20/128")}
+	bridged := xml.Interface{Type: "bridge", MAC: "52:54:00:00:00:02", Addresses: addresses("10.0.0.1/24")}
+	got := strings.Join(r.Unanswered([]xml.Interface{routed, bridged}), "\n")
+	const tail = " of interface 52:54:00:00:00:01 is in no subnet of this host: others reach it only if a router sends it here"
+	if want := "the address 203.0.113.7" + tail + "\nthe address 2001:db8:6::20" + tail; got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
 	}
 }

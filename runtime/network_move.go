@@ -12,10 +12,21 @@ import (
 )
 
 // One of the host's interfaces is moved into an environment as it is, and
-// back. When a network namespace ends the kernel moves back hardware, under
-// whatever name it has then, and deletes everything else (dummy, vlan, …). So
-// the daemon and the service manager keep the namespace open until the
-// interface is back.
+// back. When a network namespace ends the kernel moves back hardware, as it is
+// then, and deletes everything else (dummy, vlan, …). So the daemon and the
+// service manager keep the namespace open until the interface is back.
+//
+// Root inside can do with it what the host could, except keep it.
+
+// hostNIC is how an interface was on the host, and is to be there again.
+type hostNIC struct {
+	Kind     string // the kernel's; hardware has "device"
+	MTU      int
+	AltNames []string
+}
+
+// hardware tells what the kernel does not delete with a namespace.
+func (n hostNIC) hardware() bool { return n.Kind == "device" }
 
 // movable finds the host's interface and refuses what would be missed.
 func (w *wires) movable(name string) (netlink.Link, error) {
@@ -35,6 +46,19 @@ func (w *wires) movable(name string) (netlink.Link, error) {
 		return nil, fmt.Errorf("%s is a port of %s: take it out there first", name, master)
 	}
 	return link, nil
+}
+
+// lend notes how an interface of the host's is to come back.
+func (w *wires) lend(p *linkPlan) error {
+	link, err := w.movable(p.Parent)
+	if err != nil {
+		return err
+	}
+	a := link.Attrs()
+	p.MAC, p.WasUp = a.HardwareAddr, a.Flags&net.FlagUp != 0
+	p.NIC = hostNIC{link.Type(), a.MTU, a.AltNames}
+	p.Before = counters(a.Statistics)
+	return nil
 }
 
 // moveIn gives the environment an interface. Its index changes only if there
@@ -61,54 +85,86 @@ func (w *wires) moveIn(p linkPlan) (made madeLink, err error) {
 	return made, err
 }
 
-// moveOut brings an interface back under its name.
-func (w *wires) moveOut(index int, hardware net.HardwareAddr, name string, up bool) error {
-	link, err := w.inside.LinkByIndex(index)
-	if index == 0 || errors.As(err, &netlink.LinkNotFoundError{}) {
-		link, err = byHardware(w.inside, hardware)
+// moveOut brings an interface back as it was, if it is there.
+func (w *wires) moveOut(l *recordedLink) (found bool, err error) {
+	link, err := w.inside.LinkByIndex(l.GuestIndex)
+	if l.GuestIndex == 0 || errors.As(err, &netlink.LinkNotFoundError{}) || err == nil && !l.mayBe(link) {
+		link, err = byHardware(w.inside, l)
 	}
 	if err != nil || link == nil {
-		return err
+		return false, err
 	}
 	host, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
-		return err
+		return true, err
 	}
 	defer host.Close()
 	if err := w.inside.LinkSetDown(link); err != nil {
-		return err
+		return true, err
 	}
-	if link.Attrs().Name != name {
+	// Another may have its name inside, and the host a name that it has there.
+	name := link.Attrs().Name
+	if name != l.Host {
+		name = "vz" + newPortID()[:8]
 		if err := w.inside.LinkSetName(link, name); err != nil {
-			return fmt.Errorf("give %s its name again: %w", name, err)
+			return true, err
+		}
+	}
+	for _, alt := range without(link.Attrs().AltNames, l.NIC.AltNames) {
+		if err := w.inside.LinkDelAltName(link, alt); err != nil {
+			return true, err
 		}
 	}
 	if err := w.inside.LinkSetNsFd(link, int(host.Fd())); err != nil {
-		return fmt.Errorf("bring %s back to the host: %w", name, err)
+		return true, fmt.Errorf("bring %s back to the host: %w", l.Host, err)
 	}
-	return restore(w.host, name, up)
+	back, err := w.host.LinkByName(name)
+	if err == nil {
+		err = restore(w.host, back, l)
+	}
+	return true, err
 }
 
-// restore sets up an interface that was.
-func restore(h *netlink.Handle, name string, up bool) error {
-	if !up {
-		return nil
+// restore makes an interface that is back what it was.
+func restore(h *netlink.Handle, link netlink.Link, l *recordedLink) error {
+	a := link.Attrs()
+	if a.Name != l.Host {
+		if err := errors.Join(h.LinkSetDown(link), h.LinkSetName(link, l.Host)); err != nil {
+			return fmt.Errorf("give %s its name again: %w", l.Host, err)
+		}
 	}
-	link, err := h.LinkByName(name)
-	if err != nil {
-		return err
+	var errs []error
+	if mac, err := net.ParseMAC(l.MAC); err == nil && a.HardwareAddr.String() != l.MAC {
+		errs = append(errs, h.LinkSetDown(link), h.LinkSetHardwareAddr(link, mac))
 	}
-	return h.LinkSetUp(link)
+	if l.NIC.MTU != 0 && a.MTU != l.NIC.MTU {
+		errs = append(errs, h.LinkSetMTU(link, l.NIC.MTU))
+	}
+	for _, alt := range without(l.NIC.AltNames, a.AltNames) {
+		errs = append(errs, h.LinkAddAltName(link, alt))
+	}
+	if l.WasUp {
+		errs = append(errs, h.LinkSetUp(link))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("make %s what it was: %w", l.Host, err)
+	}
+	return nil
 }
 
-// byHardware finds an interface by its address, which root inside may have
+// mayBe tells a lent interface from one of its number that root inside made.
+func (l *recordedLink) mayBe(link netlink.Link) bool {
+	return l.NIC.Kind == "" || link.Type() == l.NIC.Kind // "": lent by an earlier version
+}
+
+// byHardware finds a lent interface by its address, which root inside may have
 // changed: then there is none.
-func byHardware(h *netlink.Handle, hardware net.HardwareAddr) (netlink.Link, error) {
+func byHardware(h *netlink.Handle, l *recordedLink) (netlink.Link, error) {
 	links, err := settled(h.LinkList)
-	for _, l := range links {
-		a := l.Attrs()
-		if len(hardware) > 0 && (a.HardwareAddr.String() == hardware.String() || a.PermHWAddr.String() == hardware.String()) {
-			return l, nil
+	for _, link := range links {
+		a := link.Attrs()
+		if l.MAC != "" && l.mayBe(link) && (a.HardwareAddr.String() == l.MAC || a.PermHWAddr.String() == l.MAC) {
+			return link, nil
 		}
 	}
 	return nil, err
@@ -117,25 +173,22 @@ func byHardware(h *netlink.Handle, hardware net.HardwareAddr) (netlink.Link, err
 // returnTime is how long the kernel may take to end a namespace.
 const returnTime = 5 * time.Second
 
-// awaitReturn waits for hardware that the kernel moves back when no daemon
-// kept the namespace, and gives it its name again.
-func awaitReturn(h *netlink.Handle, hardware net.HardwareAddr, name string, up bool) error {
-	for end := time.Now().Add(returnTime); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		link, err := byHardware(h, hardware)
+// awaitReturn waits for hardware that the kernel moves back from a namespace
+// that ends: that of an environment which no daemon kept, or another that root
+// inside had moved it to.
+func awaitReturn(h *netlink.Handle, l *recordedLink) error {
+	for end := time.Now().Add(returnTime); ; time.Sleep(50 * time.Millisecond) {
+		link, err := byHardware(h, l)
 		if err != nil {
 			return err
 		}
-		if link == nil {
-			continue
+		if link != nil {
+			return restore(h, link, l)
 		}
-		if link.Attrs().Name != name {
-			if err := errors.Join(h.LinkSetDown(link), h.LinkSetName(link, name)); err != nil {
-				return err
-			}
+		if l.NIC.Kind != "" && !l.NIC.hardware() || time.Now().After(end) {
+			return nil // has ended with the namespace
 		}
-		return restore(h, name, up)
 	}
-	return nil // it was no hardware, and has ended with the namespace
 }
 
 // ignoreMissing is for what another has removed already.

@@ -34,6 +34,7 @@ type linkPlan struct {
 	Addresses, HostAddresses []netip.Prefix
 	Routes, HostRoutes       []xml.Route
 	WasUp                    bool // of hostdev: on the host, where it is to be so again
+	NIC                      hostNIC
 	Before                   InterfaceStats
 	Checked                  bool // packets with a source that is none of Addresses are dropped
 
@@ -78,13 +79,16 @@ func planLink(n xml.Interface, all []xml.Interface, plug Plug, host, guest strin
 	if p.Type == "direct" && (p.Inbound.Average > 0 || p.Outbound.Average > 0) {
 		return p, fmt.Errorf("a <bandwidth> cannot be held for %s, which has no end on the host where traffic could be counted: use a bridge", p.ID)
 	}
+	if p.Type == "direct" && p.Down {
+		return p, fmt.Errorf("<link state='down'> cannot be in force for %s, which has no end on the host, and root inside could set it up again: detach it, or use a bridge", p.ID)
+	}
 	if p.Type != "bridge" && p.Filter.Name != "" {
 		return p, fmt.Errorf("the <filterref> of %s cannot be in force: libvirt's filters see what passes a bridge; use an interface of type bridge or of a network that has one", p.ID)
 	}
 	if p.Type != "bridge" && !p.VLAN.IsZero() {
 		return p, fmt.Errorf("the <vlan> of %s cannot be in force: only a port of a bridge has VLANs", p.ID)
 	}
-	if n.Type == "ethernet" && len(n.Addresses) > 0 {
+	if n.Type == "ethernet" && (n.Routed || len(n.Addresses) > 0) {
 		planRouted(&p, n, all)
 	}
 	return p, nil

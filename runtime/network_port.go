@@ -15,7 +15,7 @@ import (
 // joinBridge makes a link a port of a bridge. It may be repeated.
 func joinBridge(h *netlink.Handle, link, bridge netlink.Link, isolated bool, vlan xml.VLAN) error {
 	b, _ := bridge.(*netlink.Bridge)
-	tells := b != nil && b.VlanFiltering != nil && *b.VlanFiltering
+	tells := tellsVLANs(b)
 	if !vlan.IsZero() && !tells {
 		return fmt.Errorf("a <vlan> is asked for, and the bridge does not tell VLANs apart: ip link set %s type bridge vlan_filtering 1", bridge.Attrs().Name)
 	}
@@ -29,6 +29,10 @@ func joinBridge(h *netlink.Handle, link, bridge netlink.Link, isolated bool, vla
 		return errors.Join(join(), h.LinkSetIsolated(link, isolated))
 	}
 	return errors.Join(joinVLANs(h, link, b, vlan, join), h.LinkSetIsolated(link, isolated))
+}
+
+func tellsVLANs(b *netlink.Bridge) bool {
+	return b != nil && b.VlanFiltering != nil && *b.VlanFiltering
 }
 
 // joinVLANs lets nothing pass before the port has the VLANs it is to have.

@@ -19,7 +19,7 @@ import (
 // beyond the rate, as in libvirt (virNetDevBandwidthSet).
 //
 //	root     htb 1:  class 1:1 rate=average ceil=peak burst  fq_codel
-//	ingress  1 police  2 arp  3 ipv4 sources  4-6 ipv6 sources  7 the rest is dropped
+//	ingress  1 police  2-3 arp, ipv4 sources  4-6 ipv6 sources  7 the rest is dropped
 //
 // It all goes with the link.
 
@@ -113,9 +113,9 @@ func police(r xml.Rate) *netlink.PoliceAction {
 }
 
 // setIngress makes the filters for what comes from the environment: a rate,
-// and where checked is set, only packets from one of sources, ARP, and what
-// finds neighbours pass. In no moment of a change does more pass than before
-// or after it.
+// and where checked is set, only packets from one of sources pass, and what
+// finds neighbours for them. In no moment of a change does more pass than
+// before or after it.
 func setIngress(h *netlink.Handle, link netlink.Link, rate xml.Rate, checked bool, sources []netip.Prefix) error {
 	qdisc := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
@@ -159,17 +159,26 @@ func setIngress(h *netlink.Handle, link netlink.Link, rate xml.Rate, checked boo
 	return missingModule(h.FilterAdd(rule), "cls_u32 and act_police")
 }
 
-// staleFilter tells one for an address that the environment no longer has.
+// staleFilter tells one for an address, or a family, that the environment no
+// longer has.
 func staleFilter(f netlink.FilterAttrs, checked bool, sources []netip.Prefix) bool {
-	switch {
-	case f.Handle == 0 || f.Priority == policePriority:
+	if f.Handle == 0 || f.Priority == policePriority {
 		return false
-	case f.Priority == ipv4Priority && checked:
-		return int(f.Handle) > count(sources, false)
-	case f.Priority == ipv6Priority && checked:
-		return int(f.Handle) > count(sources, true)
 	}
-	return !checked
+	if !checked {
+		return true
+	}
+	switch f.Priority {
+	case arpPriority:
+		return count(sources, false) == 0
+	case ipv4Priority:
+		return int(f.Handle) > count(sources, false)
+	case ipv6Priority:
+		return int(f.Handle) > count(sources, true)
+	case linkLocalPriority, unspecifiedPriority:
+		return count(sources, true) == 0
+	}
+	return false
 }
 
 func filterAttrs(link netlink.Link, priority uint16, handle uint32, protocol uint16) netlink.FilterAttrs {
@@ -187,9 +196,9 @@ func count(sources []netip.Prefix, is6 bool) (n int) {
 	return n
 }
 
-// sourceFilters let pass what is from sources. IPv6 finds its neighbours from
-// link-local addresses, which no router forwards, and before it has any from
-// the unspecified one.
+// sourceFilters let pass what is from sources; without any, nothing. IPv4 finds
+// its neighbours by ARP, IPv6 from link-local addresses, which no router
+// forwards, and before it has any from the unspecified one.
 func sourceFilters(link netlink.Link, sources []netip.Prefix) (list []netlink.Filter) {
 	pass := func(priority uint16, handle uint32, protocol uint16, from netip.Prefix) netlink.Filter {
 		bits := from.Addr().BitLen()
@@ -199,7 +208,9 @@ func sourceFilters(link netlink.Link, sources []netip.Prefix) (list []netlink.Fi
 			Actions: []netlink.Action{verdict(netlink.TC_ACT_OK)},
 		}
 	}
-	list = append(list, &netlink.MatchAll{FilterAttrs: filterAttrs(link, arpPriority, 1, unix.ETH_P_ARP), Actions: []netlink.Action{verdict(netlink.TC_ACT_OK)}})
+	if count(sources, false) > 0 {
+		list = append(list, &netlink.MatchAll{FilterAttrs: filterAttrs(link, arpPriority, 1, unix.ETH_P_ARP), Actions: []netlink.Action{verdict(netlink.TC_ACT_OK)}})
+	}
 	handles := map[bool]uint32{}
 	for _, s := range sources {
 		a := s.Addr()
@@ -210,10 +221,12 @@ func sourceFilters(link netlink.Link, sources []netip.Prefix) (list []netlink.Fi
 		}
 		list = append(list, pass(priority, handles[a.Is6()], protocol, netip.PrefixFrom(a, a.BitLen())))
 	}
-	return append(list,
-		pass(linkLocalPriority, 1, unix.ETH_P_IPV6, netip.MustParsePrefix("fe80::/10")),
-		pass(unspecifiedPriority, 1, unix.ETH_P_IPV6, netip.MustParsePrefix("::/128")),
-		&netlink.MatchAll{FilterAttrs: filterAttrs(link, restPriority, 1, unix.ETH_P_ALL), Actions: []netlink.Action{verdict(netlink.TC_ACT_SHOT)}})
+	if count(sources, true) > 0 {
+		list = append(list,
+			pass(linkLocalPriority, 1, unix.ETH_P_IPV6, netip.MustParsePrefix("fe80::/10")),
+			pass(unspecifiedPriority, 1, unix.ETH_P_IPV6, netip.MustParsePrefix("::/128")))
+	}
+	return append(list, &netlink.MatchAll{FilterAttrs: filterAttrs(link, restPriority, 1, unix.ETH_P_ALL), Actions: []netlink.Action{verdict(netlink.TC_ACT_SHOT)}})
 }
 
 func verdict(act netlink.TcAct) netlink.Action {

@@ -59,9 +59,9 @@ func TestTrafficControl(t *testing.T) {
 	link := addLink(t, w, cable("vnet0"))
 	const m = 1 << 20
 	sources := []netip.Prefix{netip.MustParsePrefix("192.0.2.2/32"), netip.MustParsePrefix("192.0.2.3/24"), netip.MustParsePrefix("2001:db8::2/64")}
-	always := "2 ok\n%s5 from fe80::/10\n6 from ::/128\n7 shot"
-	all := fmt.Sprintf(always, "3 from 192.0.2.2/32\n3 from 192.0.2.3/32\n4 from 2001:db8::2/128\n")
-	one := fmt.Sprintf(always, "3 from 192.0.2.3/32\n")
+	all := "2 ok\n3 from 192.0.2.2/32\n3 from 192.0.2.3/32\n4 from 2001:db8::2/128\n5 from fe80::/10\n6 from ::/128\n7 shot"
+	one := "2 ok\n3 from 192.0.2.3/32\n7 shot"
+	six := "4 from 2001:db8::2/128\n5 from fe80::/10\n6 from ::/128\n7 shot"
 	for _, c := range []struct {
 		in, out xml.Rate
 		checked bool
@@ -73,6 +73,9 @@ func TestTrafficControl(t *testing.T) {
 		{xml.Rate{Average: 2 * m}, xml.Rate{Average: m}, false, nil, "htb 2097152 2097152\n1 police 1048576"},
 		{xml.Rate{}, xml.Rate{Average: 3 * m}, true, sources, "1 police 3145728\n" + all},
 		{xml.Rate{}, xml.Rate{}, true, sources, all},
+		{xml.Rate{}, xml.Rate{}, true, sources[2:], six},
+		{xml.Rate{}, xml.Rate{}, true, nil, "7 shot"}, // not even ARP
+		{xml.Rate{}, xml.Rate{Average: m}, true, nil, "1 police 1048576\n7 shot"},
 		{xml.Rate{Average: 5 << 30}, xml.Rate{}, true, sources[1:2], "htb 5368709120 5368709120\n" + one},
 		{xml.Rate{}, xml.Rate{Average: m}, true, sources, "1 police 1048576\n" + all},
 		{xml.Rate{}, xml.Rate{}, false, nil, ""},

@@ -7,10 +7,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
 )
 
 // A routed interface is OpenVZ's venet: the host has a route to each address
@@ -26,7 +29,7 @@ func (w *wires) route(p linkPlan, link netlink.Link) error {
 	if err := w.host.LinkSetUp(link); err != nil {
 		return err
 	}
-	if err := w.dropRoutes(p, link); err != nil {
+	if err := errors.Join(w.dropRoutes(p, link), w.dropAddresses(p, link)); err != nil {
 		return err
 	}
 	for _, a := range p.HostAddresses {
@@ -99,6 +102,25 @@ func (w *wires) dropRoutes(p linkPlan, link netlink.Link) error {
 	return nil
 }
 
+// dropAddresses takes away those that the link's end had by an earlier plan:
+// of IPv4 ours have the link's scope, of IPv6 the kernel gives it one itself.
+func (w *wires) dropAddresses(p linkPlan, link netlink.Link) error {
+	list, err := settled(func() ([]netlink.Addr, error) { return w.host.AddrList(link, unix.AF_UNSPEC) })
+	for _, a := range list {
+		have, _ := netip.AddrFromSlice(a.IP)
+		have = have.Unmap()
+		ours := have == gateway6 || have.Is6() && !have.IsLinkLocalUnicast() || have.Is4() && a.Scope == unix.RT_SCOPE_LINK
+		kept := slices.ContainsFunc(p.HostAddresses, func(k netip.Prefix) bool { return k.Addr() == have })
+		if !ours || kept {
+			continue
+		}
+		if e := w.host.AddrDel(link, &a); e != nil && !errors.Is(e, unix.EADDRNOTAVAIL) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
 // wanted tells a route to one of the addresses, or one the kernel made.
 func wanted(r netlink.Route, p linkPlan) bool {
 	if r.Protocol == unix.RTPROT_KERNEL || r.Dst == nil {
@@ -113,11 +135,13 @@ func wanted(r netlink.Route, p linkPlan) bool {
 	return false
 }
 
-// routerSettings make the host's end a router's. Neighbours that the
-// environment looks for on its link are the host, at once.
+// routerSettings make the host's end a router's for the families there are
+// addresses of. Neighbours that the environment looks for on its link are the
+// host, at once.
 func routerSettings(name string, addresses []netip.Prefix) error {
+	routes := map[bool]string{false: "0", true: "1"}[count(addresses, false) > 0]
 	settings := map[string]string{
-		"ipv4/conf/%s/forwarding": "1", "ipv4/conf/%s/proxy_arp": "1", "ipv4/conf/%s/rp_filter": "1",
+		"ipv4/conf/%s/forwarding": routes, "ipv4/conf/%s/proxy_arp": routes, "ipv4/conf/%s/rp_filter": "1",
 		"ipv4/conf/%s/send_redirects": "0", "ipv4/neigh/%s/proxy_delay": "0",
 	}
 	if count(addresses, true) > 0 {
@@ -205,17 +229,17 @@ func (w *wires) planProxies(p linkPlan) (list []proxy, err error) {
 	if err != nil {
 		return nil, err
 	}
+	addrs, err := settled(func() ([]netlink.Addr, error) { return w.host.AddrList(nil, unix.AF_UNSPEC) })
+	if err != nil {
+		return nil, err
+	}
 	for _, link := range links {
 		a := link.Attrs()
 		if a.Flags&net.FlagLoopback != 0 || a.Name == p.Host {
 			continue
 		}
-		addrs, err := settled(func() ([]netlink.Addr, error) { return w.host.AddrList(link, unix.AF_UNSPEC) })
-		if err != nil {
-			return nil, err
-		}
 		for _, own := range p.Addresses {
-			if !onLink(own.Addr(), addrs) {
+			if !onLink(own.Addr(), a.Index, addrs) {
 				continue
 			}
 			there, err := settled(func() ([]netlink.Neigh, error) { return w.host.NeighProxyList(a.Index, family(own.Addr())) })
@@ -230,12 +254,35 @@ func (w *wires) planProxies(p linkPlan) (list []proxy, err error) {
 	return list, nil
 }
 
+// Unanswered tells of routed addresses that no link of the host has a subnet
+// for: the host answers for them to no neighbour. That is as it should be where
+// a router sends them here, which only who runs the network knows.
+func (r *Runtime) Unanswered(list []xml.Interface) (sentences []string) {
+	host := r.hostLinks()
+	if host == nil || !slices.ContainsFunc(list, func(n xml.Interface) bool { return n.Type == "ethernet" && len(n.Addresses) > 0 }) {
+		return nil
+	}
+	addrs, err := settled(func() ([]netlink.Addr, error) { return host.AddrList(nil, unix.AF_UNSPEC) })
+	if err != nil {
+		return nil
+	}
+	for _, n := range list {
+		for _, a := range n.Addresses {
+			near := slices.ContainsFunc(addrs, func(b netlink.Addr) bool { return onLink(a.Addr(), b.LinkIndex, addrs) })
+			if n.Type == "ethernet" && !near {
+				sentences = append(sentences, fmt.Sprintf("the address %s of interface %s is in no subnet of this host: others reach it only if a router sends it here", a.Addr(), n.ID()))
+			}
+		}
+	}
+	return sentences
+}
+
 // onLink tells whether an address is in a subnet of a link that others have
 // addresses in, too.
-func onLink(a netip.Addr, addrs []netlink.Addr) bool {
+func onLink(a netip.Addr, index int, addrs []netlink.Addr) bool {
 	for _, b := range addrs {
 		ones, bits := b.Mask.Size()
-		if ones < bits && b.IPNet.Contains(a.AsSlice()) && !b.IP.IsLinkLocalUnicast() {
+		if b.LinkIndex == index && ones < bits && b.IPNet.Contains(a.AsSlice()) && !b.IP.IsLinkLocalUnicast() {
 			return true
 		}
 	}
@@ -293,5 +340,8 @@ func removeProxies(h *netlink.Handle, list []proxy) error {
 }
 
 func proxyEntry(q proxy, link netlink.Link) *netlink.Neigh {
-	return &netlink.Neigh{LinkIndex: link.Attrs().Index, Family: family(q.Address), Flags: netlink.NTF_PROXY, IP: q.Address.AsSlice()}
+	return &netlink.Neigh{
+		LinkIndex: link.Attrs().Index, Family: family(q.Address), IP: q.Address.AsSlice(),
+		Flags: netlink.NTF_PROXY, State: netlink.NUD_PERMANENT, // newer kernels then keep it when the cable is pulled
+	}
 }

@@ -23,16 +23,38 @@ import (
 type vmNetworks struct{ dir string }
 
 const (
-	vmBridge = "br-vztest"
-	vmUplink = "up-vztest"
-	vmPorts  = "/run/virtvzd-test-ports"
+	vmBridge   = "br-vztest"
+	vmUplink   = "up-vztest"
+	vmPorts    = "/run/virtvzd-test-ports"
+	vmBindings = "/run/virtvzd-test-bindings"
 )
+
+// vmFilters is a filter daemon whose bindings are files, too.
+type vmFilters struct{ dir string }
+
+func (f vmFilters) Bind(_ context.Context, b Binding) error {
+	return os.WriteFile(filepath.Join(f.dir, b.Device), []byte(b.Filter.Name), 0o600)
+}
+
+func (f vmFilters) Unbind(_ context.Context, device string) error {
+	if err := os.Remove(filepath.Join(f.dir, device)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
 
 func (n vmNetworks) Plug(_ context.Context, p Port) (Plug, error) {
 	if p.Network != "lan" {
 		return Plug{}, errors.New("there is no such network")
 	}
 	return Plug{Bridge: vmBridge}, os.WriteFile(filepath.Join(n.dir, p.UUID), []byte(p.MAC), 0o600)
+}
+
+func (n vmNetworks) Find(_ context.Context, network string) (string, error) {
+	if network != "lan" {
+		return "", errors.New("there is no such network")
+	}
+	return vmBridge, nil
 }
 
 func (n vmNetworks) Unplug(_ context.Context, _, uuid string) error {
@@ -46,11 +68,14 @@ func (n vmNetworks) Unplug(_ context.Context, _, uuid string) error {
 	return err
 }
 
+func (n vmNetworks) Release(context.Context, string, string) error { return nil }
+
 func (n vmNetworks) Limit(context.Context, string, string, xml.Rate, xml.Rate) error { return nil }
 
 // vmLinks makes the host's links that the tests' interfaces need.
 func vmLinks() {
 	os.MkdirAll(vmPorts, 0o700)
+	os.MkdirAll(vmBindings, 0o700)
 	exec.Command("sh", "-c", "ip link add "+vmBridge+" type bridge; ip link set "+vmBridge+" up; "+
 		"ip link add "+vmUplink+" type veth peer name far-vztest; ip addr add 198.51.100.1/24 dev "+vmUplink+"; ip link set "+vmUplink+" up").Run()
 }
@@ -58,7 +83,7 @@ func vmLinks() {
 // vmInterfaces is one of each kind.
 func vmInterfaces() []xml.Interface {
 	return []xml.Interface{
-		{Type: "network", Source: "lan", MAC: "52:54:00:00:7e:01", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}},
+		{Type: "network", Source: "lan", MAC: "52:54:00:00:7e:01", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24")}, Filter: xml.Filter{Name: "clean-traffic"}},
 		{Type: "ethernet", MAC: "52:54:00:00:7e:02", Target: "vztest-venet", Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.20/32")}},
 		{Type: "direct", Source: vmUplink, MAC: "52:54:00:00:7e:03"},
 		{Type: "hostdev", Source: "far-vztest"},
@@ -67,9 +92,11 @@ func vmInterfaces() []xml.Interface {
 
 // networkLeftovers are what the tests' environments have left of links.
 func networkLeftovers() (left []string) {
-	ports, _ := os.ReadDir(vmPorts)
-	for _, p := range ports {
-		left = append(left, "port "+p.Name())
+	for dir, what := range map[string]string{vmPorts: "port", vmBindings: "filter"} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			left = append(left, what+" "+e.Name())
+		}
 	}
 	links, _ := exec.Command("ip", "-o", "link").Output()
 	lent := false
@@ -100,7 +127,7 @@ func TestKilledWhileAttaching(t *testing.T) {
 		{"attach link_bridge", nil, nil}, {"attach linked_bridge", nil, nil},
 		{"attach linked_ethernet", nil, list}, {"attach link_direct", nil, list[:2]}, {"attach linked_direct", nil, nil},
 		{"attach link_hostdev", nil, nil}, {"attach linked_hostdev", nil, nil},
-		{"detach undo link", list, list}, {"detach undo port", list, nil},
+		{"attach filter", nil, list}, {"detach undo link", list, list}, {"detach undo filter", list, nil}, {"detach undo port", list, nil},
 	} {
 		t.Run(c.step, func(t *testing.T) {
 			runChild(t, c.step)

@@ -27,7 +27,6 @@ func planSpec(env *xml.Environment, host Host, root Root, ids xml.IDMap, res Res
 			Capabilities: &specs.LinuxCapabilities{
 				Bounding: caps, Permitted: caps, Effective: caps,
 			},
-			Rlimits: planRlimits(env.Counts),
 		},
 		Hostname: planHostname(env),
 		Mounts:   planKernelMounts(host, ids, env.Counts.Terminals),
@@ -55,29 +54,6 @@ func planSpec(env *xml.Environment, host Host, root Root, ids xml.IDMap, res Res
 		})
 	}
 	return spec, nil
-}
-
-// planRlimits are the limits of a process that stand for a beancounter. The
-// kernel counts locked memory and signals for each user inside.
-func planRlimits(c xml.CountLimits) (list []specs.POSIXRlimit) {
-	for _, l := range []struct {
-		name  string
-		limit uint64
-	}{
-		{"RLIMIT_NOFILE", c.Files}, {"RLIMIT_MEMLOCK", pageBytes(c.LockedPages)}, {"RLIMIT_SIGPENDING", c.Signals},
-	} {
-		if l.limit != unlimited {
-			list = append(list, specs.POSIXRlimit{Type: l.name, Soft: l.limit, Hard: l.limit})
-		}
-	}
-	return list
-}
-
-func pageBytes(pages uint64) uint64 {
-	if pages > unlimited/4096 {
-		return unlimited
-	}
-	return pages * 4096
 }
 
 // maskedPaths leak the host's state to anybody inside. What only the host's root

@@ -32,6 +32,9 @@ func planScope(env *xml.Environment, host Host, res Reserved) (systemd.Scope, er
 		systemd.Delegate(true),
 		systemd.CollectMode("inactive-or-failed"),
 		systemd.TimeoutStop(stopTimeout),
+		// As libvirt's own scopes: at the host's shutdown libvirt-guests.service
+		// comes first, which may save what runs.
+		systemd.Before("virt-guest-shutdown.target"),
 		systemd.CPUAccounting(true),
 		systemd.MemoryAccounting(true),
 		systemd.IOAccounting(true),

@@ -29,6 +29,8 @@ const (
 	projects     = 1 << 16
 )
 
+func ownProject(id uint32) bool { return id >= firstProject && id < firstProject+projects }
+
 // ErrTooMuchData is returned when the disk is to be less than what is on it.
 var ErrTooMuchData = errors.New("more than that is in use")
 
@@ -132,6 +134,13 @@ func (q *quota) limit(fs xml.Filesystem) error {
 		return err
 	}
 	hard, soft := kib(fs.HardLimit), kib(fs.SoftLimit)
+	if project != 0 && !ownProject(project) { // others may have files there
+		if hard == 0 && soft == 0 {
+			return nil
+		}
+		return fmt.Errorf("the space of %s cannot be limited: it is of project %d, whose quota is not ours to set (xfs_quota, setquota -P): %w",
+			q.dir.Name(), project, ErrUnsupported)
+	}
 	if project == 0 {
 		if hard == 0 && soft == 0 && !q.isNew() {
 			return nil // it would take long for nothing
@@ -164,7 +173,7 @@ func tooMuchData(limit, used uint64) error {
 // free takes the limit off a project that is about to have nothing.
 func (q *quota) free() error {
 	project, err := projectOf(q.dir)
-	if err != nil || project < firstProject || project >= firstProject+projects {
+	if err != nil || !ownProject(project) {
 		return err
 	}
 	return q.set(project, 0, 0)
@@ -178,13 +187,18 @@ func kib(bytes uint64) uint64 { return (bytes + quotaUnit - 1) / quotaUnit }
 // somebody removed will be replaced.
 func (q *quota) newProject() (uint32, error) {
 	taken := map[uint32]bool{}
-	siblings, err := os.ReadDir(filepath.Dir(q.dir.Name()))
+	parent, err := os.Open(filepath.Dir(q.dir.Name()))
 	if err != nil {
 		return 0, err
 	}
-	for _, e := range siblings {
-		f, err := os.Open(filepath.Join(filepath.Dir(q.dir.Name()), e.Name()))
-		if err != nil {
+	defer parent.Close()
+	siblings, err := readNames(int(parent.Fd()))
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range siblings {
+		f, err := openPlain(parent, name)
+		if f == nil || err != nil {
 			continue
 		}
 		if id, err := projectOf(f); err == nil {
@@ -258,6 +272,9 @@ func giveBelow(dir *os.File, name string, project uint32, depth int) error {
 		return err
 	}
 	defer f.Close()
+	if other, err := mountedOver(dir, f); other || err != nil {
+		return err
+	}
 	if err := setProject(f, project); err != nil {
 		return err
 	}
@@ -274,6 +291,13 @@ func giveBelow(dir *os.File, name string, project uint32, depth int) error {
 		}
 	}
 	return nil
+}
+
+// mountedOver tells whether an entry of a directory is of another file system.
+func mountedOver(dir, entry *os.File) (bool, error) {
+	var above, st unix.Stat_t
+	err := errors.Join(unix.Fstat(int(dir.Fd()), &above), unix.Fstat(int(entry.Fd()), &st))
+	return above.Dev != st.Dev, err
 }
 
 // setProject makes an open file or directory one of a project; what is made in
@@ -324,14 +348,31 @@ func ioctl(f *os.File, request uintptr, data unsafe.Pointer) error {
 	return nil
 }
 
-// limitSpace puts the limit of an environment's layer in force.
+// limitSpace puts the limit of a root in force: of the environment's own layer,
+// or of the directory that is its root.
 func (r *Runtime) limitSpace(uuid [16]byte, fs xml.Filesystem) error {
+	switch fs.Type {
+	case "template":
+		return r.limitSpaceOf(r.privateDir(uuid), fs)
+	case "mount":
+		return r.limitSpaceOf(fs.Source, fs)
+	}
+	return refuseLimit(fs)
+}
+
+func (r *Runtime) limitSpaceOf(dir string, fs xml.Filesystem) error {
 	r.quotas.Lock() // numbers are found one at a time
 	defer r.quotas.Unlock()
-	if btrfs, _ := onBtrfs(r.privateDir(uuid)); btrfs {
-		return limitSubvolume(r.privateDir(uuid), fs)
+	switch btrfs, _ := onBtrfs(dir); {
+	case btrfs && fs.Type == "template":
+		return limitSubvolume(dir, fs)
+	case btrfs && fs.HardLimit == 0 && fs.SoftLimit == 0:
+		return nil // one of the administrator's, perhaps
+	case btrfs:
+		return fmt.Errorf("the space of %s cannot be limited here, as it is on btrfs: 'btrfs qgroup limit' limits a subvolume, and a template's layer takes <space_hard_limit>: %w",
+			dir, ErrUnsupported)
 	}
-	q, err := openQuota(r.privateDir(uuid))
+	q, err := openQuota(dir)
 	if errors.Is(err, ErrUnsupported) && fs.HardLimit == 0 && fs.SoftLimit == 0 {
 		return nil
 	}
@@ -340,6 +381,21 @@ func (r *Runtime) limitSpace(uuid [16]byte, fs xml.Filesystem) error {
 	}
 	defer q.close()
 	return q.limit(fs)
+}
+
+// refuseLimit refuses a limit of a filesystem that can have none.
+func refuseLimit(fs xml.Filesystem) error {
+	if fs.HardLimit == 0 && fs.SoftLimit == 0 {
+		return nil
+	}
+	instead := "it has the size of its source"
+	switch {
+	case fs.Type == "ram":
+		instead = "the size is in its <source>"
+	case fs.Type == "mount" || fs.Type == "bind":
+		instead = "a directory can have a limit as the root only"
+	}
+	return fmt.Errorf("<space_hard_limit> of the filesystem of type '%s' at %s cannot be held: %s: %w", fs.Type, fs.Target, instead, ErrUnsupported)
 }
 
 // freeSpace gives back what limitSpace took.

@@ -58,7 +58,7 @@ var (
 	packageWord  = regexp.MustCompile(`^[A-Za-z0-9@^][A-Za-z0-9@^+._:~*/=<>-]{0,255}$`)
 	plainWord    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._-]{0,63}$`)
 	repositoryID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._:-]{0,63}$`)
-	addressText  = regexp.MustCompile(`^(https?|ftp|file)://[A-Za-z0-9/._~:@%+?&=$,{}()-]{1,1000}$`)
+	addressText  = regexp.MustCompile(`^(https?|file)://[A-Za-z0-9/._~:@%+?&=$,{}()-]{1,1000}$`)
 	filePath     = regexp.MustCompile(`^/[A-Za-z0-9/._+-]{1,1000}$`)
 	components   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._/ -]{0,255}$`)
 )
@@ -147,6 +147,9 @@ func (r *Repository) check(distribution string) error {
 	if r.Key == "" && !r.Unsigned {
 		return errors.New("repository " + r.Name + " needs the key that signs it, or unsigned = true")
 	}
+	if r.Key != "" && r.Unsigned {
+		return errors.New("repository " + r.Name + " has a key and unsigned = true: take one of them out")
+	}
 	return nil
 }
 
@@ -169,4 +172,14 @@ func (r *Recipe) keys() (files []string) {
 	}
 	slices.Sort(files)
 	return slices.Compact(files)
+}
+
+// unsigned are the names of the repositories that nobody signs.
+func (r *Recipe) unsigned() (names []string) {
+	for _, repo := range r.Repositories {
+		if repo.Unsigned {
+			names = append(names, repo.Name)
+		}
+	}
+	return names
 }

@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,6 +37,7 @@ func TestRecipeRefused(t *testing.T) {
 		repository + "address = 'http://h/'":                               "needs the key",
 		repository + "address = 'http://h/'\nkey = 'relative'":             "no absolute path",
 		repository + "address = 'http://h/'\nkey = '/a/../b'":              "no absolute path",
+		repository + "address = 'http://h/'\nkey = '/k'\nunsigned = true":  "has a key and unsigned",
 		repository + "address = 'http://h/'\nunsigned = true\nsuite = ']'": "are words",
 		"this is no recipe":                                                "cannot be read",
 	} {
@@ -59,6 +61,9 @@ func planText(r *Recipe, h buildHost) string {
 			fmt.Fprintf(&b, "\t%s", line)
 		}
 	}
+	for _, address := range p.Out.Named {
+		fmt.Fprintf(&b, "reaches %s\n", address)
+	}
 	for _, name := range p.Binds {
 		fmt.Fprintf(&b, "sees %s\n", name)
 	}
@@ -73,7 +78,7 @@ func planText(r *Recipe, h buildHost) string {
 func TestBuildPlans(t *testing.T) {
 	none := func(string) bool { return false }
 	all := func(string) bool { return true }
-	debian := buildHost{ID: "debian", Has: all, AptConf: []string{`Acquire::http::Proxy "http://proxy:3128";`}, Apt: []aptSource{
+	debian := buildHost{ID: "debian", Has: all, AptConf: []string{`Acquire::Check-Valid-Until "0";`}, Apt: []aptSource{
 		{"http://archive/debian/", "bookworm", "main", "Debian"}, {"http://archive/debian/", "bookworm", "contrib", "Debian"},
 		{"http://archive/debian/", "bookworm-updates", "main", "Debian"}, {"http://security/", "bookworm-security", "main", "Debian-Security"},
 		{"http://other/", "stable", "main", "Other"}}}
@@ -121,9 +126,15 @@ func TestParseAPT(t *testing.T) {
 	if !slices.Equal(list, []aptSource{{"http://a/debian/", "trixie", "main", ""}}) {
 		t.Errorf("%+v", list)
 	}
-	conf := parseAPTConf("APT::Architecture \"amd64\";\nAcquire::http::Proxy \"http://p/\";\nAcquire::https::proxy::h \"DIRECT\";\nAcquire::Check-Valid-Until \"0\";\nDPkg::Pre-Invoke:: \"rm\";\nAcquire::http::Proxy-Auto-Detect \"/bin/x\";\n")
-	if got := strings.Join(conf, "|"); got != `Acquire::http::Proxy "http://p/";|Acquire::https::proxy::h "DIRECT";|Acquire::Check-Valid-Until "0";` {
+	conf, proxies := parseAPTConf("APT::Architecture \"amd64\";\nAcquire::http::Proxy \"http://p/\";\nAcquire::https::proxy::H \"DIRECT\";\nAcquire::Check-Valid-Until \"0\";\nDPkg::Pre-Invoke:: \"rm\";\nAcquire::http::Proxy-Auto-Detect \"/bin/x\";\n")
+	if got := strings.Join(conf, "|"); got != `Acquire::Check-Valid-Until "0";` {
 		t.Errorf("%s", got)
+	}
+	if want := map[string]string{"http": "http://p/", "https::h": "DIRECT"}; !maps.Equal(proxies, want) {
+		t.Errorf("%v", proxies)
+	}
+	if p := parseDNFProxy("[main]\n#proxy=x\nproxy = http://p:8080\n"); p["http"] != "http://p:8080" {
+		t.Errorf("%v", p)
 	}
 	if ids := parseRepoIDs("# x\n[a]\nname=[b]\n [c] \n"); !slices.Equal(ids, []string{"a", "c"}) {
 		t.Errorf("%v", ids)

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"virtvzd/xml"
 )
@@ -30,13 +29,18 @@ type record struct {
 	CPUs      []int
 	Template  string        // digest of the root's template
 	Root      *recordedRoot `json:",omitempty"`
+	Writes    *rootNode     `json:",omitempty"` // to which root of the host's
 	Consoles  []recordedConsole
-	StartedAt time.Time
-	Unsettled bool // limits are being changed
+	Unsettled bool               // limits are being changed
+	InForce   []*xml.Environment `json:",omitempty"` // and may be of any of these
+	Killed    bool               `json:",omitempty"` // by Kill: its end is no crash
 	Links     []*recordedLink
 	Mounts    []recordedMount // filesystems below the root
 
 	Checkpoint *recordedCheckpoint `json:",omitempty"`
+	Restoring  string              `json:",omitempty"` // cgroup of those who restore it
+	Migration  *Leave              `json:",omitempty"` // it is about to leave
+	Session    string              `json:",omitempty"` // ID of the migration it comes by, until that is done
 }
 
 // recordedCheckpoint is one that is being made, or was and is to be used.
@@ -58,10 +62,14 @@ type phase string
 const (
 	starting phase = "starting" // anything may exist; recovery removes it
 	created  phase = "created"  // paused before the first instruction
+	held     phase = "held"     // came from another host, and must not run before that is decided
 	running  phase = "running"
 )
 
 const recordName = "record.json"
+
+// claim is what the environment holds.
+func (r *record) claim() claim { return claim{spans(r.IDMap), r.CPUs, r.Writes} }
 
 func (r *record) save(dir string) error {
 	body, err := json.Marshal(r)

@@ -48,13 +48,15 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 			r.holdSpace(uuid, space)
 			delete(stored, spaceFDName(rec.UUID))
 		}
-		gone := Ended{UUID: uuid, Name: rec.Name, Started: rec.Phase != starting, Exit: exitFromStore(rec, stored)}
+		gone := Ended{UUID: uuid, Name: rec.Name, Started: rec.Phase != starting && rec.Phase != held, Exit: exitFromStore(rec, stored).of(rec)}
 		if err := r.cleanup(ctx, rec); err != nil {
 			failures = append(failures, err)
 		}
 		ended = append(ended, gone)
 	}
-	failures = append(failures, r.endUnfinishedImages(ctx), r.sweepSaves())
+	failures = append(failures, r.endUnfinishedImages(ctx), r.sweepSaves(adopted))
+	r.asked, err = r.recoverSessions()
+	failures = append(failures, err)
 	for name, f := range stored {
 		f.Close()
 		r.dropFD(name)
@@ -99,7 +101,7 @@ func leave(stored map[string]*os.File, uuid string) {
 
 // adopt returns the instance of a record whose init lives, or nil.
 func (r *Runtime) adopt(rec *record, stored map[string]*os.File) *Instance {
-	if rec.Phase == starting || rec.Init == 0 {
+	if rec.Phase == starting || rec.Init == 0 || rec.Phase == held && !r.committedHere(rec.Session) {
 		return nil
 	}
 	pidfd, err := openPidfd(rec.Init, rec.InitStart)
@@ -123,7 +125,7 @@ func (r *Runtime) adopt(rec *record, stored map[string]*os.File) *Instance {
 	r.adoptLinks(i, stored[spaceFDName(rec.UUID)])
 	delete(stored, spaceFDName(rec.UUID))
 	i.watch()
-	r.keep(i, claim{spans(rec.IDMap), rec.CPUs})
+	r.keep(i, rec.claim())
 	return i
 }
 

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"virtvzd/systemd"
 	"virtvzd/xml"
 )
 
@@ -48,20 +50,24 @@ func (r *Runtime) restoreCommand(id, dir, socket, checkpoint string) []string {
 // directory, when CRIU runs it while it restores.
 const actionName = "virtvzd-criu-action"
 
-// atRestore is what is to be done there, by the file of that name: when the namespaces are made and there are no other processes yet.
-// Before it init has to be alone in the scope's own cgroup, and from then on
-// none may be.
+// atRestore is what is to be done there, by the file of that name: the cgroups
+// are made when the namespaces are and there are no other processes yet. Before
+// that init has to be alone in the scope's own cgroup, and from then on none may
+// be.
 type atRestore struct {
 	Scope      string // directory of its cgroup
+	Out        string // of the cgroup for those who restore
 	Cgroups    []savedCgroup
 	UIDs, GIDs []idRange
+	Hold       bool // no process may run an instruction
 }
 
 const atRestoreName = "restore.json"
 
 // runAction is called in such a process.
 func runAction(dir string) error {
-	if os.Getenv("CRTOOLS_SCRIPT_ACTION") != "post-setup-namespaces" {
+	action := os.Getenv("CRTOOLS_SCRIPT_ACTION")
+	if action != "post-setup-namespaces" && action != "pre-resume" {
 		return nil
 	}
 	body, err := readBounded(filepath.Join(dir, atRestoreName), 16<<20)
@@ -72,18 +78,43 @@ func runAction(dir string) error {
 	if err := json.Unmarshal(body, &a); err != nil {
 		return err
 	}
-	return restoreCgroups(a.Scope, a.Cgroups, a.UIDs, a.GIDs)
+	if action == "post-setup-namespaces" {
+		init, err := strconv.Atoi(os.Getenv("CRTOOLS_INIT_PID"))
+		if err != nil {
+			return fmt.Errorf("CRTOOLS_INIT_PID: %w", err)
+		}
+		return restoreCgroups(a.Scope, a.Out, init, a.Cgroups, a.UIDs, a.GIDs)
+	}
+	if !a.Hold {
+		return nil
+	}
+	// All are traced, and stop here as soon as they are not.
+	return os.WriteFile(filepath.Join(a.Scope, "cgroup.freeze"), []byte("1"), 0)
 }
+
+// held tells whether it is to be frozen before its first instruction.
+func (s *starter) held() bool { return s.options.Paused || s.options.Arrival != nil }
 
 // prepareRestore makes what CRIU expects to find.
 func (s *starter) prepareRestore(ctx context.Context) error {
 	dir, root := s.options.Checkpoint, s.plan.Root
-	// CRIU reads most of its files with no rights on the host. Who they are not
-	// for is kept out by the directory above.
-	if err := errors.Join(os.Chmod(dir, 0o700), os.Chmod(filepath.Join(dir, "images"), 0o755), os.MkdirAll(filepath.Join(dir, "work"), 0o700)); err != nil {
+	// CRIU reads most of its files with no rights on the host, those of earlier
+	// rounds by way of dir. Who they are not for is kept out by the directory above.
+	if err := errors.Join(os.Chmod(dir, 0o711), os.Chmod(filepath.Join(dir, "images"), 0o755), os.MkdirAll(filepath.Join(dir, "work"), 0o700)); err != nil {
 		return err
 	}
-	body, err := json.Marshal(atRestore{filepath.Join(cgroupRoot, s.rec.Cgroup), s.manifest.Cgroups, root.UIDs, root.GIDs})
+	own, err := systemd.OwnControlGroup()
+	if err != nil {
+		return err
+	}
+	s.rec.Restoring = filepath.Join(own, "virtvzd-restore-"+s.rec.UUID)
+	if err := s.rec.save(s.res.Dir); err != nil {
+		return err
+	}
+	body, err := json.Marshal(atRestore{
+		Scope: filepath.Join(cgroupRoot, s.rec.Cgroup), Out: filepath.Join(cgroupRoot, s.rec.Restoring),
+		Cgroups: s.manifest.Cgroups, UIDs: root.UIDs, GIDs: root.GIDs, Hold: s.held(),
+	})
 	if err != nil {
 		return err
 	}
@@ -92,6 +123,9 @@ func (s *starter) prepareRestore(ctx context.Context) error {
 		return err
 	}
 	lines = append(lines, externalLines(s.manifest.Mounts, true)...)
+	if a := s.options.Arrival; a != nil && a.lazy {
+		lines = append(lines, "lazy-pages")
+	}
 	action := filepath.Join(dir, actionName)
 	config := criuConfig(append(lines, "action-script "+action)...)
 	return errors.Join(
@@ -113,10 +147,12 @@ func (s *starter) restored(err error) error {
 
 // settle is the last of a restore.
 func (s *starter) settle(ctx context.Context) error {
-	if err := errors.Join(leaveLeaf(filepath.Join(cgroupRoot, s.rec.Cgroup)), s.r.tellRuntime(s.rec.UUID, "")); err != nil {
+	err := leaveLeaf(filepath.Join(cgroupRoot, s.rec.Cgroup), filepath.Join(cgroupRoot, s.rec.Restoring))
+	if err = errors.Join(err, s.r.tellRuntime(s.rec.UUID, "")); err != nil {
 		return err
 	}
-	if s.options.Paused {
+	s.rec.Restoring = ""
+	if s.held() { // they are frozen, and systemd has to know it
 		return s.r.config.Scopes.Freeze(ctx, s.rec.Scope)
 	}
 	return nil

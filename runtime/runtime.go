@@ -61,16 +61,22 @@ type Runtime struct {
 	quotas  sync.Mutex // held while one is set
 	binding sync.Mutex // held while a filter is renewed or taken away
 
+	counting sync.Mutex // held while traffic is read and added to an account
+
 	mu        sync.Mutex
 	instances map[[16]byte]*Instance // nil while a start or a clean-up goes on
 	claims    map[[16]byte]claim
 	links     linkState
+	incoming  map[string]*Incoming // by ID of the migration
+	pulls     map[string]pull      // by ID of the migration
+	asked     []string             // see Asked
 }
 
 // claim is what an environment holds of what there is only so much of.
 type claim struct {
 	ids  []span
 	cpus []int
+	root *rootNode
 }
 
 // New looks at the host and makes the directories. The error of a host that
@@ -83,7 +89,7 @@ func New(c Config) (*Runtime, error) {
 	}
 	r := &Runtime{
 		config: c, host: host, stop: make(chan struct{}),
-		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{}, links: newLinkState(),
+		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{}, links: newLinkState(), incoming: map[string]*Incoming{}, pulls: map[string]pull{},
 	}
 	// The state directory must be searchable: the root below it is entered by
 	// the environment's root, who is nobody here. What is in it is not readable.
@@ -104,7 +110,8 @@ func New(c Config) (*Runtime, error) {
 		return nil, err
 	}
 	if r.links.host != nil {
-		go r.watchBridges()
+		go r.watchHost()
+		go r.tend()
 	}
 	return r, nil
 }
@@ -206,7 +213,7 @@ func (r *Runtime) reserve(env *xml.Environment, restored bool) (Reserved, error)
 		return res, err
 	}
 	r.instances[env.UUID] = nil
-	r.claims[env.UUID] = claim{spans(planIDs(env, res)), cpus}
+	r.claims[env.UUID] = claim{ids: spans(planIDs(env, res)), cpus: cpus}
 	return res, nil
 }
 
@@ -230,6 +237,9 @@ func (r *Runtime) keep(i *Instance, c claim) {
 	defer r.mu.Unlock()
 	r.instances[i.uuid] = i
 	r.claims[i.uuid] = c
+	if len(i.rec.Links) > 0 {
+		i.tellChanged() // the host may have before anybody looked
+	}
 }
 
 // storeFD hands a duplicate to the service manager. Taking the number out of

@@ -36,14 +36,14 @@ func (r *Runtime) workDir(uuid [16]byte, what string) (string, error) {
 // is for Kill. After an error it goes on, and path is what it was. progress is
 // told of bytes.
 func (i *Instance) Save(ctx context.Context, path string, h SavedHeader, interfaces []xml.Interface, progress func(done, total uint64)) error {
-	if _, err := os.Stat(filepath.Dir(path)); err != nil { // before anything is frozen
-		return err
-	}
-	dir, err := i.r.workDir(i.uuid, "save")
+	dir, err := i.r.workDir(i.uuid, "save") // which makes that of managed images, too
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
+	if _, err := os.Stat(filepath.Dir(path)); err != nil { // before anything is frozen
+		return err
+	}
 	if err := i.Checkpoint(ctx, dir, interfaces); err != nil {
 		return err
 	}
@@ -72,24 +72,38 @@ func (i *Instance) noteImage(path, id string) error {
 // Kill, and otherwise it goes on.
 func (i *Instance) FinishSave(ctx context.Context, interfaces []xml.Interface) (saved bool, err error) {
 	i.mu.Lock()
-	c := i.rec.Checkpoint
+	c, m := i.rec.Checkpoint, i.rec.Migration
 	i.mu.Unlock()
-	if c == nil {
+	if c == nil || m != nil && m.Sent {
 		return false, nil
 	}
-	if err := i.r.endDump(ctx, i.rec.UUID); err != nil { // it may still write there
-		return false, err
+	if m != nil {
+		return false, errors.Join(i.r.endCheckpoint(ctx, i.rec.UUID, c), i.abandonMigration(ctx, interfaces))
 	}
-	if err := os.RemoveAll(c.Dir); err != nil {
+	if err := i.r.endCheckpoint(ctx, i.rec.UUID, c); err != nil {
 		return false, err
 	}
 	if c.Path != "" {
 		if h, err := ReadSaved(c.Path); err == nil && h.ID == c.ID {
 			return true, nil
 		}
-		os.Remove(PartOfSaved(c.Path))
 	}
 	return false, i.AbandonCheckpoint(ctx, interfaces)
+}
+
+// endCheckpoint ends what makes a checkpoint, and removes it with what is not
+// whole of its image.
+func (r *Runtime) endCheckpoint(ctx context.Context, uuid string, c *recordedCheckpoint) error {
+	if c == nil {
+		return nil
+	}
+	if err := r.endDump(ctx, uuid); err != nil { // it may still write there
+		return err
+	}
+	if c.Path != "" {
+		os.Remove(PartOfSaved(c.Path))
+	}
+	return os.RemoveAll(c.Dir)
 }
 
 // Restore starts an environment from an image. After an error nothing of it
@@ -117,11 +131,19 @@ func (r *Runtime) Restore(ctx context.Context, env *xml.Environment, path string
 	return r.Start(ctx, env, StartOptions{Paused: paused, Checkpoint: dir})
 }
 
-// sweepSaves removes what restores have left that were cut off.
-func (r *Runtime) sweepSaves() error {
-	left, err := filepath.Glob(filepath.Join(r.saveDir(), ".restore-*"))
+// sweepSaves removes what was cut off, but for what FinishSave looks at.
+func (r *Runtime) sweepSaves(adopted []*Instance) error {
+	kept := map[string]bool{}
+	for _, i := range adopted {
+		if i.rec.Checkpoint != nil {
+			kept[i.rec.Checkpoint.Dir] = true
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(r.saveDir(), ".*-*"))
 	for _, dir := range left {
-		err = errors.Join(err, os.RemoveAll(dir))
+		if !kept[dir] {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
 	}
 	return err
 }

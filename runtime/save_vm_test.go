@@ -26,8 +26,9 @@ func savedEnvironment(t testing.TB) *xml.Environment {
 	return env
 }
 
-// savingChild saves an environment in a manager that is killed meanwhile.
-func savingChild(r *Runtime, ready func()) int {
+// savingChild saves an environment, or makes a snapshot of it, in a manager that
+// is killed meanwhile.
+func savingChild(r *Runtime, what string, ready func()) int {
 	env := savedEnvironment(&testing.T{})
 	i, err := r.Start(context.Background(), env, StartOptions{})
 	if err != nil {
@@ -38,11 +39,92 @@ func savingChild(r *Runtime, ready func()) int {
 		panic(fmt.Sprint(status, err))
 	}
 	ready()
-	if os.Getenv("VIRTVZD_TEST_CHILD") == "save within dump" {
-		time.AfterFunc(1500*time.Millisecond, func() { unix.Kill(os.Getpid(), unix.SIGKILL) })
+	quiet := func(_, _ uint64) {}
+	switch what {
+	case "snapshot":
+		i.Snapshot(context.Background(), SavedHeader{Name: env.Name}, env.Interfaces, false, quiet)
+	case "save":
+		if os.Getenv("VIRTVZD_TEST_CHILD") == "save within dump" {
+			time.AfterFunc(1500*time.Millisecond, func() { unix.Kill(os.Getpid(), unix.SIGKILL) })
+		}
+		i.Save(context.Background(), vmImage, SavedHeader{Name: env.Name}, env.Interfaces, quiet)
 	}
-	i.Save(context.Background(), vmImage, SavedHeader{Name: env.Name}, env.Interfaces, func(_, _ uint64) {})
 	return 1
+}
+
+// TestKilledInSnapshot: a manager that is killed while it makes a snapshot leaves
+// an environment that goes on, and nothing of what it was making.
+func TestKilledInSnapshot(t *testing.T) {
+	exec.Command("ip", "addr", "add", "192.0.2.1/24", "dev", vmBridge).Run()
+	for _, step := range []string{"checkpoint freeze", "checkpoint dump", "snapshot copy", "snapshot memory"} {
+		t.Run(step, func(t *testing.T) {
+			runChild(t, "snapshot "+step)
+			r := vmRuntime(t)
+			adopted, ended, err := r.Recover(t.Context(), vmStore.take())
+			if err != nil || len(adopted) != 1 || len(ended) != 0 {
+				t.Fatalf("adopted %d, ended %+v, %v", len(adopted), ended, err)
+			}
+			i := adopted[0]
+			if saved, err := i.FinishSave(t.Context(), savedEnvironment(t).Interfaces); saved || err != nil {
+				t.Fatal(saved, err)
+			}
+			savesLeft(t)
+			goesOn(t, i)
+			vmEnd(t, r, i)
+		})
+	}
+}
+
+// TestSnapshot: disk and processes are those of one moment, also when the
+// environment went on for a while, and however often that is gone back to.
+func TestSnapshot(t *testing.T) {
+	exec.Command("ip", "addr", "add", "192.0.2.1/24", "dev", vmBridge).Run()
+	r := vmRuntime(t)
+	env := savedEnvironment(t)
+	quiet := func(_, _ uint64) {}
+	i := vmStart(t, r, env, StartOptions{})
+	vmExec(t, i, "echo kept | tee /run/in-memory /on-disk; "+counting)
+	layer, err := i.Snapshot(t.Context(), SavedHeader{Name: env.Name}, env.Interfaces, false, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	goesOn(t, i)
+	savesLeft(t)
+	layers := r.Layers()
+	for range 2 {
+		vmExec(t, i, "echo changed | tee /run/in-memory /on-disk")
+		vmGone(t, i)
+		if err := layers.Revert(env.UUID, layer); err != nil {
+			t.Fatal(err)
+		}
+		if i, err = r.Restore(t.Context(), env, layers.Memory(layer), false, quiet); err != nil {
+			t.Fatal(err)
+		}
+		goesOn(t, i)
+		if out := vmExec(t, i, "cat /on-disk"); out != "kept" {
+			t.Errorf("on its disk is %q", out)
+		}
+	}
+
+	// One that fails leaves neither layer nor image.
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if _, err := i.Snapshot(ctx, SavedHeader{}, env.Interfaces, false, quiet); err == nil {
+		t.Error("it was made though that was given up")
+	}
+	goesOn(t, i)
+	savesLeft(t)
+	images, _ := filepath.Glob(vmData + "/memory/*")
+	if len(images) != 1 {
+		t.Errorf("images: %v", images)
+	}
+	vmEnd(t, r, i)
+	if err := layers.Release(env.UUID, layer); err != nil {
+		t.Fatal(err)
+	}
+	if exists(layers.Memory(layer)) {
+		t.Error("the image is there without its snapshot")
+	}
 }
 
 func savesLeft(t *testing.T) {

@@ -80,28 +80,47 @@ func WriteSaved(ctx context.Context, path string, h SavedHeader, dir string, pro
 		if err != nil {
 			return err
 		}
-		t := tar.NewWriter(z)
-		done := uint64(0)
-		for _, name := range files {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			n, err := addFile(t, dir, name)
-			if err != nil {
-				return err
-			}
-			done += uint64(n)
-			progress(done, uint64(size))
-		}
-		return errors.Join(t.Close(), z.Close())
+		err = writeFiles(ctx, z, dir, files, size, progress)
+		return errors.Join(err, z.Close())
 	})
+}
+
+// writeFiles writes a tar of files of a checkpoint.
+func writeFiles(ctx context.Context, w io.Writer, dir string, files []string, size int64, progress func(done, total uint64)) error {
+	t := tar.NewWriter(w)
+	done := uint64(0)
+	for _, name := range files {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := addFile(t, dir, name)
+		if err != nil {
+			return err
+		}
+		done += uint64(n)
+		progress(done, uint64(size))
+	}
+	return t.Close()
 }
 
 // PartOfSaved is what a save that was cut off leaves beside its file.
 func PartOfSaved(path string) string { return path + ".part" }
 
 // replaceSaved writes a file with its checksum and puts it in place of any other.
-func replaceSaved(path string, commit func() error, write func(io.Writer) error) (err error) {
+func replaceSaved(path string, commit func() error, write func(io.Writer) error) error {
+	sum := sha256.New()
+	return replaceWhole(path, commit, func(f io.Writer) error {
+		if err := write(io.MultiWriter(f, sum)); err != nil {
+			return err
+		}
+		_, err := f.Write(sum.Sum(nil))
+		return err
+	})
+}
+
+// replaceWhole writes a file and puts it in place of any other, once all of it
+// is on the disk and commit agrees.
+func replaceWhole(path string, commit func() error, write func(io.Writer) error) (err error) {
 	part := PartOfSaved(path)
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if errors.Is(err, os.ErrExist) {
@@ -119,11 +138,7 @@ func replaceSaved(path string, commit func() error, write func(io.Writer) error)
 			}
 		}
 	}()
-	sum := sha256.New()
-	if err := write(io.MultiWriter(f, sum)); err != nil {
-		return err
-	}
-	if _, err := f.Write(sum.Sum(nil)); err != nil {
+	if err := write(f); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
@@ -239,6 +254,20 @@ func ReadSaved(path string) (SavedHeader, error) {
 		return h, err
 	}
 	return h, f.Close()
+}
+
+// CheckSaved reads all of an image and compares its checksum.
+func CheckSaved(path string) error {
+	f, _, sum, err := openSaved(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	p, err := payloadOf(f, sum)
+	if err != nil {
+		return err
+	}
+	return p.check(path)
 }
 
 // EditSaved changes what an image says of itself; the checkpoint stays as it is.

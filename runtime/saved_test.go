@@ -64,6 +64,28 @@ func TestSaved(t *testing.T) {
 	}
 }
 
+// TestOldSaved: what the first version wrote can be restored, and what a later
+// one may write is refused by its number.
+func TestOldSaved(t *testing.T) {
+	old := filepath.Join("testdata", "saved", "version-1.save")
+	h, dir, err := extract(t, old)
+	if err != nil || h.Name != "web1" || h.Version != 1 {
+		t.Fatal(h, err)
+	}
+	if m, err := loadManifest(dir); err != nil || m.Version != 1 {
+		t.Error(m, err)
+	}
+	if page := readWhole(filepath.Join(dir, "images", "pages-1.img")); page != strings.Repeat("a page of memory ", 10000) {
+		t.Errorf("%d bytes of memory", len(page))
+	}
+	body, _ := os.ReadFile(old)
+	later := filepath.Join(t.TempDir(), "later.save")
+	os.WriteFile(later, bytes.Replace(body, []byte(`"Version":1,`), []byte(`"Version":2,`), 1), 0o600)
+	if _, _, err := extract(t, later); err == nil || !strings.Contains(err.Error(), "use a newer one") {
+		t.Errorf("one of version 2: %v", err)
+	}
+}
+
 // TestDamagedSaved: whichever byte is another, or where ever it ends, it is not
 // restored; and it cannot be changed into one that is.
 func TestDamagedSaved(t *testing.T) {

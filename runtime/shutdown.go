@@ -104,7 +104,7 @@ func (i *Instance) initctl(reboot bool) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s has no /run/initctl: its init does not take run levels", i.Name())
+	return fmt.Errorf("%s has no /run/initctl: its init does not take run levels: %w", i.Name(), ErrUnsupported)
 }
 
 // writeFifo writes to a fifo inside and to nothing else, whatever root inside

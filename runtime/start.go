@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -26,6 +25,11 @@ type StartOptions struct {
 	// Checkpoint is a directory of Instance.Checkpoint's, "" for a start from
 	// the beginning. With Paused the environment runs for a moment before it is frozen.
 	Checkpoint string
+
+	// Arrival is for a checkpoint that is on its way from another host, by the
+	// migration Session. It is held: it runs no instruction before FinishMigration.
+	Arrival *arrival
+	Session string
 }
 
 // Start runs an environment: all of it, or the error says why not and nothing
@@ -36,14 +40,18 @@ func (r *Runtime) Start(ctx context.Context, env *xml.Environment, o StartOption
 	}
 	var m *manifest
 	if o.Checkpoint != "" {
-		var err error
-		if m, err = loadManifest(o.Checkpoint); err != nil {
-			return nil, err
-		}
 		if err := r.probeCRIU(); err != nil {
 			return nil, err
 		}
-		env = m.ofCheckpoint(env)
+		if o.Arrival != nil {
+			m = &manifest{} // it comes later
+		} else {
+			var err error
+			if m, err = loadManifest(o.Checkpoint); err != nil {
+				return nil, err
+			}
+			env = m.ofCheckpoint(env)
+		}
 	}
 	res, err := r.reserve(env, m != nil)
 	if err != nil {
@@ -89,8 +97,12 @@ type starter struct {
 }
 
 // atStep is called before each step of a start and of a clean-up. Tests kill
-// the process here; it does nothing otherwise.
-var atStep = func(step string) {}
+// the process here, or make the step fail where its error is looked at; it does
+// nothing otherwise (but see faults.go).
+var atStep = func(step string) error { return nil }
+
+// AtStep is atStep for the steps that the daemon makes around ours.
+func AtStep(step string) error { return atStep(step) }
 
 func (s *starter) start(ctx context.Context) (*Instance, error) {
 	steps := []struct {
@@ -114,7 +126,9 @@ func (s *starter) start(ctx context.Context) (*Instance, error) {
 		{"done", s.finish},
 	}
 	for _, step := range steps {
-		atStep(step.name)
+		if err := atStep(step.name); err != nil {
+			return nil, err
+		}
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("start of %s given up: %w", s.env.Name, err)
 		}
@@ -144,7 +158,7 @@ func (s *starter) abandon() {
 func (s *starter) writeRecord(ctx context.Context) error {
 	rec := &record{
 		Version: 1, UUID: formatUUID(s.env.UUID), Name: s.env.Name, Phase: starting,
-		Scope: systemd.ScopeName(s.env.Name), IDMap: planIDs(s.env, s.res), StartedAt: time.Now(),
+		Scope: systemd.ScopeName(s.env.Name), IDMap: planIDs(s.env, s.res), Session: s.options.Session,
 	}
 	rec.CPUs, _ = chooseCPUs(s.env.CPU, s.r.host, s.res.CPULoad, nil) // succeeded in reserve
 	err := os.Mkdir(s.res.Dir, 0o711)
@@ -171,6 +185,11 @@ func (s *starter) writeRecord(ctx context.Context) error {
 // time. From then on it belongs to that digest of its template: an overlay
 // whose lower layer is exchanged is corrupt.
 func (s *starter) makeLayers(ctx context.Context) error {
+	if a := s.options.Arrival; a != nil {
+		if err := a.await(ctx, a.disk); err != nil {
+			return err
+		}
+	}
 	if err := checkDevices(s.env.Devices); err != nil {
 		return err
 	}
@@ -185,20 +204,32 @@ func (s *starter) makeLayers(ctx context.Context) error {
 	if len(s.env.Filesystems) == 0 {
 		return nil
 	}
-	switch root := s.env.Filesystems[0]; root.Type {
+	root := s.env.Filesystems[0]
+	switch root.Type {
 	case "template":
 	case "file", "block", "volume":
+		if err := refuseLimit(root); err != nil {
+			return err
+		}
 		tree, where, err := s.r.openRoot(ctx, root)
 		s.tree, s.rec.Root = tree, &where
 		s.res.Tree = firstExtraFD + len(s.options.Files)
-		return err
+		if err != nil {
+			return err
+		}
+		return s.claimRoot(root, where.Source)
+	case "mount":
+		if err := s.claimRoot(root, root.Source); err != nil {
+			return err
+		}
+		return s.r.limitSpace(s.env.UUID, root)
 	default:
-		return nil
+		return refuseLimit(root)
 	}
 	if err := s.cloneRoot(); err != nil {
 		return err
 	}
-	template, err := s.r.Templates().pin(ctx, s.env.Filesystems[0].Source, s.res.Layers)
+	template, err := s.r.Templates().pin(ctx, root.Source, s.res.Layers)
 	if err != nil {
 		return err
 	}
@@ -212,15 +243,22 @@ func (s *starter) makeLayers(ctx context.Context) error {
 		}
 	}
 	s.rec.Template, s.res.Lower, s.res.Chain, s.res.Cloned = template.Digest, template.Path, chain, disk.Clone != ""
-	if s.env.Filesystems[0].HardLimit != 0 {
+	if root.HardLimit != 0 {
 		if err := s.r.Layers().separate(ctx, s.env.UUID); err != nil {
 			return err
 		}
 	}
-	if err := s.r.limitSpace(s.env.UUID, s.env.Filesystems[0]); err != nil {
+	if err := s.r.limitSpace(s.env.UUID, root); err != nil {
 		return err
 	}
 	return s.rec.save(s.res.Dir)
+}
+
+func (s *starter) claimRoot(root xml.Filesystem, source string) (err error) {
+	if !root.ReadOnly {
+		s.rec.Writes, err = s.r.claimRoot(s.env.UUID, source)
+	}
+	return err
 }
 
 // cloneRoot makes the disk of an environment that is to start as another's
@@ -355,6 +393,9 @@ func (s *starter) delegate(context.Context) error {
 func (s *starter) create(ctx context.Context) error {
 	defer context.AfterFunc(ctx, s.stub.kill)()
 	if s.manifest != nil {
+		if err := s.awaitProcesses(ctx); err != nil {
+			return err
+		}
 		if err := s.prepareRestore(ctx); err != nil {
 			return err
 		}
@@ -367,6 +408,20 @@ func (s *starter) create(ctx context.Context) error {
 		return fmt.Errorf("create %s: %w", s.env.Name, err)
 	}
 	return nil
+}
+
+// awaitProcesses waits for a checkpoint that is on its way.
+func (s *starter) awaitProcesses(ctx context.Context) error {
+	a := s.options.Arrival
+	if a == nil {
+		return nil
+	}
+	if err := a.await(ctx, a.processes); err != nil {
+		return err
+	}
+	var err error
+	s.manifest, err = loadManifest(s.options.Checkpoint)
+	return err
 }
 
 // adopt takes hold of what crun left: init, our child now, and its console.
@@ -431,6 +486,9 @@ func (s *starter) equip(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.i.setRlimits(xml.NoCounts(), s.env.Counts); err != nil {
+		return err
+	}
 	return s.i.setCounts(countsBefore(s.env.Counts), s.env.Counts)
 }
 
@@ -452,10 +510,9 @@ func countsBefore(c xml.CountLimits) xml.CountLimits {
 // have to start it first, and nothing here needs it. It forgets the machine by
 // itself when init dies.
 func (s *starter) run(ctx context.Context) error {
-	go s.i.register(context.WithoutCancel(ctx), systemd.Machine{
-		Name: systemd.MachineName(s.env.Name, s.env.UUID), UUID: s.env.UUID,
-		Service: "virtvzd", Class: "container", Leader: uint32(s.rec.Init),
-	})
+	if s.options.Arrival == nil {
+		go s.i.register(context.WithoutCancel(ctx), s.i.machine())
+	}
 	if s.manifest != nil {
 		return s.settle(ctx)
 	}
@@ -465,8 +522,19 @@ func (s *starter) run(ctx context.Context) error {
 	return s.r.ociStart(ctx, s.rec.UUID)
 }
 
+// machine is what machined is told.
+func (i *Instance) machine() systemd.Machine {
+	return systemd.Machine{
+		Name: systemd.MachineName(i.Name(), i.uuid), UUID: i.uuid,
+		Service: "virtvzd", Class: "container", Leader: uint32(i.rec.Init),
+	}
+}
+
 func (s *starter) finish(context.Context) error {
-	if !s.options.Paused || s.manifest != nil {
+	switch {
+	case s.options.Arrival != nil:
+		s.rec.Phase = held
+	case !s.options.Paused || s.manifest != nil:
 		s.rec.Phase = running
 	}
 	if err := s.rec.save(s.res.Dir); err != nil {
@@ -478,6 +546,6 @@ func (s *starter) finish(context.Context) error {
 		}
 	}
 	s.i.watch()
-	s.r.keep(s.i, claim{spans(s.plan.IDMap), s.rec.CPUs})
+	s.r.keep(s.i, s.rec.claim())
 	return nil
 }

@@ -127,6 +127,11 @@ func DiskNode(path string) (string, error) {
 	if err != nil || d == (Device{}) {
 		return "", err
 	}
+	return nodeOf(d)
+}
+
+// nodeOf is the path of the node of a block device.
+func nodeOf(d Device) (string, error) {
 	text, err := os.ReadFile("/sys/dev/block/" + d.String() + "/uevent")
 	if err != nil {
 		return "", err
@@ -136,5 +141,5 @@ func DiskNode(path string) (string, error) {
 			return "/dev/" + strings.TrimSpace(name), nil
 		}
 	}
-	return "", fmt.Errorf("the kernel does not name the disk %s, on which %s is", d, path)
+	return "", fmt.Errorf("the kernel does not name the block device %s", d)
 }

@@ -6,6 +6,9 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // InterfaceStats counts what a network interface received and sent.
@@ -68,12 +71,47 @@ type Sockets struct {
 
 // Sockets reads them.
 func (i *Instance) Sockets() Sockets {
-	v4, _ := readProc(fmt.Sprintf("/proc/%d/net/sockstat", i.rec.Init))
-	v6, _ := readProc(fmt.Sprintf("/proc/%d/net/sockstat6", i.rec.Init)) // without IPv6 there is none
+	v4, v6 := i.sockstat.read(i.rec.Init)
 	if dead(i.pidfd) {
 		return Sockets{Unknown, Unknown}
 	}
 	return parseSockets(v4, v6)
+}
+
+// sockstat keeps its files open from the first reading on: to find the
+// process, and its network namespace, takes /proc ten times as long as to read.
+type sockstat struct {
+	mu     sync.Mutex
+	v4, v6 *os.File // without IPv6 there is no v6
+	closed bool
+}
+
+func (s *sockstat) read(pid int) (v4, v6 []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.v4 == nil && !s.closed {
+		s.v4, _ = os.Open(fmt.Sprintf("/proc/%d/net/sockstat", pid))
+		s.v6, _ = os.Open(fmt.Sprintf("/proc/%d/net/sockstat6", pid))
+	}
+	return readStart(s.v4), readStart(s.v6)
+}
+
+// readStart reads what a file of less than 1 KiB has now.
+func readStart(f *os.File) []byte {
+	if f == nil {
+		return nil
+	}
+	text := make([]byte, 1024)
+	n, _ := unix.Pread(int(f.Fd()), text, 0) // once, where ReadAt would look for an end
+	return text[:max(0, n)]
+}
+
+func (s *sockstat) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.v4.Close() // of nil an error
+	s.v6.Close()
+	s.v4, s.v6, s.closed = nil, nil, true
 }
 
 func parseSockets(v4, v6 []byte) Sockets {

@@ -39,15 +39,10 @@ func ImageSpace(path string, isQcow2 bool) (Space, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return Space{}, fmt.Errorf("%s: %w", path, err)
 	}
-	const sector = 512 // of both numbers, whatever the device's or file system's own is
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFBLK:
-		text, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/size", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
-		if err != nil {
-			return Space{}, err
-		}
-		size := uint64(max(0, parseNumber([]byte(strings.TrimSpace(string(text)))))) * sector
-		return Space{size, size, size}, nil
+		size, err := blockSize(Device{unix.Major(st.Rdev), unix.Minor(st.Rdev)})
+		return Space{size, size, size}, err
 	case unix.S_IFREG:
 		s := Space{uint64(st.Size), uint64(st.Blocks) * sector, uint64(st.Size)}
 		if isQcow2 {
@@ -65,6 +60,18 @@ func ImageSpace(path string, isQcow2 bool) (Space, error) {
 		return s, nil
 	}
 	return Space{}, fmt.Errorf("%s is neither a block device nor a file", path)
+}
+
+// sector is the unit of both sizes, whatever the device's or file system's own is.
+const sector = 512
+
+// blockSize is the size of a block device in bytes.
+func blockSize(d Device) (uint64, error) {
+	text, err := os.ReadFile("/sys/dev/block/" + d.String() + "/size")
+	if err != nil {
+		return 0, err
+	}
+	return uint64(max(0, parseNumber([]byte(strings.TrimSpace(string(text)))))) * sector, nil
 }
 
 // PrivateDir is the directory of an environment's own layer, all its data. It

@@ -172,17 +172,24 @@ func runStub(in io.Reader, out io.Writer) error {
 	return fmt.Errorf("run %s: %w", work.Argv[0], err)
 }
 
+// ordinaryFiles is what systemd gives a service; a high soft limit makes old
+// programs close a million descriptors.
+var (
+	ordinaryFiles = unix.Rlimit{Cur: 1024, Max: 524288}
+	noRlimit      = unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+)
+
 // ordinaryProcess undoes what an environment would inherit from the way the
-// daemon itself was started. 1024:524288 open files is what systemd gives a
-// service; a high soft limit makes old programs close a million descriptors.
+// daemon itself was started.
 func ordinaryProcess() {
-	unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 524288})
+	files, none := ordinaryFiles, noRlimit
+	unix.Setrlimit(unix.RLIMIT_NOFILE, &files)
 	// Counted for the whole user namespace from its creation on (Linux 5.14), so
 	// it would be a second limit of tasks; the scope's TasksMax is the one.
 	// And for all environments together, because root made all their user
 	// namespaces: locked memory and queued signals are limited inside, if at all.
 	for _, resource := range []int{unix.RLIMIT_NPROC, unix.RLIMIT_MEMLOCK, unix.RLIMIT_SIGPENDING} {
-		unix.Setrlimit(resource, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
+		unix.Setrlimit(resource, &none)
 	}
 	os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0)
 }

@@ -156,8 +156,10 @@ func cloneMount(source, target string, space *os.File, set uint64, recursive boo
 	return nil
 }
 
+// openTree copies the tree at source; without that, at the open directory or
+// file dir. What is mounted in the copy, or unmounted, is so nowhere else.
 func openTree(dir int, source string, space *os.File, set uint64, recursive bool) (int, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
 	if recursive {
 		flags |= unix.AT_RECURSIVE
 	}
@@ -172,20 +174,18 @@ func openTree(dir int, source string, space *os.File, set uint64, recursive bool
 	return tree, nil
 }
 
-// setMount shifts a mount by the user namespace space, unless that is nil, and
-// sets attributes of it. source is for the error.
+// setMount shifts a mount by the user namespace space, unless that is nil, sets
+// attributes of it, and cuts it off from those it is a copy of. source is for the
+// error.
 func setMount(tree int, source string, space *os.File, set uint64, recursive bool) error {
 	at := uint(unix.AT_EMPTY_PATH)
 	if recursive {
 		at |= unix.AT_RECURSIVE
 	}
-	attr := unix.MountAttr{Attr_set: set}
+	attr := unix.MountAttr{Attr_set: set, Propagation: unix.MS_PRIVATE}
 	if space != nil {
 		attr.Attr_set |= unix.MOUNT_ATTR_IDMAP
 		attr.Userns_fd = uint64(space.Fd())
-	}
-	if attr.Attr_set == 0 {
-		return nil
 	}
 	err := unix.MountSetattr(tree, "", at, &attr)
 	if space != nil && errors.Is(err, unix.EINVAL) {

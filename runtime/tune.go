@@ -6,12 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
-	"strconv"
-
-	"golang.org/x/sys/unix"
 
 	"virtvzd/systemd"
 	"virtvzd/xml"
@@ -32,117 +28,91 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	if reflect.DeepEqual(before, after) {
 		return nil
 	}
-	if err := nextStartOnly(before.Counts, after.Counts); err != nil {
+	if err := checkDevices(without(after.Devices, before.Devices)); err != nil {
 		return err
 	}
-	removed, added := changedDevices(before.Devices, after.Devices)
-	if err := checkDevices(added); err != nil {
-		return err
-	}
-	if err := i.unsettle(); err != nil {
+	if err := i.unsettle(before, after); err != nil {
 		return err
 	}
 	cpus, err := i.r.reassign(i.uuid, after.CPU)
 	if err != nil {
 		return err
 	}
-	held := i.rec.CPUs
-	old, wanted := limitProperties(before, held), limitProperties(after, cpus)
-	forth := i.r.difference(old, wanted)
-	if err := i.shrink(ctx, before.Memory, after.Memory, progress); err != nil {
+	shrunk := *before
+	if shrunk.Memory.High, err = i.shrink(ctx, before.Memory, after.Memory, progress); err != nil {
 		return err
 	}
-	if err := i.setProperties(ctx, forth); err != nil {
-		return errors.Join(err, i.unshrink(ctx, before.Memory, after.Memory))
+	held, back := i.rec.CPUs, context.WithoutCancel(ctx)
+	old, wanted, now := limitProperties(before, held), limitProperties(after, cpus), limitProperties(&shrunk, held)
+	if err := i.setProperties(back, i.r.difference(now, wanted)); err != nil {
+		return errors.Join(err, i.writeCgroup("memory.high", orMax(orInfinity(before.Memory.High))))
 	}
-	err = i.setCounts(before.Counts, after.Counts)
-	if err == nil {
-		err = i.addNodes(added)
+	atStep("tune properties")
+	changes := i.changes(cpus)
+	for n, change := range changes {
+		err := change(ctx, before, after)
+		if err == nil {
+			continue
+		}
+		errs := []error{err}
+		for _, change := range slices.Backward(changes[:n]) {
+			errs = append(errs, change(back, after, before))
+		}
+		return errors.Join(append(errs, i.setProperties(back, i.r.difference(wanted, old)))...)
 	}
-	if err == nil {
-		err = i.changeConsoles(before.Consoles, after.Consoles)
+	atStep("tune done")
+	return nil
+}
+
+// changes are what Tune changes besides properties of the scope. Each is whole
+// or not at all, and is undone by the way back.
+func (i *Instance) changes(cpus []int) []func(ctx context.Context, from, to *xml.Environment) error {
+	return []func(ctx context.Context, from, to *xml.Environment) error{
+		func(_ context.Context, from, to *xml.Environment) error { return i.setCgroups(from.Counts, to.Counts) },
+		func(_ context.Context, from, to *xml.Environment) error {
+			return i.setSharedPages(from.Counts, to.Counts)
+		},
+		func(_ context.Context, from, to *xml.Environment) error {
+			return i.setTerminals(from.Counts, to.Counts)
+		},
+		func(_ context.Context, from, to *xml.Environment) error { return i.setRlimits(from.Counts, to.Counts) },
+		func(_ context.Context, from, to *xml.Environment) error {
+			return i.changeNodes(from.Devices, to.Devices)
+		},
+		func(_ context.Context, from, to *xml.Environment) error {
+			return i.changeConsoles(from.Consoles, to.Consoles)
+		},
+		func(ctx context.Context, from, to *xml.Environment) error {
+			return i.changeFilesystems(ctx, from.Filesystems, to.Filesystems)
+		},
+		func(ctx context.Context, from, to *xml.Environment) error {
+			return i.changeInterfaces(ctx, from.Interfaces, to.Interfaces)
+		},
+		func(_ context.Context, from, to *xml.Environment) error { return i.setResolver(from, to) },
+		func(_ context.Context, from, to *xml.Environment) error { return i.setHostname(from, to) },
+		func(context.Context, *xml.Environment, *xml.Environment) error { return i.hold(cpus) }, // the last, so never undone
 	}
-	if err == nil {
-		err = i.changeFilesystems(ctx, before.Filesystems, after.Filesystems)
-	}
-	if err == nil {
-		err = i.changeInterfaces(ctx, before.Interfaces, after.Interfaces)
-	}
-	if err == nil {
-		err = i.setResolver(before, after)
-	}
-	if err == nil {
-		err = i.removeNodes(removed)
-	}
-	if err != nil {
-		i.setCounts(after.Counts, before.Counts) // what could not be set need not be set back
-		return errors.Join(err, i.setProperties(ctx, i.r.difference(wanted, old)))
-	}
+}
+
+// hold notes which CPUs the environment has.
+func (i *Instance) hold(cpus []int) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	held := i.rec.CPUs
 	if slices.Equal(held, cpus) {
 		return nil
 	}
-	i.r.mu.Lock()
-	i.r.claims[i.uuid] = claim{i.r.claims[i.uuid].ids, cpus}
-	i.r.mu.Unlock()
-	i.mu.Lock()
-	defer i.mu.Unlock()
 	i.rec.CPUs = cpus
-	return i.rec.save(i.dir)
-}
-
-// unsettle notes that the limits in force may be others than those the daemon
-// has saved, until Settle. A daemon that is killed meanwhile finds the note.
-func (i *Instance) unsettle() error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.rec.Unsettled = true
-	return i.rec.save(i.dir)
-}
-
-// Settle is called when what Tune did is saved, or undone.
-func (i *Instance) Settle() error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if !i.rec.Unsettled {
-		return nil
-	}
-	i.rec.Unsettled = false
-	return i.rec.save(i.dir)
-}
-
-// Enforce puts the limits of env in force once more if an earlier daemon was
-// killed while it changed them.
-func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
-	i.mu.Lock()
-	unsettled := i.rec.Unsettled
-	i.mu.Unlock()
-	if !unsettled {
-		return nil
-	}
-	cpus, err := i.r.reassign(i.uuid, env.CPU)
-	if err != nil {
+	if err := i.rec.save(i.dir); err != nil {
+		i.rec.CPUs = held
 		return err
 	}
-	if cpus == nil {
-		cpus = i.r.host.CPUs
-	}
-	if err := i.setProperties(ctx, limitProperties(env, cpus)); err != nil {
-		return err
-	}
-	none := xml.CountLimits{} // differs from each limit and from none
-	if err := i.setCounts(none, env.Counts); err != nil {
-		return err
-	}
-	if err := i.changeConsoles(i.recordedConsoles(env), env.Consoles); err != nil {
-		return err
-	}
-	if err := i.restoreFilesystems(ctx, env.Filesystems); err != nil {
-		return err
-	}
-	if err := i.restoreInterfaces(ctx, env.Interfaces); err != nil {
-		return err
-	}
-	return i.Settle()
+	i.r.mu.Lock()
+	defer i.r.mu.Unlock()
+	c := i.r.claims[i.uuid]
+	c.cpus = cpus
+	i.r.claims[i.uuid] = c
+	return nil
 }
 
 // CPUs are those of the host that the environment runs on, in the order of
@@ -258,114 +228,4 @@ func onlineNodes() []int {
 		}
 	}
 	return []int{0}
-}
-
-// nextStartOnly refuses a change of what a running process was given for
-// good.
-func nextStartOnly(before, after xml.CountLimits) error {
-	for _, c := range []struct {
-		name          string
-		before, after uint64
-	}{
-		{"numfile", before.Files, after.Files},
-		{"lockedpages", before.LockedPages, after.LockedPages},
-		{"numsiginfo", before.Signals, after.Signals},
-	} {
-		if c.before != c.after {
-			return fmt.Errorf("%s of a running environment cannot be changed, its processes have it from their start: use --config, it holds from the next start on: %w", c.name, ErrUnsupported)
-		}
-	}
-	return nil
-}
-
-// setCounts changes the limits that systemd knows nothing of.
-func (i *Instance) setCounts(before, after xml.CountLimits) error {
-	if before.Cgroups != after.Cgroups {
-		if err := i.writeCgroup("cgroup.max.descendants", orMax(after.Cgroups)); err != nil {
-			return err
-		}
-	}
-	if before.SharedPages != after.SharedPages {
-		if err := i.setSharedPages(after.SharedPages); err != nil {
-			return err
-		}
-	}
-	if before.Terminals != after.Terminals {
-		return i.setTerminals(after.Terminals)
-	}
-	return nil
-}
-
-func (i *Instance) writeCgroup(name, value string) error {
-	if err := os.WriteFile(filepath.Join(i.CgroupPath(), name), []byte(value), 0); err != nil {
-		return fmt.Errorf("set %s of %s: %w", name, i.Name(), err)
-	}
-	return nil
-}
-
-func orMax(n uint64) string {
-	if n == unlimited {
-		return "max"
-	}
-	return strconv.FormatUint(n, 10)
-}
-
-// maxSharedPages is the kernel's default, SHMALL: no limit.
-const maxSharedPages = ^uint64(0) - 1<<24
-
-// setSharedPages sets kernel.shmall of the environment's IPC namespace, which
-// is that of the thread that writes. From Linux 6.9 on that is for the
-// namespace's root to do, before for the host's.
-func (i *Instance) setSharedPages(pages uint64) error {
-	return i.inside("shmpages", []string{"ipc"}, func() error {
-		text := []byte(strconv.FormatUint(min(pages, maxSharedPages), 10))
-		err := os.WriteFile("/proc/sys/kernel/shmall", text, 0)
-		if !errors.Is(err, unix.EACCES) || i.rec.IDMap.Mode == xml.Privileged {
-			return err
-		}
-		// Not unix.Setresuid, which is for all threads of the process: this one
-		// ends when it is done.
-		uid, _ := i.rootIDs()
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
-			return errno
-		}
-		return os.WriteFile("/proc/sys/kernel/shmall", text, 0)
-	})
-}
-
-// maxTerminals is the kernel's default of a devpts instance, NR_UNIX98_PTY_MAX.
-const maxTerminals = 1 << 20
-
-// setTerminals reconfigures the environment's devpts, /dev/pts in its mount
-// namespace. The kernel takes all options anew, with ids of the host.
-func (i *Instance) setTerminals(n uint64) error {
-	return i.inside("numpty", []string{"mnt"}, func() error {
-		t, err := openTreeRoot("/")
-		if err != nil {
-			return err
-		}
-		defer t.Close()
-		dir, err := openDevpts(t)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(dir)
-		config, err := unix.Fspick(dir, "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(config)
-		options := [][2]string{{"mode", "620"}, {"ptmxmode", "666"}, {"max", strconv.FormatUint(min(n, maxTerminals), 10)}}
-		if gid := hostID(ranges(i.rec.IDMap.GIDs), 5); i.rec.IDMap.Mode == xml.Privileged {
-			options = append(options, [2]string{"gid", "5"})
-		} else if gid != 65534 {
-			options = append(options, [2]string{"gid", strconv.FormatUint(uint64(gid), 10)})
-		}
-		for _, o := range options {
-			if err := unix.FsconfigSetString(config, o[0], o[1]); err != nil {
-				return err
-			}
-		}
-		return unix.FsconfigReconfigure(config)
-	})
 }

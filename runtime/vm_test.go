@@ -95,7 +95,7 @@ func newVMRuntime() (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	return New(Config{StateDir: vmState, DataDir: vmData, OCI: "crun", Scopes: conn, FDs: vmStore, Networks: vmNetworks{vmPorts}})
+	return New(Config{StateDir: vmState, DataDir: vmData, OCI: "crun", Scopes: conn, FDs: vmStore, Networks: vmNetworks{vmPorts}, Filters: vmFilters{vmBindings}})
 }
 
 // vmTemplate imports one of the roots once.

@@ -1,0 +1,223 @@
+package runtime
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// What installs packages runs their scripts, too. So a step has a network of its
+// own, with nothing in it but a loopback device on which the builder listens:
+//
+//	step's network                 builder, host's network
+//	  | apt, dnf, … ---> 127.0.0.1:3128 ---> proxy ---> archive, or the host's proxy
+//
+// That is a way to archives by HTTP and TLS, and none to what the host has for
+// itself: its loopback and link-local addresses, and its abstract sockets.
+
+// wayOut is what a proxy for a build is told.
+type wayOut struct {
+	// Named are HOST:PORT of the host's own that the recipe or apt names.
+	Named []string
+	// Proxies are the host's: URL or DIRECT by "http", "https" or "http::HOST",
+	// as in apt.conf(5). Without, the environment tells.
+	Proxies map[string]string
+}
+
+// outAddress is where a step finds the proxy.
+const (
+	outPort    = 3128
+	outAddress = "http://127.0.0.1:3128"
+)
+
+// outEnv is what programs find it by.
+func outEnv() (env []string) {
+	for _, name := range []string{"http_proxy", "https_proxy", "HTTPS_PROXY"} {
+		env = append(env, name+"="+outAddress)
+	}
+	return env
+}
+
+// maxOut is how many connections a step has at once.
+const maxOut = 64
+
+type outProxy struct {
+	way     wayOut
+	named   map[string]bool
+	slots   chan struct{}
+	forward *httputil.ReverseProxy
+}
+
+func newOutProxy(way wayOut) *outProxy {
+	p := &outProxy{way: way, named: map[string]bool{}, slots: make(chan struct{}, maxOut)}
+	for _, address := range way.Named {
+		p.named[address] = true
+	}
+	proxies := slices.Collect(maps.Values(way.Proxies))
+	for _, name := range buildVariables {
+		proxies = append(proxies, os.Getenv(name))
+	}
+	for _, text := range proxies {
+		if u, err := parseProxy(text); err == nil && u != nil {
+			p.named[hostPort(u)] = true
+		}
+	}
+	transport := &http.Transport{
+		Proxy: func(r *http.Request) (*url.URL, error) { return way.proxyFor(r.URL) }, DialContext: p.dial,
+		DisableCompression: true, MaxIdleConnsPerHost: maxOut, IdleConnTimeout: time.Minute,
+	}
+	p.forward = &httputil.ReverseProxy{
+		Rewrite: func(*httputil.ProxyRequest) {}, Transport: transport, FlushInterval: -1, // the URL is the request's own
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) { refuse(w, err) },
+	}
+	return p
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	http.Error(w, "virtvzd: "+err.Error(), http.StatusBadGateway)
+}
+
+func (p *outProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-r.Context().Done():
+		return
+	}
+	switch {
+	case r.Method == http.MethodConnect:
+		p.tunnel(w, r)
+	case r.URL.Scheme == "http" && r.URL.Host != "":
+		p.forward.ServeHTTP(w, r)
+	default:
+		refuse(w, errors.New("a build reaches archives by http and https only"))
+	}
+}
+
+// proxyFor is the host's proxy for an address; nil is none.
+func (way wayOut) proxyFor(u *url.URL) (*url.URL, error) {
+	keys := []string{u.Scheme + "::" + u.Hostname(), u.Scheme}
+	if u.Scheme == "https" { // apt takes those of http where there are none
+		keys = append(keys, "http::"+u.Hostname(), "http")
+	}
+	for _, key := range keys {
+		if text := way.Proxies[key]; text != "" {
+			return parseProxy(text)
+		}
+	}
+	return http.ProxyFromEnvironment(&http.Request{URL: u})
+}
+
+func parseProxy(text string) (*url.URL, error) {
+	if text == "" || strings.EqualFold(text, "DIRECT") {
+		return nil, nil
+	}
+	if !strings.Contains(text, "://") {
+		text = "http://" + text
+	}
+	return url.Parse(text)
+}
+
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+// dial connects to what is named, and to all but the host itself.
+func (p *outProxy) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	d := net.Dialer{Timeout: 30 * time.Second}
+	if !p.named[address] {
+		d.Control = func(_, at string, _ syscall.RawConn) error {
+			host, _, err := net.SplitHostPort(at)
+			if err == nil && isOwn(host) {
+				err = fmt.Errorf("%s is the host's own: a build reaches that only where a [[repository]] has localhost in its address", address)
+			}
+			return err
+		}
+	}
+	return d.DialContext(ctx, network, address)
+}
+
+// isOwn tells whether an address is one that every host has for itself.
+func isOwn(address string) bool {
+	ip, err := netip.ParseAddr(address)
+	ip = ip.Unmap()
+	return err == nil && (ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast())
+}
+
+// tunnel passes on what is encrypted.
+func (p *outProxy) tunnel(w http.ResponseWriter, r *http.Request) {
+	archive, err := p.connect(r.Context(), r.Host)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	defer archive.Close()
+	step, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	defer step.Close()
+	if _, err := io.WriteString(step, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
+		return
+	}
+	go func() {
+		io.Copy(archive, buffered)
+		archive.Close()
+	}()
+	io.Copy(step, archive)
+}
+
+func (p *outProxy) connect(ctx context.Context, address string) (net.Conn, error) {
+	via, err := p.way.proxyFor(&url.URL{Scheme: "https", Host: address})
+	if err != nil || via == nil {
+		if err != nil {
+			return nil, err
+		}
+		return p.dial(ctx, "tcp", address)
+	}
+	if via.Scheme != "http" {
+		return nil, fmt.Errorf("the proxy %s cannot be used for a build: only those of http can", via.Redacted())
+	}
+	conn, err := p.dial(ctx, "tcp", hostPort(via))
+	if err != nil {
+		return nil, err
+	}
+	ask := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: address}, Host: address, Header: http.Header{}}
+	if user := via.User; user != nil {
+		password, _ := user.Password()
+		ask.Header.Set("Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password)))
+	}
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	err = ask.Write(conn)
+	var answer *http.Response
+	if err == nil {
+		answer, err = http.ReadResponse(bufio.NewReader(conn), ask)
+	}
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("the proxy %s says: %s", via.Redacted(), printable(answer.Status, 100))
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, conn.SetDeadline(time.Time{})
+}

@@ -1,0 +1,126 @@
+package runtime
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// seen counts what passes a server.
+type seen struct {
+	mu   sync.Mutex
+	list []string
+	next http.Handler
+}
+
+func (s *seen) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	s.list = append(s.list, r.Method+" "+r.Header.Get("Proxy-Authorization"))
+	s.mu.Unlock()
+	s.next.ServeHTTP(w, r)
+}
+
+func hostOf(s *httptest.Server) string {
+	return strings.TrimPrefix(s.URL[strings.Index(s.URL, "//"):], "//")
+}
+
+// TestOutProxy: archives are reached, by the host's proxy if it has one, and the
+// host's own addresses are not.
+func TestOutProxy(t *testing.T) {
+	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "an archive") })
+	plain, secret := httptest.NewServer(page), httptest.NewTLSServer(page)
+	defer plain.Close()
+	defer secret.Close()
+	both := []string{hostOf(plain), hostOf(secret)}
+	hosts := &seen{next: newOutProxy(wayOut{Named: both})} // stands for the host's proxy
+	upstream := httptest.NewServer(hosts)
+	defer upstream.Close()
+	withUser := strings.Replace(upstream.URL, "//", "//me:secret@", 1)
+
+	get := func(way wayOut, address string) string {
+		proxy := httptest.NewServer(newOutProxy(way))
+		defer proxy.Close()
+		u, _ := url.Parse(proxy.URL)
+		transport := secret.Client().Transport.(*http.Transport).Clone()
+		transport.Proxy = func(*http.Request) (*url.URL, error) { return u, nil }
+		defer transport.CloseIdleConnections()
+		answer, err := (&http.Client{Transport: transport}).Get(address)
+		if err != nil {
+			return err.Error()
+		}
+		defer answer.Body.Close()
+		body, _ := io.ReadAll(answer.Body)
+		return string(body)
+	}
+	port := plain.URL[strings.LastIndex(plain.URL, ":"):]
+	for _, test := range []struct {
+		way           wayOut
+		address, want string
+		by            string // of the host's proxy
+	}{
+		{wayOut{Named: both}, plain.URL, "an archive", ""},
+		{wayOut{Named: both}, secret.URL, "an archive", ""},
+		{wayOut{}, plain.URL, "is the host's own", ""},
+		{wayOut{}, secret.URL, "Bad Gateway", ""},
+		{wayOut{Named: both}, "http://localhost" + port, "is the host's own", ""},
+		{wayOut{Named: both}, "http://[::ffff:127.0.0.1]" + port, "is the host's own", ""},
+		{wayOut{}, "http://169.254.169.254/latest", "is the host's own", ""},
+		{wayOut{Proxies: map[string]string{"http": upstream.URL}}, plain.URL, "an archive", "GET "},
+		{wayOut{Proxies: map[string]string{"http": upstream.URL}}, secret.URL, "an archive", "CONNECT "},
+		{wayOut{Proxies: map[string]string{"https": withUser}}, secret.URL, "an archive", "CONNECT Basic bWU6c2VjcmV0"},
+		{wayOut{Proxies: map[string]string{"http": upstream.URL, "http::127.0.0.1": "DIRECT"}}, plain.URL, "is the host's own", ""},
+		{wayOut{Proxies: map[string]string{"https": "socks5h://127.0.0.1:1"}}, secret.URL, "Bad Gateway", ""},
+	} {
+		hosts.list = nil
+		if got := get(test.way, test.address); !strings.Contains(got, test.want) {
+			t.Errorf("%s with %+v: %q", test.address, test.way, got)
+		}
+		if got := strings.Join(hosts.list, ","); got != test.by {
+			t.Errorf("%s with %+v: by the host's proxy %q", test.address, test.way, got)
+		}
+	}
+	w := httptest.NewRecorder()
+	newOutProxy(wayOut{}).ServeHTTP(w, httptest.NewRequest("GET", "/etc/passwd", nil))
+	if w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), "by http and https only") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// TestBuildNetwork: what has a way to archives is in another network than the
+// host, and what has none in one that is down.
+func TestBuildNetwork(t *testing.T) {
+	buildTest(t)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "of the host") }))
+	defer server.Close()
+	abstract, err := net.Listen("unix", "@socket-of-this-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer abstract.Close()
+	script := strings.ReplaceAll(`try() { echo "$1 $("$@" 2>&1)"; }
+direct() { http_proxy= busybox wget -q -O - URL; }
+proxy() { busybox wget -q -O - URL; }
+try proxy; try direct; echo sockets $(grep -c socket-of-this-test /proc/net/unix) links $(busybox ip -o link | busybox wc -l)
+`, "URL", server.URL)
+	for _, test := range []struct {
+		name, how string
+		way       wayOut
+		want      string
+	}{
+		{"named", "mounts:", wayOut{Named: []string{hostOf(server)}}, "proxy of the host\ndirect wget: can't connect to remote host (127.0.0.1): Connection refused\nsockets 0 links 1\n"},
+		{"not named", "api:", wayOut{}, "proxy wget: server returned error: HTTP/1.1 502 Bad Gateway\ndirect wget: can't connect to remote host (127.0.0.1): Connection refused\nsockets 0 links 1\n"},
+		{"none", "outside:", wayOut{}, "proxy wget: can't connect to remote host (127.0.0.1): Network is unreachable\ndirect wget: can't connect to remote host (127.0.0.1): Network is unreachable\nsockets 0 links 1\n"},
+	} {
+		templates := OpenTemplates(t.TempDir())
+		said, err := hooksOf(t, t.Context(), templates, 64<<20, &buildPlan{Out: test.way}, test.how+script+"true")
+		if err != nil || !strings.Contains(said, test.want) {
+			t.Errorf("%s: %v, want %q in\n%s", test.name, err, test.want, said)
+		}
+		gone(t, templates)
+	}
+}

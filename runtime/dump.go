@@ -1,0 +1,49 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"virtvzd/xml"
+)
+
+// Dump writes CRIU's images of an environment's processes to a file, a tar, for
+// crit(1) and the like; it goes on afterwards, with end it is left frozen and cut
+// off if all went well, for Kill. After an error it goes on, and path is what it
+// was. progress is told of bytes.
+func (i *Instance) Dump(ctx context.Context, path string, interfaces []xml.Interface, end bool, progress func(done, total uint64)) error {
+	if _, err := os.Stat(filepath.Dir(path)); err != nil { // before anything is frozen
+		return err
+	}
+	dir, err := i.r.workDir(i.uuid, "dump")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	goOn := func() error {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		defer cancel()
+		return i.AbandonCheckpoint(undo, interfaces)
+	}
+	if err := i.Checkpoint(ctx, dir, interfaces); err != nil {
+		return err
+	}
+	if !end { // the rest needs no more than the files
+		if err := goOn(); err != nil {
+			return err
+		}
+	}
+	files, size, err := checkpointFiles(dir)
+	if err == nil {
+		err = replaceWhole(path, func() error { return nil }, func(w io.Writer) error {
+			return writeFiles(ctx, w, dir, files, size, progress)
+		})
+	}
+	if err != nil && end {
+		err = errors.Join(err, goOn())
+	}
+	return err
+}

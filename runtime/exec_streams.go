@@ -1,0 +1,81 @@
+package runtime
+
+import (
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// streams are a command's standard input and output: pipes always, for root
+// inside would be given a file of the host, as /dev/null is one.
+type streams struct {
+	c       Command
+	program [3]*os.File // its ends
+	ours    [3]*os.File
+	copies  sync.WaitGroup // of output
+}
+
+func openStreams(c Command) (s *streams, err error) {
+	s = &streams{c: c}
+	for n := range s.program {
+		r, w, err := os.Pipe()
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		s.program[n], s.ours[n] = w, r
+		if n == 0 {
+			s.program[n], s.ours[n] = r, w
+		}
+	}
+	if c.Stderr == c.Stdout { // one stream, in the order in which it was written
+		closeAll([]*os.File{s.program[2], s.ours[2]})
+		s.program[2], s.ours[2] = s.program[1], nil
+	}
+	return s, nil
+}
+
+// begin copies, once the program has its ends: what is left of them ends with it.
+func (s *streams) begin() {
+	closeAll(s.program[:])
+	go func() {
+		if s.c.Stdin != nil {
+			io.Copy(s.ours[0], s.c.Stdin)
+		}
+		s.ours[0].Close()
+	}()
+	for n, to := range map[int]io.Writer{1: s.c.Stdout, 2: s.c.Stderr} {
+		if s.ours[n] == nil {
+			continue
+		}
+		if to == nil {
+			to = io.Discard
+		}
+		s.copies.Add(1)
+		go func() {
+			defer s.copies.Done()
+			io.Copy(to, s.ours[n])
+		}()
+	}
+}
+
+// outputPatience is how long output may come after the program's end: a daemon
+// that it left may hold it open.
+const outputPatience = time.Second
+
+// end is once the program has ended: what it has written is copied to the end.
+func (s *streams) end() {
+	late := time.Now().Add(outputPatience)
+	for _, f := range s.ours[1:] {
+		f.SetReadDeadline(late) // of none it is none
+	}
+	s.copies.Wait()
+}
+
+// close ends what still goes on. Nothing is written any more after it.
+func (s *streams) close() {
+	closeAll(s.program[:])
+	closeAll(s.ours[:])
+	s.copies.Wait()
+}

@@ -1,0 +1,99 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// run has this host's shell in the place of a program inside.
+func (s *streams) run(t *testing.T, script string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-c", script)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.program[0], s.program[1], s.program[2]
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.begin()
+	return cmd
+}
+
+func TestStreams(t *testing.T) {
+	var out, errs bytes.Buffer
+	long := strings.Repeat("x", 1<<20)
+	for _, c := range []struct {
+		command           Command
+		script, out, errs string
+	}{
+		{Command{Stdin: strings.NewReader(long), Stdout: &out, Stderr: &errs}, "cat; echo oops >&2", long, "oops\n"},
+		{Command{Stdout: &out, Stderr: &out}, "echo a; echo b >&2; echo c", "a\nb\nc\n", ""},
+		{Command{Stdin: strings.NewReader(long)}, "echo nobody reads it; cat >&2", "", ""},
+		{Command{Stdin: strings.NewReader(long), Stdout: &out}, "echo does not read", "does not read\n", ""},
+		{Command{Stdout: &out}, "cat; wc -c </dev/stdin", "0\n", ""},
+	} {
+		out.Reset()
+		errs.Reset()
+		s, err := openStreams(c.command)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.run(t, c.script).Wait(); err != nil {
+			t.Fatal(err)
+		}
+		s.end()
+		s.close()
+		if out.String() != c.out || errs.String() != c.errs {
+			t.Errorf("%s: %.40q and %.40q", c.script, out.String(), errs.String())
+		}
+	}
+}
+
+// TestStreamsHeld: a daemon that a program leaves holds its output open. It is
+// not waited for, and writes nothing afterwards.
+func TestStreamsHeld(t *testing.T) {
+	var out bytes.Buffer
+	s, err := openStreams(Command{Stdout: &out, Stderr: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	if err := s.run(t, "echo begun; (sleep 3; echo late) &").Wait(); err != nil {
+		t.Fatal(err)
+	}
+	s.end()
+	s.close()
+	if out.String() != "begun\n" || time.Since(begun) > 2*outputPatience {
+		t.Errorf("%q after %s", out.String(), time.Since(begun))
+	}
+}
+
+// TestWaitStatus: a signal is told from an exit status that looks like one, and
+// what has no end is killed in time.
+func TestWaitStatus(t *testing.T) {
+	for script, want := range map[string]syscall.WaitStatus{"exit 137": 137 << 8, "kill -9 $$": 9, "exit 0": 0, "exec sleep 1000": 9} {
+		cmd := exec.Command("/bin/sh", "-c", script)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		pidfd, err := openPidfd(cmd.Process.Pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		late := awaitOrKill(ctx, pidfd)
+		if errors.Is(late, context.DeadlineExceeded) != strings.Contains(script, "sleep") {
+			t.Errorf("%s: %v", script, late)
+		}
+		if ws, err := waitStatus(pidfd); err != nil || ws != want {
+			t.Errorf("%s: %#x, %v, want %#x", script, ws, err, want)
+		}
+		cancel()
+		pidfd.Close()
+		cmd.Process.Release()
+	}
+}

@@ -1,0 +1,95 @@
+//go:build vm
+
+package runtime
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
+)
+
+func mountedSize(t *testing.T, tree int) uint64 {
+	t.Helper()
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(tree, &fs); err != nil {
+		t.Fatal(err)
+	}
+	return fs.Blocks * uint64(fs.Bsize)
+}
+
+// testGrow: an image grows while it is mounted and while it is not, and never
+// shrinks.
+func testGrow(t *testing.T, size uint64, mkfs ...string) {
+	image := filepath.Join(t.TempDir(), "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, int64(size))); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(mkfs[0], append(mkfs[1:], image)...).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", mkfs, err, out)
+	}
+	r, root := &Runtime{}, xml.Filesystem{Type: "file", Source: image, Target: "/"}
+	tree, on, err := openRaw(image, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &Instance{rec: &record{Name: "web1", Root: &recordedRoot{image, on}}}
+	before := mountedSize(t, tree)
+	if err := r.GrowRoot(t.Context(), i, root, 2*size); err != nil {
+		t.Fatal(err)
+	}
+	running := mountedSize(t, tree)
+	if running < before+size/2 {
+		t.Errorf("%d bytes were %d before", running, before)
+	}
+	if err := r.GrowRoot(t.Context(), i, root, size); !errors.Is(err, ErrCannotShrink) {
+		t.Errorf("it shrinks: %v", err)
+	}
+	if err := r.GrowRoot(t.Context(), i, root, 0); err != nil || mountedSize(t, tree) != running {
+		t.Errorf("as large as it is: %d, %v", mountedSize(t, tree), err)
+	}
+	other := root
+	other.Source = filepath.Join(t.TempDir(), "other")
+	if err := errors.Join(os.WriteFile(other.Source, nil, 0o600), r.GrowRoot(t.Context(), i, other, 4*size)); err == nil {
+		t.Error("another image is taken for the one that is mounted")
+	}
+	if info, err := os.Stat(other.Source); err != nil || info.Size() != 0 {
+		t.Errorf("%+v, %v", info, err)
+	}
+
+	unix.Close(tree)
+	for range 100 { // the kernel lets go of it on its own time
+		if err = r.GrowRoot(t.Context(), nil, root, 3*size); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if tree, _, err = openRaw(image, false); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(tree)
+	if now := mountedSize(t, tree); now < running+size/2 {
+		t.Errorf("%d bytes were %d before", now, running)
+	}
+}
+
+func TestGrowExt4(t *testing.T) { testGrow(t, 24<<20, "mkfs.ext4", "-q") }
+
+func TestGrowXFS(t *testing.T) { testGrow(t, 320<<20, "mkfs.xfs", "-q") }
+
+func TestGrowBtrfs(t *testing.T) { testGrow(t, 128<<20, "mkfs.btrfs", "-q") }

@@ -1,0 +1,131 @@
+package runtime
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// session is what the destination remembers of one migration, on the disk: the
+// source may have to ask what became of it when this daemon, or this host, was
+// started anew since.
+//
+//	migration/ID/session.json   this
+//	migration/ID/disk/          what comes, until it is exchanged for what was there
+//	migration/ID/layers/        layers that come with it
+//	migration/ID/replaced/      the disk that was there
+type session struct {
+	Session
+	UUID    string
+	Name    string
+	Address string // where this host can be asked, "" if only over libvirt
+	Outcome Outcome
+	Began   time.Time
+	Paused  bool `json:",omitempty"` // it stays frozen
+
+	Root   string            // type of the root
+	Target string            `json:",omitempty"` // directory of a root of type mount
+	Stage  string            `json:",omitempty"` // where that is until then
+	Moved  bool              `json:",omitempty"` // the disk is exchanged, or about to be
+	Layers []string          `json:",omitempty"` // that came with it
+	Owners map[string]string `json:",omitempty"` // whose they are
+}
+
+// What was decided is remembered for so long. A source that has not asked by
+// then never will.
+const (
+	rememberCommitted = 30 * 24 * time.Hour
+	rememberAborted   = 7 * 24 * time.Hour
+)
+
+func (r *Runtime) sessionsDir() string { return filepath.Join(r.config.DataDir, "migration") }
+
+func (r *Runtime) sessionDir(id string) string { return filepath.Join(r.sessionsDir(), id) }
+
+// save writes it so that it survives a crash of the host.
+func (r *Runtime) saveSession(s *session) error {
+	body, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(r.sessionDir(s.ID), 0o700); err != nil {
+		return err
+	}
+	return replaceFileSynced(filepath.Join(r.sessionDir(s.ID), "session.json"), body)
+}
+
+func (r *Runtime) loadSession(id string) (*session, error) {
+	if !validLayerID(id) {
+		return nil, fmt.Errorf("%q is no migration", printable(id, 64))
+	}
+	body, err := os.ReadFile(filepath.Join(r.sessionDir(id), "session.json"))
+	if err != nil {
+		return nil, err
+	}
+	s := &session{}
+	if err := json.Unmarshal(body, s); err != nil {
+		return nil, fmt.Errorf("migration %s: %w", id, err)
+	}
+	return s, nil
+}
+
+// sessions lists those on the disk.
+func (r *Runtime) sessions() (list []*session, err error) {
+	entries, err := os.ReadDir(r.sessionsDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		s, bad := r.loadSession(e.Name())
+		if errors.Is(bad, fs.ErrNotExist) { // it was never begun
+			bad = os.RemoveAll(r.sessionDir(e.Name()))
+		} else if bad == nil {
+			list = append(list, s)
+		}
+		err = errors.Join(err, bad)
+	}
+	return list, err
+}
+
+// committedHere tells whether a migration was decided for this host.
+func (r *Runtime) committedHere(id string) bool {
+	s, err := r.loadSession(id)
+	return err == nil && s.Outcome == Committed
+}
+
+// forgetSession is for what the source knows.
+func (r *Runtime) forgetSession(id string) error { return os.RemoveAll(r.sessionDir(id)) }
+
+// recoverSessions gives up what was not decided when an earlier daemon ended, and
+// finishes what was. It tells where the source may ask for the rest.
+func (r *Runtime) recoverSessions() (addresses []string, err error) {
+	list, err := r.sessions()
+	for _, s := range list {
+		switch {
+		case s.Outcome == Undecided:
+			err = errors.Join(err, r.undoDisk(s))
+			s.Outcome = Aborted
+			err = errors.Join(err, r.saveSession(s))
+		case s.Outcome == Committed:
+			err = errors.Join(err, r.keepDisk(s))
+		}
+		limit := rememberAborted
+		if s.Outcome == Committed {
+			limit = rememberCommitted
+		}
+		if time.Since(s.Began) > limit {
+			err = errors.Join(err, r.forgetSession(s.ID))
+		} else if s.Address != "" {
+			addresses = append(addresses, s.Address)
+		}
+	}
+	return addresses, err
+}
+
+// Asked are the addresses at which hosts may still ask what became of
+// migrations that an earlier daemon has served. They are known after Recover.
+func (r *Runtime) Asked() []string { return r.asked }

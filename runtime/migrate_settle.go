@@ -1,0 +1,143 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"virtvzd/xml"
+)
+
+// Leave is a migration that an environment is leaving by.
+type Leave struct {
+	Session
+	Address string // of the destination
+	Flags   uint32 // the caller's
+	Sent    bool   // all of it: only the destination knows what became of it
+}
+
+func (i *Instance) noteMigration(m *Leave, dir string, wasFrozen bool) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rec.Migration, i.rec.Checkpoint = m, &recordedCheckpoint{Dir: dir, WasFrozen: wasFrozen}
+	return i.rec.save(i.dir)
+}
+
+func (i *Instance) noteSent() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rec.Migration.Sent = true
+	return i.rec.save(i.dir)
+}
+
+// Leaving tells of a migration of which only the destination knows what became,
+// also of one that an earlier daemon began; nil: there is none.
+func (i *Instance) Leaving() *Leave {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if m := i.rec.Migration; m != nil && m.Sent {
+		l := *m
+		return &l
+	}
+	return nil
+}
+
+// settleTimeout bounds one question to the destination. It may have to end
+// processes before it can answer.
+const settleTimeout = time.Minute
+
+// SettleMigration asks the destination what became of the environment that was sent
+// there: if nothing did so far, nothing will. dial makes a connection if that of
+// the migration has ended.
+func (i *Instance) SettleMigration(ctx context.Context, dial func(context.Context) (io.ReadWriteCloser, error)) (Outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	l := i.Leaving()
+	if l == nil {
+		return Aborted, nil
+	}
+	i.mu.Lock()
+	m := i.migration
+	i.mu.Unlock()
+	if m != nil {
+		var answer done
+		if err := m.ch.send(part{What: partSettle}); err == nil {
+			if err := m.ch.receive(ctx, &answer); err == nil {
+				return answer.Outcome, nil
+			}
+		}
+	}
+	link, err := dial(ctx)
+	if err != nil {
+		return Forgotten, err
+	}
+	ch := newChannel(link)
+	defer ch.close(nil)
+	if err := ch.send(hello{Version: migrationVersion, Session: l.Session, Settle: true}); err != nil {
+		return Forgotten, err
+	}
+	var w welcome
+	err = ch.receive(ctx, &w)
+	return w.Outcome, err
+}
+
+// EndMigration is for an environment of which it is known what became of it:
+// what runs elsewhere is for Kill, and what does not goes on here.
+func (i *Instance) EndMigration(ctx context.Context, o Outcome, interfaces []xml.Interface) error {
+	if err := atStep("migrate end"); err != nil {
+		return err
+	}
+	i.mu.Lock()
+	m := i.migration
+	i.migration = nil
+	i.mu.Unlock()
+	if m != nil {
+		m.ch.send(part{What: partForget}) // else it remembers it for a while
+		m.ch.close(nil)
+		m.endMemory()
+		if m.mirror != nil {
+			m.mirror.close()
+		}
+		if err := os.RemoveAll(m.dir); err != nil {
+			return err
+		}
+	}
+	switch o {
+	case Committed:
+		return nil
+	case Aborted:
+		return i.abandonMigration(ctx, interfaces)
+	}
+	return fmt.Errorf("it is not known what became of %s at its destination", i.Name())
+}
+
+// abandonMigration lets the environment go on here.
+func (i *Instance) abandonMigration(ctx context.Context, interfaces []xml.Interface) error {
+	i.mu.Lock()
+	m, c := i.rec.Migration, i.rec.Checkpoint
+	i.mu.Unlock()
+	if m == nil {
+		return nil
+	}
+	select {
+	case <-i.exited:
+		return nil // there is nothing to go on
+	default:
+	}
+	if err := i.AbandonCheckpoint(ctx, interfaces); err != nil {
+		return err
+	}
+	if c != nil {
+		if err := os.RemoveAll(c.Dir); err != nil {
+			return err
+		}
+	}
+	i.mu.Lock()
+	i.rec.Migration = nil
+	err := i.rec.save(i.dir)
+	i.mu.Unlock()
+	return errors.Join(err, i.announce())
+}

@@ -1,0 +1,446 @@
+package runtime
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"virtvzd/xml"
+)
+
+// emptyRuntime has directories, and nothing runs there.
+func emptyRuntime(t *testing.T) *Runtime {
+	t.Helper()
+	dir := t.TempDir()
+	return &Runtime{
+		config:    Config{DataDir: dir, StateDir: dir},
+		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{}, incoming: map[string]*Incoming{}, pulls: map[string]pull{},
+	}
+}
+
+// offered is a shut off environment whose root is a directory, and what a source
+// says of it.
+func offered(root string) (*xml.Environment, MigrationOffer) {
+	env := &xml.Environment{Name: "web", UUID: [16]byte{1}, Filesystems: []xml.Filesystem{{Type: "mount", Source: root}}}
+	return env, MigrationOffer{Version: migrationVersion, UUID: formatUUID(env.UUID), Inactive: true, Root: MigrationRoot{Type: "mount"}}
+}
+
+func await(t *testing.T, r *Runtime, root string, s Session) *Incoming {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	env, offer := offered(root)
+	in, err := r.PrepareMigration(t.Context(), env, offer, IncomingOptions{Session: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return in
+}
+
+func serve(ctx context.Context, r *Runtime) (io.ReadWriteCloser, chan error) {
+	ours, theirs := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- r.ServeMigration(ctx, theirs) }()
+	return ours, served
+}
+
+// TestPrepareMigration refuses what cannot come.
+func TestPrepareMigration(t *testing.T) {
+	r := emptyRuntime(t)
+	full := t.TempDir()
+	os.WriteFile(filepath.Join(full, "file"), nil, 0o600)
+	digest := "sha256-" + strings.Repeat("0", 64)
+	for name, c := range map[string]struct {
+		edit func(*xml.Environment, *MigrationOffer, *IncomingOptions)
+		want string
+	}{
+		"no ID": {func(_ *xml.Environment, _ *MigrationOffer, o *IncomingOptions) { o.ID = "" }, "the migration has no ID"},
+		"another path": {func(_ *xml.Environment, _ *MigrationOffer, o *IncomingOptions) {
+			o.ID = "../../../../etc/aaaaaaaaaaaaaaaa"
+		}, "the migration has no ID"},
+		"no secret":  {func(_ *xml.Environment, _ *MigrationOffer, o *IncomingOptions) { o.Secret = "" }, "the migration has no ID"},
+		"newer":      {func(_ *xml.Environment, m *MigrationOffer, _ *IncomingOptions) { m.Version++ }, "speaks version 2 of the migration, this one version 1: upgrade the older"},
+		"another":    {func(_ *xml.Environment, m *MigrationOffer, _ *IncomingOptions) { m.UUID = "../x" }, "of another environment than what is offered"},
+		"no root":    {func(e *xml.Environment, _ *MigrationOffer, _ *IncomingOptions) { e.Filesystems = nil }, "has no root of its own"},
+		"other root": {func(e *xml.Environment, m *MigrationOffer, _ *IncomingOptions) { m.Root.Type = "template" }, "of type 'template' there and would be of type 'mount' here"},
+		"a file": {func(e *xml.Environment, m *MigrationOffer, _ *IncomingOptions) {
+			e.Filesystems[0].Type, m.Root.Type = "file", "file"
+		}, "a root of type 'file' cannot come"},
+		"no room":   {func(_ *xml.Environment, m *MigrationOffer, _ *IncomingOptions) { m.Root.Used = 1 << 60 }, "there is no room in"},
+		"not empty": {func(e *xml.Environment, _ *MigrationOffer, _ *IncomingOptions) { e.Filesystems[0].Source = full }, "has something in it, and is not the directory of the other host"},
+		"other marker": {func(e *xml.Environment, m *MigrationOffer, _ *IncomingOptions) {
+			e.Filesystems[0].Source, m.Root.Marker = full, "file"
+		}, "has something in it"},
+		"no parent": {func(e *xml.Environment, _ *MigrationOffer, _ *IncomingOptions) {
+			e.Filesystems[0].Source = full + "/none/root"
+		}, "is no directory"},
+		"digest": {func(e *xml.Environment, m *MigrationOffer, _ *IncomingOptions) {
+			e.Filesystems[0].Type, m.Root = "template", MigrationRoot{Type: "template", Template: Generation{Digest: "sha256-../../etc"}}
+		}, "what the other host says of the disk cannot be"},
+		"layers": {func(e *xml.Environment, m *MigrationOffer, _ *IncomingOptions) {
+			e.Filesystems[0].Type, m.Root = "template", MigrationRoot{Type: "template", Template: Generation{Digest: digest}, LayerIDs: []string{NewSession().ID}}
+		}, "what the other host says of the disk cannot be"},
+		"layer": {func(e *xml.Environment, m *MigrationOffer, _ *IncomingOptions) {
+			e.Filesystems[0].Type, m.Root = "template", MigrationRoot{Type: "template", Template: Generation{Digest: digest}, Layers: []Layer{{}}, LayerIDs: []string{"../x"}}
+		}, `"../x" is no layer`},
+	} {
+		env, offer := offered(filepath.Join(t.TempDir(), "root"))
+		o := IncomingOptions{Session: NewSession()}
+		c.edit(env, &offer, &o)
+		if _, err := r.PrepareMigration(t.Context(), env, offer, o); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %s", name, err, c.want)
+		}
+	}
+	if left, _ := os.ReadDir(r.config.DataDir); len(left) != 0 || len(r.incoming) != 0 {
+		t.Errorf("of what was refused there is left: %v", left)
+	}
+}
+
+// TestPrepareTwice: an ID is used once, also when what came of it is only
+// remembered.
+func TestPrepareTwice(t *testing.T) {
+	r, s := emptyRuntime(t), NewSession()
+	in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+	again := func() {
+		t.Helper()
+		before := readWhole(filepath.Join(r.sessionDir(s.ID), "session.json"))
+		env, offer := offered(filepath.Join(t.TempDir(), "root"))
+		_, err := r.PrepareMigration(t.Context(), env, offer, IncomingOptions{Session: Session{s.ID, NewSession().Secret}})
+		if err == nil || !strings.Contains(err.Error(), "there is a migration with this ID already") {
+			t.Errorf("got %v", err)
+		}
+		if after := readWhole(filepath.Join(r.sessionDir(s.ID), "session.json")); after != before {
+			t.Errorf("what is remembered was %s and is %s", before, after)
+		}
+	}
+	again()
+	committed := *in.session
+	committed.Outcome = Committed
+	if err := r.saveSession(&committed); err != nil {
+		t.Fatal(err)
+	}
+	in.settle(Committed)
+	again()
+	if outcome, err := r.SettleSession(t.Context(), s); outcome != Committed || err != nil {
+		t.Errorf("got %q, %v", outcome, err)
+	}
+}
+
+// TestServeStranger: who does not know the secret of a migration learns nothing
+// and changes nothing.
+func TestServeStranger(t *testing.T) {
+	r, s := emptyRuntime(t), NewSession()
+	in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+	wrong := Session{s.ID, NewSession().Secret}
+	r.AwaitPull(s, MigrationRoot{Type: "mount", Dir: t.TempDir()})
+	const none = "there is no such migration here"
+	for name, c := range map[string]struct {
+		hello any
+		want  string
+	}{
+		"version":       {hello{Version: 7, Session: s}, "speaks version 7 of the migration, this one version 1"},
+		"no ID":         {hello{Version: 1}, none},
+		"a path":        {hello{Version: 1, Session: Session{"../" + s.ID[3:], s.Secret}}, none},
+		"unknown":       {hello{Version: 1, Session: NewSession()}, none},
+		"wrong secret":  {hello{Version: 1, Session: wrong}, none},
+		"no such pull":  {hello{Version: 1, Session: NewSession(), Pull: true}, none},
+		"pull of other": {hello{Version: 1, Session: wrong, Pull: true}, none},
+		"long":          {hello{Version: 1, Session: Session{ID: strings.Repeat("a", maxStrange)}}, "longer than any can be"},
+	} {
+		link, served := serve(t.Context(), r)
+		ch := newChannel(link)
+		sent := ch.send(c.hello)
+		var w welcome
+		if err := ch.receive(t.Context(), &w); err == nil {
+			t.Errorf("%s: %v, and then %+v", name, sent, w)
+		}
+		if err := <-served; err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %s", name, err, c.want)
+		}
+	}
+	for name, ask := range map[string]Session{"unknown": NewSession(), "wrong secret": wrong} {
+		if outcome, err := r.SettleSession(t.Context(), ask); outcome != Forgotten || err != nil {
+			t.Errorf("%s: got %q, %v", name, outcome, err)
+		}
+	}
+	if in.Outcome() != Undecided || r.pulls[s.ID].session != s {
+		t.Error("a stranger has ended a migration")
+	}
+	if outcome, err := r.SettleSession(t.Context(), s); outcome != Aborted || err != nil {
+		t.Errorf("got %q, %v", outcome, err)
+	}
+}
+
+// TestServeSilent: whoever connects has to say soon what for, and is not heard
+// for longer because of pings.
+func TestServeSilent(t *testing.T) {
+	for name, says := range map[string]string{"nothing": "", "a part": "m\x00\x00\x00\x20{", "pings": strings.Repeat(frameBytes(framePing, ""), 100)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &Runtime{}
+				served := make(chan error, 1)
+				ctx, cancel := context.WithTimeout(t.Context(), channelPatience+3*channelPulse)
+				defer cancel()
+				go func() { served <- r.ServeMigration(context.Background(), stranger(t, says, true)) }()
+				select {
+				case err := <-served:
+					if err == nil {
+						t.Error("it was served")
+					}
+				case <-ctx.Done():
+					t.Error("it is still waited for")
+				}
+			})
+		})
+	}
+}
+
+// TestMoveDisk moves the disk of an environment that is shut off, sent by the
+// source or asked for by the destination.
+func TestMoveDisk(t *testing.T) {
+	for name, move := range map[string]func(from, to *Runtime, in *Incoming, root MigrationRoot) error{
+		"sent": func(from, to *Runtime, in *Incoming, root MigrationRoot) error {
+			link, served := serve(t.Context(), to)
+			dial := func(context.Context) (io.ReadWriteCloser, error) { return link, nil }
+			err := from.SendDisk(t.Context(), Outgoing{Session: in.options.Session, Dial: dial, Root: root, Control: NewMigrationControl(0, 0), Compress: true})
+			return errors.Join(err, <-served)
+		},
+		"asked for": func(from, to *Runtime, in *Incoming, root MigrationRoot) error {
+			from.AwaitPull(in.options.Session, root)
+			link, served := serve(t.Context(), from)
+			return errors.Join(in.Pull(t.Context(), link), <-served)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			from, to, target := emptyRuntime(t), emptyRuntime(t), filepath.Join(t.TempDir(), "root")
+			in := await(t, to, target, NewSession())
+			p := newMirrorPair(t, onDisk)
+			os.WriteFile(filepath.Join(p.from, "file"), bytes.Repeat([]byte("text"), 1<<20), 0o640)
+			os.Symlink("/etc/passwd", filepath.Join(p.from, "link"))
+			if _, err := in.Commit(t.Context()); err == nil {
+				t.Fatal("it was committed before anything came")
+			}
+			if err := move(from, to, in, MigrationRoot{Type: "mount", Dir: p.from}); err != nil {
+				t.Fatal(err)
+			}
+			if exists(target) != in.complete() {
+				t.Error("the disk is not where it belongs")
+			}
+			if _, err := in.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			p.to = target
+			p.same()
+			if err := in.Abort(t.Context()); err != errCommitted || !exists(filepath.Join(target, "file")) {
+				t.Errorf("a late abort: %v", err)
+			}
+		})
+	}
+}
+
+// TestPartsOutOfOrder: a source that sends what is not due is told so, and
+// nothing of the environment is left.
+func TestPartsOutOfOrder(t *testing.T) {
+	end := mirrorRecord(recordEnd, nil)
+	disk := []any{part{What: partDisk, Still: true}, end}
+	for name, c := range map[string]struct {
+		sends []any // parts, and data
+		want  string
+	}{
+		"unknown":      {[]any{part{What: "\x1bsoul"}}, "sends the unknown part"},
+		"no part":      {[]any{[]byte("data")}, "sent a frame of the kind 'd' where a message was due"},
+		"switch":       {[]any{part{What: partSwitch}}, "cannot switch now"},
+		"memory":       {[]any{part{What: partImages, Name: "round-1"}}, "sends memory when it is not due"},
+		"memory above": {[]any{part{What: partImages, Name: "../images"}}, "sends memory when it is not due"},
+		"a pass":       {[]any{part{What: partDisk}}, "sends the disk when it is not due"},
+		"a template":   {[]any{part{What: partTemplate, About: []byte("{}")}}, "sends a template that is not missing"},
+		"no template":  {[]any{part{What: partTemplate}}, "what the other host says of the template"},
+		"a layer":      {[]any{part{What: partLayer, Name: NewSession().ID, About: []byte("{}")}}, "sends a layer that is not missing"},
+		"forget":       {[]any{part{What: partForget}}, "it is not decided that the environment runs here"},
+		"no data":      {[]any{disk[0], part{What: partEnd}}, "sent a frame of the kind 'm' among data"},
+		"no tree":      {[]any{disk[0], []byte("GET / HTTP/1.1")}, "longer than any can be"},
+		"no zstd":      {[]any{disk[0], []byte("\x28\xb5\x2f\xfd\x00\xff\x01\x00\x00")}, "window size exceeded"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, root := emptyRuntime(t), t.TempDir()
+			s := NewSession()
+			in := await(t, r, filepath.Join(root, "root"), s)
+			link, served := serve(t.Context(), r)
+			ch := newChannel(link)
+			defer ch.close(nil)
+			err := errors.Join(ch.send(hello{Version: migrationVersion, Session: s}), ch.receive(t.Context(), &welcome{}))
+			if err == nil {
+				err = sendAll(t, ch, c.sends)
+			}
+			var peer *PeerError
+			if !errors.As(err, &peer) || !strings.Contains(peer.text, c.want) {
+				t.Errorf("the source hears %v, want %s", err, c.want)
+			}
+			if err := <-served; err == nil {
+				t.Error("no error is told here")
+			}
+			<-in.Ended()
+			if left, _ := os.ReadDir(root); len(left) != 0 || in.Outcome() != Aborted {
+				t.Errorf("it is %s, and there is left: %v", in.Outcome(), left)
+			}
+		})
+	}
+}
+
+// sendAll sends parts and data, and takes the answer of each part after its data.
+func sendAll(t *testing.T, ch *channel, sends []any) (err error) {
+	for n := 0; n < len(sends) && err == nil; n++ {
+		data, ok := sends[n].([]byte)
+		if ok {
+			err = ch.sendData(t.Context(), func(int) {}, func(w io.Writer) error { _, err := w.Write(data); return err })
+		} else {
+			err = ch.send(sends[n])
+		}
+		if p, _ := sends[n].(part); err == nil && (p.What != partDisk || n+1 == len(sends)) {
+			err = ch.receive(t.Context(), &done{})
+		}
+	}
+	return err
+}
+
+// TestEndTwice: a disk that has come stays, whatever its source says then.
+func TestEndTwice(t *testing.T) {
+	r, s, root := emptyRuntime(t), NewSession(), filepath.Join(t.TempDir(), "root")
+	in := await(t, r, root, s)
+	link, served := serve(t.Context(), r)
+	ch := newChannel(link)
+	defer ch.close(nil)
+	err := errors.Join(ch.send(hello{Version: migrationVersion, Session: s}), ch.receive(t.Context(), &welcome{}))
+	if err == nil {
+		err = sendAll(t, ch, []any{part{What: partDisk, Still: true}, mirrorRecord(recordEnd, nil), part{What: partEnd}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sendAll(t, ch, []any{part{What: partEnd}}); err == nil {
+		t.Error("it ends twice")
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if _, err := in.Commit(t.Context()); err != nil || !exists(root) {
+		t.Errorf("the disk is there: %v; %v", exists(root), err)
+	}
+}
+
+// FuzzIncoming has a source that knows the secret send anything.
+func FuzzIncoming(f *testing.F) {
+	message := func(text string) string { return frameBytes(frameMessage, text) }
+	data := func(records ...[]byte) string {
+		return frameBytes(frameData, string(bytes.Join(records, nil))) + frameBytes(frameEnd, "")
+	}
+	file := mirrorRecord(recordFile, &mirrorEntry{Path: []byte("file"), Mode: unix.S_IFREG | 0o600, Size: 1})
+	whole := data(file, mirrorRecord(recordData, append(offset(0), 'x')), mirrorRecord(recordDone, nil), mirrorRecord(recordEnd, nil))
+	f.Add([]byte(message(`{"What":"disk","Still":true}`) + whole + message(`{"What":"end"}`) + message(`{"What":"settle"}`)))
+	f.Add([]byte(message(`{"What":"disk","Still":true}`) + frameBytes(frameFailure, "why")))
+	f.Add([]byte(message(`{"What":"template","Name":"x","About":{}}`) + message(`{"What":"images","Name":"images"}`)))
+	f.Fuzz(func(t *testing.T, says []byte) {
+		r, s, where := emptyRuntime(t), NewSession(), t.TempDir()
+		in := await(t, r, filepath.Join(where, "root"), s)
+		begin := message(`{"Version":1,"ID":"` + s.ID + `","Secret":"` + s.Secret + `"}`)
+		r.ServeMigration(t.Context(), &script{Reader: io.MultiReader(strings.NewReader(begin), bytes.NewReader(says))})
+		complete := in.complete()
+		if err := in.Abort(t.Context()); err != nil {
+			t.Error(err)
+		}
+		for _, dir := range []string{where, filepath.Join(r.config.DataDir, "save")} {
+			if left, _ := os.ReadDir(dir); len(left) != 0 {
+				t.Errorf("it was complete: %v, and given up, and there is left: %v", complete, left)
+			}
+		}
+	})
+}
+
+// TestTakeTar: of what comes as images only images are written, where they belong.
+func TestTakeTar(t *testing.T) {
+	header := func(name string, kind byte) *tar.Header {
+		return &tar.Header{Name: name, Typeflag: kind, Mode: 0o777, Size: map[bool]int64{true: 4}[kind == tar.TypeReg], Linkname: "/etc/passwd"}
+	}
+	file := func(name string) *tar.Header { return header(name, tar.TypeReg) }
+	for name, c := range map[string]struct {
+		part string
+		has  []*tar.Header
+		want string // of the error
+	}{
+		"images":           {"images", []*tar.Header{file("images/core-1.img"), file("images/pages_1"), file("manifest.json")}, ""},
+		"a round":          {"round-1", []*tar.Header{file("round-1/core-1.img")}, ""},
+		"of another":       {"round-1", []*tar.Header{file("images/core-1.img")}, "is no image"},
+		"manifest early":   {"round-1", []*tar.Header{file("manifest.json")}, "is no image"},
+		"beside":           {"images", []*tar.Header{file("evil")}, "is no image"},
+		"above":            {"images", []*tar.Header{file("images/../../evil")}, "is no image"},
+		"the directory":    {"images", []*tar.Header{file("images/..")}, "file exists"},
+		"absolute":         {"images", []*tar.Header{file("/images/evil")}, "is no image"},
+		"deeper":           {"images", []*tar.Header{file("images/a/b")}, "is no image"},
+		"a directory":      {"images", []*tar.Header{header("images/", tar.TypeDir)}, "is no image"},
+		"a link":           {"images", []*tar.Header{header("images/core-1.img", tar.TypeSymlink)}, "is no image"},
+		"a hard link":      {"images", []*tar.Header{header("images/core-1.img", tar.TypeLink)}, "is no image"},
+		"a device":         {"images", []*tar.Header{header("images/core-1.img", tar.TypeBlock)}, "is no image"},
+		"twice":            {"images", []*tar.Header{file("images/a"), file("images/a")}, "file exists"},
+		"in place of one":  {"images", []*tar.Header{file("images/parent")}, "file exists"},
+		"to the terminal":  {"images", []*tar.Header{file("images/\x1b]0;")}, "is no image"},
+		"longer than that": {"images", []*tar.Header{file("images/" + strings.Repeat("a", 101))}, "is no image"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			where := t.TempDir()
+			dir := filepath.Join(where, "incoming")
+			outside := filepath.Join(where, "outside")
+			os.MkdirAll(filepath.Join(dir, c.part), 0o700)
+			os.WriteFile(outside, []byte("kept"), 0o600)
+			os.Symlink(outside, filepath.Join(dir, c.part, "parent"))
+			var b bytes.Buffer
+			w := tar.NewWriter(&b)
+			for _, h := range c.has {
+				err := w.WriteHeader(h)
+				if err == nil {
+					_, err = io.WriteString(w, "text"[:h.Size])
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.Close()
+			err := takeTar(dir, c.part, &b)
+			if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\x1b")) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			for _, h := range c.has {
+				if c.want == "" && readWhole(filepath.Join(dir, h.Name)) != "text" {
+					t.Errorf("%s is not there", h.Name)
+				}
+			}
+			if left, _ := os.ReadDir(where); len(left) != 2 || readWhole(outside) != "kept" {
+				t.Errorf("outside there is %v", left)
+			}
+		})
+	}
+}
+
+// TestKeptDiskGone: what came here may have left again, or was removed, before
+// the migration is forgotten.
+func TestKeptDiskGone(t *testing.T) {
+	r := emptyRuntime(t)
+	s := &session{Session: NewSession(), UUID: "6f9619ff-8b86-4011-b42d-00cf4fc964ff", Root: "template", Outcome: Committed, Began: time.Now()}
+	if err := r.saveSession(s); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.recoverSessions(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,44 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrRootBusy is returned by Start where another environment writes to the root.
+var ErrRootBusy = errors.New("the root is in use")
+
+// rootNode is a directory, file or block device of the host's that an environment
+// has for its root, and may write to: nobody else's root meanwhile.
+type rootNode struct{ Device, Inode uint64 }
+
+// claimRoot claims a root of the host's for writing. Two that write to the same
+// tree would each find it changed under their hands.
+func (r *Runtime) claimRoot(uuid [16]byte, source string) (*rootNode, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(source, &st); err != nil {
+		return nil, fmt.Errorf("root %s: %w", source, errnoOf(err))
+	}
+	node := rootNode{st.Dev, st.Ino}
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		node = rootNode{st.Rdev, 0} // by whatever name
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for other, c := range r.claims {
+		if other == uuid || c.root == nil || *c.root != node {
+			continue
+		}
+		name := formatUUID(other)
+		if i := r.instances[other]; i != nil {
+			name = i.Name()
+		}
+		return nil, fmt.Errorf("the root %s is that of %s, which runs: copy it and name the copy, or make it <readonly/>: %w", source, name, ErrRootBusy)
+	}
+	c := r.claims[uuid]
+	c.root = &node
+	r.claims[uuid] = c
+	return &node, nil
+}
