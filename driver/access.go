@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/driver/relay"
 	"virtvzd/driver/rpc"
 )
 
@@ -16,7 +17,13 @@ type identity struct {
 	PID       uint32
 	StartTime uint64 // of PID, in clock ticks since boot: guards against reuse
 	UID       uint32
+
+	stated []protocol.TypedParam // what the proxy said, word for word
 }
+
+// nobody is the UID of a client that is no user of this host: one that came to
+// a proxy over TLS has a certificate's name, or one of SASL.
+const nobody = relay.Nobody
 
 func peerIdentity(p rpc.Peer) identity {
 	return identity{PID: p.PID, StartTime: p.StartTime, UID: p.UID}
@@ -44,6 +51,9 @@ func (p polkitAccess) allowed(ctx context.Context, who identity, o object, permi
 	details := map[string]string{"connect_driver": driverName}
 	if o.kind == "domain" {
 		details["domain_name"], details["domain_uuid"] = o.name, o.uuid
+	}
+	if who.UID == nobody {
+		return errorf(protocol.ErrAccessDenied, "'%s' denied access: the client is no user of this host, whom polkit could decide about", action)
 	}
 	err := p.authority.check(ctx, Subject{PID: who.PID, StartTime: who.StartTime, UID: who.UID}, action, details)
 	if err != nil {
@@ -111,13 +121,13 @@ func (r *request) allowNew(name string, id protocol.UUID) error {
 }
 
 // maySee tells whether a client gets a domain in its lists and events.
-func (c *client) maySee(d *domain) bool {
+func (c *client) maySee(ctx context.Context, d *domain) bool {
 	if c.drv.access == nil {
 		return true
 	}
 	v := d.view()
 	o := object{kind: "domain", name: v.name, uuid: d.uuid.String()}
-	return c.drv.access.allowed(context.Background(), c.who(), o, "getattr") == nil
+	return c.drv.access.allowed(ctx, c.who(), o, "getattr") == nil
 }
 
 // passes tells whether a domain is left in the answer to a procedure that

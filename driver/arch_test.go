@@ -27,7 +27,7 @@ var rooms = map[string][]string{
 }
 
 // kernel lists the rooms that make system calls of their own.
-var kernel = []string{"driver", "driver/rpc", "driver/rpc/rpctest", "driver/virtvzd", "runtime", "systemd", "systemd/bustest"}
+var kernel = []string{"driver", "driver/relay", "driver/rpc", "driver/rpc/rpctest", "driver/virtvzd", "runtime", "systemd", "systemd/bustest"}
 
 // TestRooms holds the architecture: who may import whom, who talks to the
 // kernel, and that the daemon needs no C.

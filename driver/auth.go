@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"math"
+
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc"
 	"virtvzd/driver/rpc/xdr"
@@ -69,19 +71,33 @@ func setIdentity(r *request, a *protocol.ConnectSetIdentityArgs) (v xdr.Void, er
 	if uid := r.client.conn.Peer().UID; uid != 0 {
 		return v, errorf(protocol.ErrAccessDenied, "user %d may not set the identity of a connection: only root's proxy may", uid)
 	}
-	var who identity
-	for _, p := range a.Params {
-		switch value := p.Value; p.Field {
-		case protocol.ConnectIdentityUnixUserID:
-			who.UID = uint32(typedNumber(value))
-		case protocol.ConnectIdentityProcessID:
-			who.PID = uint32(typedNumber(value))
-		case protocol.ConnectIdentityProcessTime:
-			who.StartTime = typedNumber(value)
-		}
+	who, err := statedIdentity(a.Params)
+	if err != nil {
+		return v, err
 	}
 	r.client.mu.Lock()
 	r.client.identity = who
 	r.client.mu.Unlock()
 	return v, nil
+}
+
+// statedIdentity reads what a proxy says, as virIdentitySetParameters takes it.
+func statedIdentity(params []protocol.TypedParam) (identity, error) {
+	uid, pid, start, gid, name := uint64(nobody), int64(0), uint64(0), uint64(0), ""
+	_, err := readParams(params, map[string]any{
+		protocol.ConnectIdentityUnixUserID:  &uid,
+		protocol.ConnectIdentityProcessID:   &pid,
+		protocol.ConnectIdentityProcessTime: &start,
+		// What only the host's other daemons may ask for.
+		protocol.ConnectIdentityUnixGroupID:           &gid,
+		protocol.ConnectIdentityUserName:              &name,
+		protocol.ConnectIdentityGroupName:             &name,
+		protocol.ConnectIdentitySaslUserName:          &name,
+		protocol.ConnectIdentityX509DistinguishedName: &name,
+		protocol.ConnectIdentitySelinuxContext:        &name,
+	})
+	if err == nil && (uid > math.MaxUint32 || pid < 0 || pid > math.MaxInt32) {
+		err = errorf(protocol.ErrInvalidArg, "user %d with process %d cannot be on this host", uid, pid)
+	}
+	return identity{PID: uint32(pid), StartTime: start, UID: uint32(uid), stated: params}, err
 }

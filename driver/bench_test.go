@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/driver/rpc/xdr"
 	"virtvzd/xml"
 )
 
@@ -57,5 +58,23 @@ func BenchmarkLoad(b *testing.B) {
 	}
 	for b.Loop() {
 		benchDriver(b, dir)
+	}
+}
+
+// BenchmarkList is the answer to `list --all` of 500, but the way over the socket.
+func BenchmarkList(b *testing.B) {
+	drv := benchDriver(b, b.TempDir())
+	for n := range 500 {
+		benchDefine(b, drv, fmt.Sprint("bench", n))
+	}
+	r := &request{ctx: b.Context(), drv: drv, client: &client{drv: drv}, info: protocol.ConnectListAllDomains.Info}
+	for b.Loop() {
+		ret, err := listAllDomains(r, &protocol.ConnectListAllDomainsArgs{NeedResults: 1})
+		if err != nil || len(ret.Domains) != 500 {
+			b.Fatal(len(ret.Domains), err)
+		}
+		if _, err := xdr.Marshal(ret); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

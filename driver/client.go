@@ -40,6 +40,7 @@ func (drv *Driver) attach(conn *rpc.Conn) {
 		drv.log.Debug("client left", "client", conn.ID(), "uid", conn.Peer().UID, "reason", conn.Reason())
 		drv.events.forget(c)
 		drv.autodestroy(c)
+		drv.forsaken(c)
 	})
 }
 

@@ -125,9 +125,15 @@ func connectIsSecure(*request, *xdr.Void) (protocol.ConnectIsSecureRet, error) {
 // features are those of virDrvFeature (src/libvirt_internal.h) that this
 // daemon has. Clients ask for keepalive before they open the connection.
 var features = map[int32]bool{
+	4:  true, // MIGRATION_P2P
+	6:  true, // MIGRATION_V3
+	7:  true, // MIGRATE_CHANGE_PROTECTION
 	8:  true, // FD_PASSING
 	9:  true, // TYPED_PARAM_STRING
 	10: true, // PROGRAM_KEEPALIVE
+	11: true, // XML_MIGRATABLE
+	12: true, // MIGRATION_OFFLINE
+	13: true, // MIGRATION_PARAMS
 	14: true, // REMOTE_EVENT_CALLBACK
 	15: true, // REMOTE_CLOSE_CALLBACK
 	16: true, // NETWORK_UPDATE_HAS_CORRECT_ORDER: since 7.2 the daemons behind the relay want it

@@ -15,6 +15,13 @@
 //	domain.go         the new state is published, saved and announced
 //	event.go          the STARTED event goes to every client that asked
 //
+// When it ends by itself, domain_end.go does what its definition asks for;
+// recover.go does for a daemon that was not there.
+//
+// The way of `virsh migrate`: migrate.go (the phases, flags and parameters),
+// migrate_source.go and migrate_destination.go (what each side does in them),
+// migrate_p2p.go (the source as the client), migrate_listen.go (where it comes to).
+//
 // Networks, storage, node devices, interfaces, secrets and filters are not
 // ours: relayed.go hands their procedures to relay/, which passes them on to
 // the host's own libvirt daemons.

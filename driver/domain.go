@@ -21,6 +21,10 @@ type domain struct {
 
 	agent   agentOf
 	current atomic.Pointer[view]
+
+	leaving   atomic.Pointer[departure] // to another host
+	arriving  atomic.Pointer[arriving]  // from another host
+	migration atomic.Pointer[migrationSettings]
 }
 
 // view is all that is known of a domain at one moment. It is never changed
@@ -42,6 +46,7 @@ type view struct {
 	instance    *runtime.Instance // nil when shut off
 	autodestroy *client           // destroyed when this client goes
 	rebooting   bool              // init was asked to reboot and has not ended yet
+	restarting  bool              // its environment is being replaced by a new one
 	restarts    int               // in a row by itself, each soon after the one before
 	removed     bool              // no longer in the registry: an answer in flight must fail
 }
@@ -115,6 +120,7 @@ func (c *change) enter(state State, reason int32, edit func(*view), events ...ev
 	if !legal(before.state, state) {
 		return errorf(protocol.ErrOperationInvalid, "domain is %s and cannot become %s", before.state, state)
 	}
+	runtime.AtStep("enter")
 	c.publish(func(v *view) {
 		v.state, v.reason = state, reason
 		if edit != nil {
@@ -122,6 +128,7 @@ func (c *change) enter(state State, reason int32, edit func(*view), events ...ev
 		}
 	})
 	err := c.save()
+	runtime.AtStep("entered")
 	c.drv.log.Info("domain "+state.String(), "domain", before.name, "by", c.procedure,
 		"took", time.Since(c.started).Round(time.Millisecond))
 	for _, e := range events {
@@ -141,14 +148,19 @@ func (c *change) save() error {
 }
 
 func (c *change) saveStatus(v *view) error {
-	doc, err := xml.Format(v.live, xml.FormatOptions{Secure: true})
+	status, err := statusOf(v)
 	if err != nil {
 		return err
 	}
-	return c.drv.store.saveStatus(c.uuid, savedStatus{
+	return c.drv.store.saveStatus(c.uuid, status)
+}
+
+func statusOf(v *view) (savedStatus, error) {
+	doc, err := xml.Format(v.live, xml.FormatOptions{Secure: true})
+	return savedStatus{
 		Name: v.name, State: v.state, Reason: v.reason, Persistent: v.persistent,
-		Live: doc, Autodestroy: v.autodestroy != nil, Rebooting: v.rebooting,
-	})
+		Live: doc, Autodestroy: v.autodestroy != nil, Rebooting: v.rebooting, Restarting: v.restarting, Updated: v.updated,
+	}, err
 }
 
 // requireActive and requireInactive are libvirt's checks with its words.

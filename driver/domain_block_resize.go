@@ -13,9 +13,9 @@ var blockResizing = table{
 	modify(protocol.DomainBlockResize, resizeBlock),
 }
 
-// resizeBlock changes how much the root may hold: at once where the
-// environment runs, and in the saved definition, as the size of an image would
-// stay, too.
+// resizeBlock changes how much the root may hold, at once where the environment
+// runs: a limit, which is in the saved definition as well, or the size of an
+// image, which is nowhere but in that.
 func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 	if err := checkFlags(a.Flags, protocol.DomainBlockResizeBytes, protocol.DomainBlockResizeCapacity); err != nil {
 		return err
@@ -24,10 +24,13 @@ func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 	if err != nil {
 		return err
 	}
+	whole := a.Flags&protocol.DomainBlockResizeCapacity != 0
 	switch {
 	case b.name != rootTarget:
 		return errorf(protocol.ErrOperationUnsupported, "the disk '%s' is the host's: resize it there, the environment sees its new size", b.name)
-	case a.Flags&protocol.DomainBlockResizeCapacity != 0:
+	case whole && b.kind == rootImage:
+		return c.growRoot(0)
+	case whole:
 		return errorf(protocol.ErrOperationUnsupported, "the root of an environment is no block device with a capacity of its own: give a size")
 	}
 	size := a.Size
@@ -37,11 +40,27 @@ func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 		}
 		size *= 1024
 	}
-	if size == 0 {
+	switch {
+	case size == 0 && b.kind == rootImage:
+		return errorf(protocol.ErrInvalidArg, "size must not be 0: an image grows only")
+	case size == 0:
 		return errorf(protocol.ErrInvalidArg, "size must not be 0: to have no limit, take <space_hard_limit> out of the filesystem")
+	case b.kind == rootImage:
+		return c.growRoot(size)
 	}
 	v := c.view()
 	return c.edit(v.state.active(), v.persistent, func(def *libvirtxml.Domain) error {
 		return xml.SetRootSpace(def, size)
 	})
+}
+
+// growRoot makes an image that is the root larger; 0 is as large as what it is
+// in.
+func (c *change) growRoot(size uint64) error {
+	v := c.view()
+	env, err := xml.NewEnvironment(v.definition(false))
+	if err != nil {
+		return err
+	}
+	return c.drv.rt.GrowRoot(c.ctx, v.instance, env.Filesystems[0], size)
 }

@@ -67,6 +67,9 @@ func (r *request) define(doc string, flags uint32) (ref protocol.NonnullDomain, 
 		return ref, err
 	}
 	defer c.release()
+	if err := c.takeRoot(def); err != nil {
+		return ref, err
+	}
 	if err := c.takeDisk(r, def); err != nil {
 		return ref, err
 	}

@@ -54,3 +54,20 @@ func (c *change) takeDisk(r *request, def *libvirtxml.Domain) error {
 	}
 	return err
 }
+
+// takeRoot refuses a root that another domain has: that of a clone, say, is
+// copied only where it is a template's. What the domain had already it keeps.
+func (c *change) takeRoot(def *libvirtxml.Domain) error {
+	root := xml.OwnRoot(def)
+	if old := c.view().definition(false); root == "" || old != nil && xml.OwnRoot(old) == root {
+		return nil
+	}
+	for _, d := range c.drv.domains.all() {
+		if d == c.domain || xml.OwnRoot(d.view().definition(true)) != root {
+			continue
+		}
+		return errorf(protocol.ErrOperationFailed, "the root %s is that of the domain '%s', and only a template's is copied for a clone: "+
+			"copy it ('cp -a --reflink=auto') and name the copy, or make it <readonly/>", root, d.view().name)
+	}
+	return nil
+}

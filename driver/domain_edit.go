@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"libvirt.org/go/libvirtxml"
 
@@ -115,9 +116,19 @@ func (c *change) realise(from, to *libvirtxml.Domain) error {
 	if err != nil {
 		return err
 	}
-	return c.working(protocol.DomainJobOperationUnknown, func(ctx context.Context, w *work) error {
+	err = c.working(protocol.DomainJobOperationUnknown, func(ctx context.Context, w *work) error {
 		return c.view().instance.Tune(ctx, before, after, w.progress)
 	})
+	if err != nil {
+		return err
+	}
+	known := c.drv.rt.Unanswered(before.Interfaces)
+	for _, warning := range c.drv.rt.Unanswered(after.Interfaces) {
+		if !slices.Contains(known, warning) {
+			c.drv.log.Warn(warning, "domain", to.Name)
+		}
+	}
+	return nil
 }
 
 func (c *change) saveEdited(v *view, live, config bool) error {

@@ -100,9 +100,24 @@ func domainControlInfo(d *domain, a *protocol.DomainGetControlInfoArgs) (ret pro
 // and it does not get.
 func domainMessages(d *domain, a *protocol.DomainGetMessagesArgs) (ret protocol.DomainGetMessagesRet, err error) {
 	if a.Flags == 0 || a.Flags&protocol.DomainMessageTainting != 0 {
-		ret.Msgs = xml.Unrealised(d.view().definition(false))
+		ret.Msgs = d.drv.messages(d.view())
 	}
 	return ret, checkFlags(a.Flags, protocol.DomainMessageDeprecation, protocol.DomainMessageTainting, protocol.DomainMessageIoerrors)
+}
+
+// messages are what who runs the domain should know: what of its definition is
+// not in force, and what went wrong when it started without keeping it from that.
+func (drv *Driver) messages(v *view) []string {
+	def := v.definition(false)
+	list := xml.Unrealised(def, drv.facts())
+	if v.instance == nil {
+		return list
+	}
+	list = append(list, v.instance.Warnings()...)
+	if env, err := xml.NewEnvironment(def); err == nil {
+		list = append(list, drv.rt.Unanswered(env.Interfaces)...)
+	}
+	return list
 }
 
 // domainHostname is that of the environment's UTS namespace: lease, agent

@@ -1,7 +1,9 @@
 package driver
 
 import (
+	"errors"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -9,6 +11,7 @@ import (
 
 	"virtvzd/driver/protocol"
 	"virtvzd/runtime"
+	"virtvzd/xml"
 )
 
 var networkInterfaces = table{
@@ -162,15 +165,47 @@ func interfaceAddresses(_ *request, d *domain, a *protocol.DomainInterfaceAddres
 	return ret, nil
 }
 
+// renewInterfaces connects an environment again that changes of the host's own
+// links have cut off.
+func (d *domain) renewInterfaces(inst *runtime.Instance) {
+	c := d.changeAlways("network")
+	defer c.done()
+	if c.view().instance != inst {
+		return // destroyed or reset meanwhile
+	}
+	before := liveFacts(inst)
+	env, err := xml.NewEnvironment(c.view().live)
+	if err == nil {
+		err = inst.RenewInterfaces(c.ctx, env.Interfaces)
+	}
+	if after := liveFacts(inst); !reflect.DeepEqual(before, after) { // another port
+		c.publish(func(v *view) { v.live = xml.Live(v.live, after) })
+		err = errors.Join(err, c.saveStatus(c.view()))
+	}
+	select {
+	case <-inst.Exited(): // and all its interfaces
+	default:
+		if err != nil {
+			d.drv.log.Warn("after a change of the host's network an environment's could not be renewed", "domain", c.view().name, "error", err)
+		}
+	}
+}
+
+// virIPAddrType.
+const (
+	ipv4 = 0
+	ipv6 = 1
+)
+
 func wireInterface(l runtime.InsideLink) protocol.DomainInterface {
 	nic := protocol.DomainInterface{Name: l.Name}
 	if l.MAC != "" {
 		nic.Hwaddr = &l.MAC
 	}
 	for _, p := range l.Addresses {
-		kind := int32(0) // VIR_IP_ADDR_TYPE_IPV4
+		kind := int32(ipv4)
 		if p.Addr().Is6() {
-			kind = 1 // VIR_IP_ADDR_TYPE_IPV6
+			kind = ipv6
 		}
 		nic.Addrs = append(nic.Addrs, protocol.DomainIpAddr{Type: kind, Addr: p.Addr().String(), Prefix: uint32(p.Bits())})
 	}

@@ -21,7 +21,7 @@ func domainInterfaceStats(r *request, d *domain, a *protocol.DomainInterfaceStat
 	if v.instance == nil {
 		return ret, errNotRunning()
 	}
-	g := &gathering{drv: r.drv, d: d, v: v, shared: &sharedStats{}}
+	g := &gathering{drv: r.drv, d: d, v: v, shared: newSharedStats()}
 	nic, err := findInterface(v.definition(false), a.Device)
 	if err != nil {
 		return ret, err
@@ -70,11 +70,11 @@ func addTraffic(g *gathering, l *numberList) {
 	if g.drv.rt == nil {
 		return
 	}
-	var now []runtime.InterfaceStats
+	now := map[string]runtime.InterfaceStats{}
 	if g.v.instance != nil {
 		for _, link := range g.v.instance.Links() {
 			if s, ok := g.traffic(link.ID); ok {
-				now = append(now, s)
+				now[link.Counter] = s
 			}
 		}
 	}
@@ -103,7 +103,7 @@ func (g *gathering) traffic(id string) (runtime.InterfaceStats, bool) {
 	if n < 0 {
 		return runtime.InterfaceStats{}, false
 	}
-	if end, ok := g.shared.hostInterfaces()[g.links[n].Host]; ok && g.links[n].Paired {
+	if end, ok := g.shared.interfaces()[g.links[n].Host]; ok && g.links[n].Paired {
 		return runtime.InterfaceStats{Received: end.Sent, Sent: end.Received}, true
 	}
 	for _, l := range g.interfaces() {
@@ -120,14 +120,6 @@ func (g *gathering) interfaces() []runtime.InsideLink {
 		g.inside, _ = g.v.instance.InsideLinks() // none of one that has just ended
 	}
 	return g.inside
-}
-
-// hostInterfaces reads them once for a call.
-func (s *sharedStats) hostInterfaces() map[string]runtime.InterfaceStats {
-	if s.interfaces == nil {
-		s.interfaces, _ = runtime.HostInterfaces() // without /proc there is nothing at all
-	}
-	return s.interfaces
 }
 
 // hostName is the interface's name on the host.

@@ -71,7 +71,7 @@ func matches(v *view, flags uint32) bool {
 // each calls use for every domain that this client may see.
 func (r *request) each(use func(*domain, *view)) {
 	for _, d := range r.drv.domains.all() {
-		if r.client.maySee(d) {
+		if r.client.maySee(r.ctx, d) {
 			use(d, d.view())
 		}
 	}

@@ -28,8 +28,8 @@ var memory = table{
 // <memory>. Both can be changed while the environment runs. A <hard_limit>,
 // which would hide the change, becomes the same.
 func setMemory(c *change, kib uint64, flags uint32) error {
-	if kib > xml.Unlimited {
-		return errorf(protocol.ErrInvalidArg, "%d KiB is more than can be", kib)
+	if kib == 0 || kib > xml.Unlimited {
+		return errorf(protocol.ErrInvalidArg, "memory of %d KiB: 1024 to %d, which is no limit, are accepted", kib, uint64(xml.Unlimited))
 	}
 	most := flags&protocol.DomainMemMaximum != 0
 	flags &^= protocol.DomainMemMaximum

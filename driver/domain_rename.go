@@ -9,9 +9,7 @@ var renaming = table{
 	reply(protocol.DomainRename, rename),
 }
 
-// rename gives a shut off domain another name. The definition is written
-// under the new name before the old file goes, so that a crash between the
-// two loses nothing.
+// rename gives a shut off domain another name.
 func rename(c *change, a *protocol.DomainRenameArgs) (ret protocol.DomainRenameRet, err error) {
 	if err := checkFlags(a.Flags); err != nil {
 		return ret, err
@@ -39,30 +37,14 @@ func rename(c *change, a *protocol.DomainRenameArgs) (ret protocol.DomainRenameR
 	if err != nil {
 		return ret, err
 	}
-	// The name is taken in the registry first: whoever loses the race for it
-	// has written nothing.
-	if err := c.drv.domains.rename(c, name, def); err != nil {
-		return ret, err
-	}
-	if err := c.moveDefinition(old, name, doc); err != nil {
-		c.drv.domains.rename(c, old.name, old.config)
+	err = c.drv.domains.rename(c, name, def, func() error {
+		return c.drv.store.renameDefinition(old.name, name, doc)
+	})
+	if err != nil {
 		return ret, err
 	}
 	c.drv.log.Info("domain renamed", "domain", name, "was", old.name)
 	c.drv.events.emitAs(c.domain, c.ref(old), lifecycleEvent(protocol.DomainEventUndefined, protocol.DomainEventUndefinedRenamed))
 	c.drv.events.emit(c.domain, lifecycleEvent(protocol.DomainEventDefined, protocol.DomainEventDefinedRenamed))
 	return ret, nil
-}
-
-func (c *change) moveDefinition(old *view, name, doc string) error {
-	s := c.drv.store
-	if err := s.saveDefinition(name, doc); err != nil {
-		return err
-	}
-	for link, on := range map[string]bool{s.autostartLink(name): old.autostart, s.onceLink(name): old.once} {
-		if err := s.setLink(link, name, on); err != nil {
-			return err
-		}
-	}
-	return s.removeDefinition(old.name)
 }

@@ -140,8 +140,22 @@ func (r *request) restore(path string, dxml *string, flags uint32) error {
 	if c.view().state.active() {
 		return errorf(protocol.ErrOperationInvalid, "domain '%s' is already active", def.Name)
 	}
-	return c.restoreFrom(path, def, paused, nil)
+	return c.restoreFrom(path, def, paused, fromImage, nil)
 }
+
+// restoredFrom is what clients are told of a restore.
+type restoredFrom struct {
+	operation          int32 // VIR_DOMAIN_JOB_OPERATION_*
+	running, paused    int32 // reason of the state
+	started, suspended int32 // detail of the event
+}
+
+var (
+	fromImage = restoredFrom{protocol.DomainJobOperationRestore, protocol.DomainRunningRestored, protocol.DomainPausedUser,
+		protocol.DomainEventStartedRestored, protocol.DomainEventSuspendedRestored}
+	fromSnapshot = restoredFrom{protocol.DomainJobOperationSnapshotRevert, protocol.DomainRunningFromSnapshot, protocol.DomainPausedFromSnapshot,
+		protocol.DomainEventStartedFromSnapshot, protocol.DomainEventSuspendedFromSnapshot}
+)
 
 // boot starts a defined domain: from its managed save image if it has one and
 // is not to forget that.
@@ -154,17 +168,11 @@ func (c *change) boot(flags uint32) error {
 		}
 		return c.start(v.config, flags, nil)
 	}
-	h, err := runtime.ReadSaved(path)
+	def, h, err := c.savedOwn(path)
 	if err != nil {
 		return errorf(protocol.ErrOperationFailed, "%v; 'virsh start --force-boot %s' starts without it", err, v.name)
 	}
-	facts := c.drv.facts()
-	facts.Templates = nil
-	def, err := xml.Parse(h.XML, facts, xml.ParseOptions{Stored: true})
-	if err != nil {
-		return err
-	}
-	if err := c.restoreFrom(path, def, h.Paused || flags&protocol.DomainStartPaused != 0, func(v *view) {
+	if err := c.restoreFrom(path, def, h.Paused || flags&protocol.DomainStartPaused != 0, fromImage, func(v *view) {
 		if flags&protocol.DomainStartAutodestroy != 0 {
 			v.autodestroy = c.client
 		}
@@ -174,10 +182,22 @@ func (c *change) boot(flags uint32) error {
 	return c.dropManagedSave()
 }
 
-func (c *change) restoreFrom(path string, def *libvirtxml.Domain, paused bool, edit func(*view)) error {
+// savedOwn reads the definition in an image that the daemon made for itself.
+func (c *change) savedOwn(path string) (*libvirtxml.Domain, runtime.SavedHeader, error) {
+	h, err := runtime.ReadSaved(path)
+	if err != nil {
+		return nil, h, err
+	}
+	facts := c.drv.facts()
+	facts.Templates = nil
+	def, err := xml.Parse(h.XML, facts, xml.ParseOptions{Stored: true})
+	return def, h, err
+}
+
+func (c *change) restoreFrom(path string, def *libvirtxml.Domain, paused bool, from restoredFrom, edit func(*view)) error {
 	var inst *runtime.Instance
 	var live *libvirtxml.Domain
-	err := c.working(protocol.DomainJobOperationRestore, func(ctx context.Context, w *work) (err error) {
+	err := c.working(from.operation, func(ctx context.Context, w *work) (err error) {
 		inst, live, err = c.launchWith(def, func(env *xml.Environment) (*runtime.Instance, error) {
 			return c.drv.rt.Restore(ctx, env, path, paused, w.progress)
 		})
@@ -189,11 +209,11 @@ func (c *change) restoreFrom(path string, def *libvirtxml.Domain, paused bool, e
 	if err != nil {
 		return unsupportedMode(err)
 	}
-	state, reason := Running, int32(protocol.DomainRunningRestored)
-	happened := []event{lifecycleEvent(protocol.DomainEventStarted, protocol.DomainEventStartedRestored)}
+	state, reason := Running, from.running
+	happened := []event{lifecycleEvent(protocol.DomainEventStarted, from.started)}
 	if paused {
-		state, reason = Paused, protocol.DomainPausedUser
-		happened = append(happened, lifecycleEvent(protocol.DomainEventSuspended, protocol.DomainEventSuspendedRestored))
+		state, reason = Paused, from.paused
+		happened = append(happened, lifecycleEvent(protocol.DomainEventSuspended, from.suspended))
 	}
 	err = c.enter(state, reason, func(v *view) {
 		v.instance, v.live = inst, live

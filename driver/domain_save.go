@@ -108,12 +108,9 @@ func (c *change) saveTo(path string, dxml *string, flags uint32) error {
 	if err != nil {
 		return err
 	}
-	held := v.state == Running
-	if held {
-		// Seen as paused at once, as with QEMU; the processes stop when all is ready.
-		if err := c.enter(Paused, protocol.DomainPausedSave, nil, lifecycleEvent(protocol.DomainEventSuspended, protocol.DomainEventSuspendedPaused)); err != nil {
-			return err
-		}
+	held, err := c.holdSeen(protocol.DomainPausedSave)
+	if err != nil {
+		return err
 	}
 	header := runtime.SavedHeader{Name: v.name, XML: doc, Paused: paused}
 	err = c.working(protocol.DomainJobOperationSave, func(ctx context.Context, w *work) error {
@@ -126,6 +123,18 @@ func (c *change) saveTo(path string, dxml *string, flags uint32) error {
 		return unsupportedMode(err)
 	}
 	return c.endSaved(v.instance)
+}
+
+// holdSeen has clients see that an environment is paused that is about to be
+// checkpointed, if it can be; its processes stop when all is ready.
+func (c *change) holdSeen(reason int32) (held bool, err error) {
+	if err := c.view().instance.Savable(); err != nil {
+		return false, unsupportedMode(err)
+	}
+	if c.view().state != Running {
+		return false, nil
+	}
+	return true, c.enter(Paused, reason, nil, lifecycleEvent(protocol.DomainEventSuspended, protocol.DomainEventSuspendedPaused))
 }
 
 // finishSave does what is left of a save in which an earlier daemon was killed.
@@ -142,7 +151,10 @@ func (c *change) finishSave() error {
 	if saved {
 		return c.endSaved(v.instance)
 	}
-	if frozen, err := v.instance.Frozen(); err != nil || frozen {
+	if v.state != Paused {
+		return nil
+	}
+	if frozen, err := v.instance.Frozen(); err != nil || frozen || !v.instance.Started() {
 		return err
 	}
 	return c.enter(Running, protocol.DomainRunningSaveCanceled, nil, lifecycleEvent(protocol.DomainEventResumed, protocol.DomainEventResumedUnpaused))

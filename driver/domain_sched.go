@@ -158,8 +158,8 @@ func numaParameters(d *domain, a *protocol.DomainGetNumaParametersArgs) (ret pro
 	return ret, err
 }
 
-// setNuma changes the nodes memory is taken from. Of a running environment it
-// does so for pages taken from then on; the kernel moves none.
+// setNuma changes the nodes memory is taken from. The pages that a running
+// environment has on other nodes the kernel moves there (cpuset.mems).
 func setNuma(c *change, a *protocol.DomainSetNumaParametersArgs) error {
 	var mode int32
 	var nodes string

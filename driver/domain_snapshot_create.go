@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/runtime"
 	"virtvzd/xml"
 )
 
@@ -54,7 +55,7 @@ func createSnapshot(c *change, a *protocol.DomainSnapshotCreateXMLArgs) (ret pro
 // that was forgotten.
 func (c *change) redefineSnapshot(snap *xml.Snapshot, flags uint32) error {
 	all := c.view().snapshots
-	if flags&protocol.DomainSnapshotCreateDiskOnly != 0 && snap.State != xml.SnapshotRunning {
+	if flags&protocol.DomainSnapshotCreateDiskOnly != 0 && snap.State != xml.SnapshotDiskOnly {
 		return errorf(protocol.ErrInvalidArg, "disk-only flag for snapshot %s requires disk-snapshot state", snap.Name)
 	}
 	if snap.Domain != nil && snap.Domain.UUID != c.uuid.String() {
@@ -64,6 +65,9 @@ func (c *change) redefineSnapshot(snap *xml.Snapshot, flags uint32) error {
 		return err
 	}
 	if old := all.find(snap.Name); old != nil {
+		if old.HasMemory() != snap.HasMemory() { // virDomainSnapshotRedefineValidate
+			return errorf(protocol.ErrInvalidArg, "cannot change between online and offline snapshot state in snapshot %s", snap.Name)
+		}
 		if snap.Layer == "" {
 			snap.Layer = old.Layer
 		}
@@ -74,6 +78,11 @@ func (c *change) redefineSnapshot(snap *xml.Snapshot, flags uint32) error {
 	if _, err := c.drv.layers.Of(c.uuid, snap.Layer); err != nil {
 		return errorf(protocol.ErrInvalidDomainSnapshot, "the <layer> in the <cookie> of snapshot %s cannot be used: %v; redefine what snapshot-dumpxml printed", snap.Name, err)
 	}
+	if snap.HasMemory() {
+		if _, err := runtime.ReadSaved(c.drv.layers.Memory(snap.Layer)); err != nil {
+			return errorf(protocol.ErrInvalidDomainSnapshot, "the memory of snapshot %s is lost: %v", snap.Name, err)
+		}
+	}
 	if err := c.keepSnapshot(snap); err != nil {
 		return err
 	}
@@ -83,7 +92,8 @@ func (c *change) redefineSnapshot(snap *xml.Snapshot, flags uint32) error {
 	return nil
 }
 
-// takeSnapshot keeps the disk as it is, and the definition.
+// takeSnapshot keeps the disk as it is, the definition, and the processes if
+// there are any and they are wanted.
 func (c *change) takeSnapshot(snap *xml.Snapshot, flags uint32) error {
 	v := c.view()
 	halt := flags&protocol.DomainSnapshotCreateHalt != 0
@@ -96,8 +106,6 @@ func (c *change) takeSnapshot(snap *xml.Snapshot, flags uint32) error {
 		return errorf(protocol.ErrOperationInvalid, "domain snapshot %s already exists", snap.Name)
 	case v.state == Stopping:
 		return errorf(protocol.ErrOperationInvalid, "domain is shutting down: make the snapshot when it is shut off")
-	case v.state.active() && flags&protocol.DomainSnapshotCreateDiskOnly == 0:
-		return errorf(protocol.ErrOperationUnsupported, "a snapshot of a running environment is one of its disk, without the memory: use --disk-only")
 	case halt && !v.persistent:
 		return errorf(protocol.ErrOperationInvalid, "cannot halt after transient domain snapshot")
 	}
@@ -110,12 +118,19 @@ func (c *change) takeSnapshot(snap *xml.Snapshot, flags uint32) error {
 	if err := c.drv.layers.Prepare(c.ctx, env); err != nil {
 		return err
 	}
-	if v.state.active() {
-		snap.State = xml.SnapshotRunning
-		snap.Layer, err = c.copyDisk(halt)
-	} else {
+	switch {
+	case !v.state.active():
 		snap.State = xml.SnapshotShutoff
 		snap.Layer, err = c.drv.layers.Push(c.uuid)
+	case snap.DiskOnly || flags&protocol.DomainSnapshotCreateDiskOnly != 0:
+		snap.State = xml.SnapshotDiskOnly
+		snap.Layer, err = c.copyDisk(halt)
+	default:
+		snap.State = xml.SnapshotRunning
+		if v.state == Paused {
+			snap.State = xml.SnapshotPaused
+		}
+		snap.Layer, err = c.copyAll(env, halt)
 	}
 	if err != nil {
 		return err
@@ -153,6 +168,37 @@ func (c *change) copyDisk(halt bool) (layer string, err error) {
 	if !halt {
 		return layer, nil
 	}
+	return c.halted(inst, layer)
+}
+
+// copyAll copies the disk and the processes of an environment, which stand still
+// meanwhile; with halt they end there.
+func (c *change) copyAll(env *xml.Environment, halt bool) (layer string, err error) {
+	v := c.view()
+	doc, err := xml.Format(v.live, xml.FormatOptions{Migratable: true, Secure: true})
+	if err != nil {
+		return "", err
+	}
+	header := runtime.SavedHeader{Name: v.name, XML: doc, Paused: v.state == Paused}
+	held, err := c.holdSeen(protocol.DomainPausedSnapshot)
+	if err != nil {
+		return "", err
+	}
+	err = c.working(protocol.DomainJobOperationSnapshot, func(ctx context.Context, w *work) error {
+		layer, err = v.instance.Snapshot(ctx, header, env.Interfaces, halt, w.progress)
+		return err
+	})
+	if err == nil && halt {
+		return c.halted(v.instance, layer)
+	}
+	if held {
+		err = errors.Join(err, c.enter(Running, protocol.DomainRunningUnpaused, nil, lifecycleEvent(protocol.DomainEventResumed, protocol.DomainEventResumedUnpaused)))
+	}
+	return layer, unsupportedMode(err)
+}
+
+// halted ends an environment with its snapshot.
+func (c *change) halted(inst *runtime.Instance, layer string) (string, error) {
 	if err := c.controlled(inst.Kill(c.ctx)); err != nil {
 		return "", errors.Join(err, c.drv.layers.Release(c.uuid, layer))
 	}

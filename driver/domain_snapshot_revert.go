@@ -3,12 +3,16 @@ package driver
 import (
 	"errors"
 
+	"libvirt.org/go/libvirtxml"
+
 	"virtvzd/driver/protocol"
+	"virtvzd/runtime"
 	"virtvzd/xml"
 )
 
-// revertToSnapshot makes disk and definition what they were. The environment
-// is shut off after that, as it was, unless it is to run or to be paused.
+// revertToSnapshot makes disk and definition what they were, and goes on with
+// the processes if they are in the snapshot. If they are not, the environment is
+// shut off after that, unless it is to run or to be paused.
 func revertToSnapshot(c *change, a *protocol.DomainRevertToSnapshotArgs) error {
 	if err := checkFlags(a.Flags, protocol.DomainSnapshotRevertRunning, protocol.DomainSnapshotRevertPaused,
 		protocol.DomainSnapshotRevertForce, protocol.DomainSnapshotRevertResetNvram); err != nil {
@@ -31,9 +35,20 @@ func revertToSnapshot(c *change, a *protocol.DomainRevertToSnapshotArgs) error {
 		if snap.Domain == nil {
 			return errorf(protocol.ErrSnapshotRevertRisky, "snapshot '%s' lacks domain '%s' rollback info", snap.Name, v.name)
 		}
-		if v.state.active() && start {
+		if v.state.active() && start && !snap.HasMemory() {
 			return errorf(protocol.ErrSnapshotRevertRisky, "the environment has to be ended and started anew")
 		}
+	}
+	var live *libvirtxml.Domain
+	memory := c.drv.layers.Memory(snap.Layer)
+	if snap.HasMemory() { // what is lost is to be told while there is still what runs now
+		if live, _, err = c.savedOwn(memory); err == nil {
+			err = runtime.CheckSaved(memory)
+		}
+		if err != nil {
+			return errorf(protocol.ErrInvalidDomainSnapshot, "the memory of snapshot '%s' is lost: %v", snap.Name, err)
+		}
+		live.Name = v.name // it may have been renamed since
 	}
 	if v.state.active() {
 		if err := c.controlled(v.instance.Kill(c.ctx)); err != nil {
@@ -48,7 +63,7 @@ func revertToSnapshot(c *change, a *protocol.DomainRevertToSnapshotArgs) error {
 	}
 	if snap.Domain != nil {
 		def := xml.Copy(snap.Domain)
-		def.Name = v.name // it may have been renamed since
+		def.Name = v.name
 		if err := c.defineAs(def, protocol.DomainEventDefinedFromSnapshot); err != nil {
 			return err
 		}
@@ -57,10 +72,15 @@ func revertToSnapshot(c *change, a *protocol.DomainRevertToSnapshotArgs) error {
 		return err
 	}
 	c.drv.log.Info("domain reverted", "domain", v.name, "snapshot", snap.Name)
-	if !start {
-		return nil
+	paused := a.Flags&protocol.DomainSnapshotRevertPaused != 0
+	switch {
+	case snap.HasMemory():
+		paused = paused || snap.State == xml.SnapshotPaused && a.Flags&protocol.DomainSnapshotRevertRunning == 0
+		return c.restoreFrom(memory, live, paused, fromSnapshot, nil)
+	case start:
+		return c.startReverted(paused)
 	}
-	return c.startReverted(a.Flags&protocol.DomainSnapshotRevertPaused != 0)
+	return nil
 }
 
 func (c *change) startReverted(paused bool) error {

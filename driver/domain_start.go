@@ -117,18 +117,24 @@ func (c *change) launchWith(def *libvirtxml.Domain, start func(*xml.Environment)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := c.saveStatus(&view{name: def.Name, state: Running, persistent: c.view().persistent, live: def}); err != nil {
+	runtime.AtStep("status")
+	v := c.view()
+	if err := c.saveStatus(&view{name: def.Name, state: Running, persistent: v.persistent, live: def, restarting: v.restarting}); err != nil {
 		return nil, nil, err
 	}
-	for _, warning := range xml.Unrealised(def) {
+	for _, warning := range xml.Unrealised(def, c.drv.facts()) {
 		c.drv.log.Warn(warning, "domain", def.Name)
 	}
 	inst, err := start(env)
 	if err != nil {
+		runtime.AtStep("undo status")
 		if cleanup := c.drv.store.removeStatus(c.uuid); cleanup != nil {
 			c.drv.log.Error("cannot remove the status of a failed start", "domain", def.Name, "error", cleanup)
 		}
 		return nil, nil, err
+	}
+	for _, warning := range append(inst.Warnings(), c.drv.rt.Unanswered(env.Interfaces)...) {
+		c.drv.log.Warn(warning, "domain", def.Name)
 	}
 	return inst, xml.Live(def, liveFacts(inst)), nil
 }

@@ -1,10 +1,15 @@
 package driver
 
 import (
+	"context"
+	goruntime "runtime"
 	"strconv"
+	"sync"
+	"sync/atomic"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/runtime"
+	"virtvzd/xml"
 )
 
 var statistics = table{
@@ -40,20 +45,29 @@ type gathering struct {
 	inside []runtime.InsideLink
 	links  []runtime.Link
 	shared *sharedStats
+	limits *xml.CountLimits // see counts
 }
 
-// sharedStats is what of the host is read once for all domains of a call.
+// sharedStats is what all domains of a call have in common: what of the host
+// is read once, and how much the answer has.
 type sharedStats struct {
-	interfaces map[string]runtime.InterfaceStats
+	interfaces func() map[string]runtime.InterfaceStats
+	numbers    atomic.Int64
+}
+
+func newSharedStats() *sharedStats {
+	return &sharedStats{interfaces: sync.OnceValue(func() map[string]runtime.InterfaceStats {
+		list, _ := runtime.HostInterfaces() // without /proc there is nothing at all
+		return list
+	})}
 }
 
 // maxNumbers bounds an answer: about as many fit into a message of libvirt's.
 const maxNumbers = 1 << 20
 
-// allDomainStats reads the kernel in the call's own goroutine, for one domain
-// after the other, so that a client costs one worker however much it asks
-// for. No group waits for a domain's job: NOWAIT changes nothing. Nor does
-// BACKING: an environment's root has no chain of images.
+// allDomainStats is one call of one worker however much is asked for. No group
+// waits for a domain's job: NOWAIT changes nothing. Nor does BACKING: an
+// environment's root has no chain of images.
 func allDomainStats(r *request, a *protocol.ConnectGetAllDomainStatsArgs) (ret protocol.ConnectGetAllDomainStatsRet, err error) {
 	const choice = protocol.ConnectGetAllDomainsStatsActive | protocol.ConnectGetAllDomainsStatsInactive |
 		protocol.ConnectGetAllDomainsStatsPersistent | protocol.ConnectGetAllDomainsStatsTransient |
@@ -68,22 +82,47 @@ func allDomainStats(r *request, a *protocol.ConnectGetAllDomainStatsArgs) (ret p
 	if err != nil {
 		return ret, err
 	}
-	shared, numbers := &sharedStats{}, 0
+	var list []*gathering
+	shared := newSharedStats()
 	for _, d := range r.chosen(a.Doms) {
 		if err := r.ctx.Err(); err != nil {
 			return ret, err // nobody waits for the answer any more
 		}
 		v := d.view()
-		if !matches(v, a.Flags&choice) || !r.passes(d) { // the flags are those of a list of domains, bit for bit
-			continue
+		if matches(v, a.Flags&choice) && r.passes(d) { // the flags are those of a list of domains, bit for bit
+			list = append(list, &gathering{drv: r.drv, d: d, v: v, shared: shared})
 		}
-		record := protocol.DomainStatsRecord{Dom: d.ref(v), Params: domainStats(r.drv, d, v, groups, shared)}
-		if numbers += len(record.Params); numbers > maxNumbers {
-			return ret, errorf(protocol.ErrRpc, "the answer has more than %d numbers: ask for fewer domains or groups at a time", maxNumbers)
-		}
-		ret.RetStats = append(ret.RetStats, record)
 	}
-	return ret, nil
+	ret.RetStats = make([]protocol.DomainStatsRecord, len(list))
+	return ret, onAllCPUs(r.ctx, len(list), func(n int) error {
+		g := list[n]
+		record := protocol.DomainStatsRecord{Dom: g.d.ref(g.v), Params: g.read(groups)}
+		if shared.numbers.Add(int64(len(record.Params))) > maxNumbers {
+			return errorf(protocol.ErrRpc, "the answer has more than %d numbers: ask for fewer domains or groups at a time", maxNumbers)
+		}
+		ret.RetStats[n] = record
+		return nil
+	})
+}
+
+// onAllCPUs does something for each of many, some at a time, until one of them
+// fails or nobody waits any more.
+func onAllCPUs(ctx context.Context, count int, do func(n int) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(goruntime.GOMAXPROCS(0), count) {
+		workers.Go(func() {
+			for n := int(next.Add(1)) - 1; n < count && ctx.Err() == nil; n = int(next.Add(1)) - 1 {
+				if err := do(n); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	workers.Wait()
+	return context.Cause(ctx)
 }
 
 // chooseGroups makes "none" all there are; with enforce it refuses what there
@@ -120,11 +159,10 @@ func (r *request) chosen(refs []protocol.NonnullDomain) []*domain {
 	return list
 }
 
-func domainStats(drv *Driver, d *domain, v *view, groups uint32, shared *sharedStats) []protocol.TypedParam {
-	g := &gathering{drv: drv, d: d, v: v, shared: shared}
-	if v.instance != nil {
+func (g *gathering) read(groups uint32) []protocol.TypedParam {
+	if g.v.instance != nil {
 		// One that ends just now tells no numbers any more.
-		if cgroup, err := v.instance.Cgroup(); err == nil {
+		if cgroup, err := g.v.instance.Cgroup(); err == nil {
 			defer cgroup.Close()
 			g.cgroup = cgroup
 		}

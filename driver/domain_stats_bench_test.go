@@ -34,7 +34,7 @@ func BenchmarkDomainStats(b *testing.B) {
 	b.Run(kind+"/domstats", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			shared, ret := &sharedStats{}, protocol.ConnectGetAllDomainStatsRet{}
+			shared, ret := newSharedStats(), protocol.ConnectGetAllDomainStatsRet{}
 			for _, dir := range dirs {
 				cgroup, err := runtime.OpenCgroup(dir)
 				if err != nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,14 +78,18 @@ func recordNames(records []protocol.DomainStatsRecord) string {
 // type on the wire and its value from the files of a real scope.
 func TestDomainStats(t *testing.T) {
 	drv := statsDriver(t)
-	d := addDomain(t, drv, "web1", "<vcpu current='2'>4</vcpu>")
+	limits := ""
+	for name, limit := range map[string]int{"numpty": 32, "numfile": 100, "numsiginfo": 5, "lockedpages": 16, "shmpages": 256} {
+		limits += fmt.Sprintf("<ve:ubc name='%s' limit='%d'/>", name, limit)
+	}
+	d := addDomain(t, drv, "web1", "<vcpu current='2'>4</vcpu><metadata><ve:ve xmlns:ve='"+xml.VENamespace+"'>"+limits+"</ve:ve></metadata>")
 	setView(d, func(v *view) { v.state, v.reason, v.live = Running, 1, v.config })
 	cgroup, err := runtime.OpenCgroup("../runtime/testdata/cgroup")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cgroup.Close()
-	g := &gathering{drv: drv, d: d, v: d.view(), cgroup: cgroup, shared: &sharedStats{}}
+	g := &gathering{drv: drv, d: d, v: d.view(), cgroup: cgroup, shared: newSharedStats()}
 	groups, err := chooseGroups(0, false)
 	if err != nil {
 		t.Fatal(err)
@@ -506,7 +511,7 @@ func TestTraffic(t *testing.T) {
 		{"a macvlan that was deleted inside", []runtime.Link{whole}, inside[:1], "-"},
 		{"one that was never made", []runtime.Link{}, inside, "-"},
 	} {
-		g := &gathering{inside: c.inside, links: c.links, shared: &sharedStats{interfaces: host}}
+		g := &gathering{inside: c.inside, links: c.links, shared: &sharedStats{interfaces: func() map[string]runtime.InterfaceStats { return host }}}
 		got := "-"
 		if s, ok := g.traffic(pair.ID); ok {
 			got = fmt.Sprint(s.Received.Bytes)
@@ -605,5 +610,38 @@ func TestSetPools(t *testing.T) {
 		if n := readNumber(small); n != c.want {
 			t.Errorf("%+v: the pool has %d pages", c, n)
 		}
+	}
+}
+
+// TestOnAllCPUs: each is done once, a failure ends it and is the answer, and so
+// does a client that went away.
+func TestOnAllCPUs(t *testing.T) {
+	var done [1000]atomic.Int32
+	if err := onAllCPUs(t.Context(), len(done), func(n int) error { done[n].Add(1); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for n := range done {
+		if times := done[n].Load(); times != 1 {
+			t.Errorf("%d was done %d times", n, times)
+		}
+	}
+	var count atomic.Int32
+	failure := errors.New("no more")
+	err := onAllCPUs(t.Context(), 1000, func(n int) error {
+		if count.Add(1) == 10 {
+			return failure
+		}
+		return nil
+	})
+	if err != failure || count.Load() > 500 {
+		t.Errorf("%v after %d", err, count.Load())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := onAllCPUs(ctx, 1000, func(int) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("nobody waits: %v", err)
+	}
+	if err := onAllCPUs(t.Context(), 0, nil); err != nil {
+		t.Error(err)
 	}
 }

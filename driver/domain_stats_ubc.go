@@ -1,6 +1,9 @@
 package driver
 
-import "virtvzd/runtime"
+import (
+	"virtvzd/runtime"
+	"virtvzd/xml"
+)
 
 // The view that OpenVZ's /proc/user_beancounters gave, as far as this kernel
 // counts the same: below "vz.ubc.", with the beancounters' names and units
@@ -15,8 +18,9 @@ import "virtvzd/runtime"
 //	failcnt  how often          memory.events, pids.events …
 //
 // Memory that is allocated and not touched is not counted by this kernel:
-// privvmpages, too, holds what is used.
-func addMemoryBeancounters(l *numberList, m runtime.MemoryStats) {
+// privvmpages, too, holds what is used. numpty, numfile, lockedpages and
+// numsiginfo are there when the definition limits them.
+func addMemoryBeancounters(g *gathering, l *numberList, m runtime.MemoryStats) {
 	used := runtime.Sum(m.Current, m.Swap)
 	none := runtime.Unknown
 	l.beancounter("physpages", inPages(m.Current), inPages(m.Peak), none, inPages(m.Max), m.Events.Max)
@@ -26,14 +30,43 @@ func addMemoryBeancounters(l *numberList, m runtime.MemoryStats) {
 	l.beancounter("oomguarpages", inPages(used), none, inPages(m.Min), none, m.Events.Killed)
 	l.beancounter("kmemsize", m.Kernel, none, none, none, none)
 	l.beancounter("dcachesize", m.SlabReclaimable, none, none, none, none)
-	l.beancounter("shmpages", inPages(m.Shmem), none, none, none, none)
+	counts := g.counts()
+	l.beancounter("shmpages", inPages(m.Shmem), none, given(counts.SharedPages), given(counts.SharedPages), none)
+	if limit := given(counts.LockedPages); limit.Known() {
+		l.beancounter("lockedpages", inPages(m.Unevictable), none, limit, limit, none)
+	}
 }
 
 // addTaskBeancounters: a limit of tasks is both of numproc's, as it was in
 // OpenVZ's own samples.
-func addTaskBeancounters(l *numberList, t runtime.TaskStats) {
+func addTaskBeancounters(g *gathering, l *numberList, t runtime.TaskStats) {
 	l.beancounter("numproc", t.Current, t.Peak, t.Max, t.Max, t.Failed)
 	l.beancounter("nummemorysubgroups", t.Cgroups, runtime.Unknown, t.MaxCgroups, t.MaxCgroups, runtime.Unknown)
+	counts, none := g.counts(), runtime.Unknown
+	for _, c := range []struct {
+		name  string
+		limit uint64
+	}{{"numpty", counts.Terminals}, {"numfile", counts.Files}, {"numsiginfo", counts.Signals}} {
+		limit := given(c.limit)
+		l.beancounter(c.name, none, none, limit, limit, none)
+	}
+}
+
+// counts are read once of the definition that is in force.
+func (g *gathering) counts() xml.CountLimits {
+	if g.limits == nil {
+		counts := xml.Counts(g.v.definition(false))
+		g.limits = &counts
+	}
+	return *g.limits
+}
+
+// given is Unknown where the definition gives no limit.
+func given(n uint64) runtime.Number {
+	if n >= uint64(runtime.Unlimited) {
+		return runtime.Unknown
+	}
+	return runtime.Number(n)
 }
 
 // addSockets leaves out an environment that shares another's network: the

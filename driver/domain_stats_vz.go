@@ -21,7 +21,7 @@ func addCPUExtra(g *gathering, l *numberList, cpu runtime.CPUStats) {
 	l.number("vz.pids.peak", tasks.Peak)
 	l.number("vz.pids.max", tasks.Max)
 	l.number("vz.pids.events.max", tasks.Failed)
-	addTaskBeancounters(l, tasks)
+	addTaskBeancounters(g, l, tasks)
 }
 
 func addMemoryExtra(g *gathering, l *numberList, m runtime.MemoryStats) {
@@ -41,7 +41,7 @@ func addMemoryExtra(g *gathering, l *numberList, m runtime.MemoryStats) {
 		l.number("vz.memory."+f.name, f.value)
 	}
 	l.pressure("memory", g.cgroup.Pressure("memory"))
-	addMemoryBeancounters(l, m)
+	addMemoryBeancounters(g, l, m)
 }
 
 // addIOExtra has every device the environment used, whatever it is for.

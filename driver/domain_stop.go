@@ -3,10 +3,12 @@ package driver
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
+	"libvirt.org/go/libvirtxml"
+
 	"virtvzd/driver/protocol"
-	"virtvzd/driver/rpc/xdr"
 	"virtvzd/runtime"
 )
 
@@ -21,10 +23,10 @@ var stopping = table{
 		return c.ask(a.Flags, true)
 	}),
 	modify(protocol.DomainReset, reset),
-	modify(protocol.DomainDestroy, func(c *change, _ *protocol.DomainDestroyArgs) error {
+	modifyAfter(abandonWork, protocol.DomainDestroy, func(c *change, _ *protocol.DomainDestroyArgs) error {
 		return c.destroy(0)
 	}),
-	modify(protocol.DomainDestroyFlags, func(c *change, a *protocol.DomainDestroyFlagsArgs) error {
+	modifyAfter(abandonWork, protocol.DomainDestroyFlags, func(c *change, a *protocol.DomainDestroyFlagsArgs) error {
 		return c.destroy(a.Flags)
 	}),
 }
@@ -56,15 +58,21 @@ func (c *change) ask(flags uint32, reboot bool) error {
 	if err := c.requireActive(); err != nil {
 		return err
 	}
-	v := c.view()
-	if v.state == Paused {
-		return errorf(protocol.ErrOperationInvalid, "domain is paused and cannot hear a shutdown request: resume it first, or destroy it")
+	if err := c.requireListening(); err != nil {
+		return err
 	}
-	if err := c.askInit(v.instance, flags, reboot); err != nil {
+	if err := c.askInit(c.view().instance, flags, reboot); err != nil {
 		return unsupportedMode(err)
 	}
 	c.publish(func(v *view) { v.rebooting = reboot })
 	return c.save()
+}
+
+func (c *change) requireListening() error {
+	if c.view().state == Paused {
+		return errorf(protocol.ErrOperationInvalid, "domain is paused and cannot hear a shutdown request: resume it first, or destroy it")
+	}
+	return nil
 }
 
 // askInit tries the ways that flags name, or the usual one.
@@ -84,7 +92,7 @@ func (c *change) askInit(inst *runtime.Instance, flags uint32, reboot bool) (err
 
 func unsupportedMode(err error) error {
 	if errors.Is(err, runtime.ErrUnsupported) {
-		return errorf(protocol.ErrOperationUnsupported, "%v", err)
+		return errorf(protocol.ErrOperationUnsupported, "%s", strings.TrimSuffix(err.Error(), ": "+runtime.ErrUnsupported.Error()))
 	}
 	return err
 }
@@ -115,6 +123,9 @@ func (c *change) destroy(flags uint32) error {
 }
 
 func (c *change) endGracefully(inst *runtime.Instance) error {
+	if err := c.requireListening(); err != nil {
+		return err
+	}
 	if err := inst.Shutdown(c.ctx, runtime.ShutdownDefault, false); err != nil {
 		return unsupportedMode(err)
 	}
@@ -144,7 +155,7 @@ func (c *change) stopped(inst *runtime.Instance, reason int32, detail int32) err
 	}
 	err := c.enter(Shutoff, reason, func(v *view) {
 		v.instance, v.live, v.autodestroy = nil, nil, nil
-		v.updated, v.rebooting, v.restarts = false, false, 0
+		v.updated, v.rebooting, v.restarting, v.restarts = false, false, false, 0
 	}, lifecycleEvent(protocol.DomainEventStopped, int32(detail)))
 	if v := c.view(); !v.persistent {
 		c.drv.domains.drop(c)
@@ -161,115 +172,54 @@ func reset(c *change, a *protocol.DomainResetArgs) error {
 		return err
 	}
 	inst := c.view().instance
+	if err := c.noteRestart(); err != nil {
+		return err
+	}
 	if err := c.controlled(inst.Kill(c.ctx)); err != nil {
 		return err
 	}
 	return c.restart(inst)
 }
 
-// restart runs the same definition again after its environment ended. For
-// clients the domain was running all the time and rebooted.
-func (c *change) restart(inst *runtime.Instance) error {
-	if err := c.controlled(inst.Release(c.ctx)); err != nil {
-		return errors.Join(err, c.stopped(inst, protocol.DomainShutoffFailed, protocol.DomainEventStoppedFailed))
-	}
-	next, live, err := c.launch(c.view().live, runtime.StartOptions{})
-	if err != nil {
-		return errors.Join(err, c.stopped(inst, protocol.DomainShutoffFailed, protocol.DomainEventStoppedFailed))
-	}
-	err = c.enter(Running, protocol.DomainRunningBooted, func(v *view) {
-		v.instance, v.live, v.rebooting = next, live, false
-	}, rebootEvent())
-	go c.domain.watch(next)
+// noteRestart writes down that another environment is to follow, for a later
+// daemon that finds none.
+func (c *change) noteRestart() error {
+	c.publish(func(v *view) { v.restarting = true })
+	err := c.save()
+	runtime.AtStep("restarting")
 	return err
 }
 
-// watch waits for an environment to end by itself and does what the
-// definition says for the way it ended.
-func (d *domain) watch(inst *runtime.Instance) {
-	for ended := false; !ended; {
-		select {
-		case <-inst.Exited():
-			ended = true
-		case <-inst.OutOfMemory():
-			d.drv.log.Warn("the environment reached its memory limit and a process inside was killed", "domain", d.view().name)
-			d.drv.events.emit(d, memoryFailureEvent())
-		}
+// restart runs the same definition again after its environment ended. For
+// clients the domain was running all the time and rebooted.
+func (c *change) restart(inst *runtime.Instance) error {
+	err := c.noteRestart()
+	if err == nil {
+		err = c.controlled(inst.Release(c.ctx))
 	}
-	c := d.changeAlways("guest")
-	defer c.done()
-	if c.view().instance != inst {
-		return // destroyed or reset meanwhile: that change saw to the rest
+	if err == nil {
+		err = c.launchAgain(c.view().live)
 	}
-	if err := c.ended(inst); err != nil {
-		d.drv.log.Error("cannot finish what the end of an environment asks for", "domain", c.view().name, "error", err)
+	if err != nil {
+		return errors.Join(err, c.stopped(inst, protocol.DomainShutoffFailed, protocol.DomainEventStoppedFailed))
 	}
+	return nil
 }
 
-// memoryFailureEvent tells that a process inside was killed for want of
-// memory; the environment goes on.
-func memoryFailureEvent() event {
-	return event{protocol.DomainEventIDMemoryFailure, func(dom protocol.NonnullDomain, cb int32) (*protocol.Info, xdr.Marshaler) {
-		if cb == legacyCallback {
-			return nil, nil
-		}
-		return protocol.DomainEventMemoryFailure.Info, &protocol.DomainEventMemoryFailureMsg{
-			CallbackID: cb, Dom: dom,
-			Recipient: protocol.DomainEventMemoryFailureRecipientGuest, Action: protocol.DomainEventMemoryFailureActionInject,
-		}
-	}}
-}
-
-// ended carries out <on_poweroff>, <on_reboot> or <on_crash>.
-func (c *change) ended(inst *runtime.Instance) error {
-	exit, def := inst.Exit(), c.view().live
-	reason, detail, action := int32(protocol.DomainShutoffShutdown), int32(protocol.DomainEventStoppedShutdown), def.OnPoweroff
-	if exit.Cause == runtime.ExitUnknown && c.view().rebooting {
-		// Before 6.15 the kernel tells only its parent how an init ended, and
-		// that was the daemon before this one: go by what init was asked.
-		exit.Cause = runtime.ExitReboot
+// launchAgain is launch in the course of a restart.
+func (c *change) launchAgain(def *libvirtxml.Domain) error {
+	inst, live, err := c.launch(def, runtime.StartOptions{})
+	if err != nil {
+		return err
 	}
-	switch exit.Cause {
-	case runtime.ExitReboot:
-		action = orElse(def.OnReboot, "restart")
-	case runtime.ExitCrash, runtime.ExitKilled:
-		reason, detail, action = protocol.DomainShutoffCrashed, protocol.DomainEventStoppedCrashed, def.OnCrash
-	case runtime.ExitUnknown:
-		reason, detail, action = protocol.DomainShutoffUnknown, protocol.DomainEventStoppedShutdown, ""
+	err = c.enter(Running, protocol.DomainRunningBooted, func(v *view) {
+		v.instance, v.live, v.rebooting, v.restarting = inst, live, false, false
+	}, rebootEvent())
+	if err != nil {
+		c.drv.log.Error("cannot save the status of a restarted domain", "domain", def.Name, "error", err)
 	}
-	c.drv.log.Info("environment ended", "domain", c.view().name, "cause", exit.Cause, "action", orElse(action, "destroy"))
-	switch action {
-	case "restart", "rename-restart", "coredump-restart":
-		if c.countRestart(inst) {
-			return c.restart(inst)
-		}
-		c.drv.log.Error("environment keeps ending at once and is not restarted any more", "domain", c.view().name, "cause", exit.Cause)
-		reason, detail = protocol.DomainShutoffFailed, protocol.DomainEventStoppedFailed
-	}
-	return c.stopped(inst, reason, detail)
-}
-
-// An init that ends as soon as it starts would keep the host busy for ever.
-const (
-	soon        = 5 * time.Second
-	maxRestarts = 5
-)
-
-// countRestart tells whether the environment may be restarted once more.
-func (c *change) countRestart(inst *runtime.Instance) bool {
-	n := 0
-	if time.Since(inst.StartedAt()) < soon {
-		n = c.view().restarts + 1
-	}
-	c.publish(func(v *view) { v.restarts = n })
-	return n <= maxRestarts
-}
-
-func orElse(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
+	go c.domain.watch(inst)
+	return nil
 }
 
 // changeAlways takes the job however long that takes: for what has happened

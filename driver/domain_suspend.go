@@ -3,7 +3,7 @@ package driver
 import "virtvzd/driver/protocol"
 
 var suspending = table{
-	modify(protocol.DomainSuspend, suspend),
+	modifyAfter(hastenMigration, protocol.DomainSuspend, suspend),
 	modify(protocol.DomainResume, resume),
 }
 
@@ -31,6 +31,9 @@ func resume(c *change, _ *protocol.DomainResumeArgs) error {
 	}
 	if c.view().state == Running {
 		return errorf(protocol.ErrOperationInvalid, "domain is already running")
+	}
+	if err := c.stay(); err != nil {
+		return err
 	}
 	if err := c.view().instance.Resume(c.ctx); err != nil {
 		return err

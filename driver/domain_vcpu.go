@@ -76,9 +76,18 @@ func setVCPUs(c *change, n, flags uint32) error {
 		if uint(n) > def.VCPU.Value {
 			return errorf(protocol.ErrInvalidArg, "requested vcpus is greater than max allowable vcpus for the domain: %d > %d", n, def.VCPU.Value)
 		}
-		setOnline(def, uint(n))
-		return nil
+		return c.switchOn(def, uint(n))
 	})
+}
+
+// switchOn sets how many CPUs are on. A running environment cannot have more
+// than the host has; a definition may be for another host.
+func (c *change) switchOn(def *libvirtxml.Domain, n uint) error {
+	if most := c.drv.host.cpus(); def.ID != nil && n > uint(most) {
+		return errorf(protocol.ErrInvalidArg, "a running environment cannot have %d CPUs: the host has %d", n, most)
+	}
+	setOnline(def, n)
+	return nil
 }
 
 func vcpuCount(d *domain, a *protocol.DomainGetVcpusFlagsArgs) (ret protocol.DomainGetVcpusFlagsRet, err error) {
@@ -257,7 +266,6 @@ func enableVCPUs(c *change, list string, state int32, flags uint32) error {
 		if count == 0 {
 			return errorf(protocol.ErrInvalidArg, "an environment needs at least one CPU")
 		}
-		setOnline(def, count)
-		return nil
+		return c.switchOn(def, count)
 	})
 }

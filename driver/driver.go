@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -30,6 +29,10 @@ type Config struct {
 
 	AccessPolkit bool // ask polkitd for every object and action (access_drivers)
 
+	Migration MigrationConfig
+
+	Sleeper Sleeper // logind's; nil: the host cannot be put to sleep
+
 	Relay relay.Config // where the host's networks, storage and so on are managed
 }
 
@@ -48,6 +51,10 @@ type Driver struct {
 	polkit  *polkit
 	access  access // nil: whoever is authenticated may do all
 	admin   adminState
+
+	migrations *migrations
+	asleep     atomic.Bool   // the host is, or is about to be
+	stopping   chan struct{} // closed by Close
 }
 
 // New loads the definitions. Environments are taken over by Recover.
@@ -61,6 +68,7 @@ func New(c Config, rt *runtime.Runtime, log *slog.Logger) (*Driver, error) {
 		f.Emulator = rt.Host().OCI
 		f.Templates = rt.Templates().Names
 		f.HostRoot = c.HostRoot
+		f.Transports = []string{"tcp"}
 		return f
 	})
 	if err == nil {
@@ -81,7 +89,10 @@ func open(c Config, h *host, rt *runtime.Runtime, log *slog.Logger, facts func()
 		relay:   relay.New(c.Relay),
 		facts:   facts,
 		polkit:  newPolkit(),
+
+		stopping: make(chan struct{}),
 	}
+	drv.migrations = newMigrations(drv)
 	if c.AccessPolkit {
 		drv.access = polkitAccess{drv.polkit}
 	}
@@ -95,6 +106,9 @@ func open(c Config, h *host, rt *runtime.Runtime, log *slog.Logger, facts func()
 // of the daemon's start. What cannot be read is reported and left where it is:
 // it never stops the daemon and is never deleted.
 func (drv *Driver) load() error {
+	if err := drv.store.settleRenames(); err != nil {
+		drv.log.Error("a domain that was being renamed may be there under both names", "error", err)
+	}
 	names, err := drv.store.definitions()
 	if err != nil {
 		return err
@@ -166,116 +180,6 @@ func (drv *Driver) add(def *libvirtxml.Domain, links map[string]bool) error {
 	return nil
 }
 
-// Recover takes over the environments that ran while no daemon did, tells
-// which ended meanwhile, and starts what is marked for autostart if this is
-// the first start since the host booted. Call it once, before clients come.
-func (drv *Driver) Recover(ctx context.Context, stored map[string]*os.File) error {
-	running, ended, err := drv.rt.Recover(ctx, stored)
-	if err != nil {
-		drv.log.Error("cannot take over or clean up after every environment", "error", err)
-	}
-	byUUID := map[protocol.UUID]*runtime.Instance{}
-	for _, inst := range running {
-		byUUID[inst.UUID()] = inst
-	}
-	for _, e := range ended {
-		if e.Started {
-			drv.log.Warn("environment ended while the daemon was not running", "domain", e.Name, "cause", e.Exit.Cause)
-		}
-	}
-	err = drv.store.statuses(func(id protocol.UUID, s savedStatus) {
-		inst := byUUID[id]
-		if inst == nil {
-			if err := drv.store.removeStatus(id); err != nil {
-				drv.log.Error("cannot remove the status of an ended environment", "domain", s.Name, "error", err)
-			}
-			return
-		}
-		delete(byUUID, id)
-		if err := drv.adopt(id, s, inst); err != nil {
-			drv.log.Error("cannot take over a running environment: it runs on, unmanaged", "domain", s.Name, "error", err)
-		}
-	}, func(path string, err error) {
-		drv.log.Error("status skipped", "file", path, "error", err)
-	})
-	for _, inst := range byUUID {
-		drv.adoptWithoutStatus(inst)
-	}
-	return err
-}
-
-// adopt makes a domain of a running environment and its saved status.
-func (drv *Driver) adopt(id protocol.UUID, s savedStatus, inst *runtime.Instance) error {
-	facts := drv.facts()
-	facts.Templates = nil
-	live, err := xml.Parse(s.Live, facts, xml.ParseOptions{Stored: true, Live: true})
-	if err != nil {
-		return err
-	}
-	d, err := drv.domains.claim(drv, id, s.Name)
-	if err != nil {
-		return err
-	}
-	c := d.changeAlways("recover")
-	defer c.done()
-	if c.view().definition(false) == nil {
-		c.loadSnapshots()
-	}
-	state, reason := s.State, s.Reason
-	frozen, err := inst.Frozen()
-	if err != nil {
-		return err
-	}
-	// The kernel is right where the saved status is not: a daemon may have
-	// been killed between freezing and saving.
-	switch paused := frozen || !inst.Started(); {
-	case paused && state != Paused:
-		state, reason = Paused, protocol.DomainPausedUnknown
-	case !paused && state == Paused:
-		state, reason = Running, protocol.DomainRunningUnpaused
-	}
-	err = c.enter(state, reason, func(v *view) {
-		v.instance, v.live, v.rebooting = inst, xml.Live(live, liveFacts(inst)), s.Rebooting
-	})
-	go d.watch(inst)
-	if env, err := xml.NewEnvironment(live); err != nil {
-		return err
-	} else if err := inst.Enforce(c.ctx, env); err != nil {
-		drv.log.Error("cannot put the limits in force again that were being changed", "domain", s.Name, "error", err)
-	}
-	if err == nil && state == Paused && reason == protocol.DomainPausedSnapshot {
-		err = c.letGo(true) // the daemon was killed while it copied the disk
-	}
-	if err == nil && state == Paused {
-		err = c.finishSave()
-	}
-	if err == nil && s.Autodestroy && c.view().state.active() {
-		return c.destroy(0) // its client lost the connection with the daemon
-	}
-	return err
-}
-
-// adoptWithoutStatus keeps an environment whose status was lost: its
-// definition serves for both, if there is one.
-func (drv *Driver) adoptWithoutStatus(inst *runtime.Instance) {
-	id := protocol.UUID(inst.UUID())
-	d := drv.domains.lookup(id)
-	if d == nil {
-		drv.log.Error("an environment runs of which no definition is left: it runs on, unmanaged",
-			"domain", inst.Name(), "uuid", id, "scope", inst.Scope())
-		return
-	}
-	c := d.changeAlways("recover")
-	defer c.done()
-	err := c.enter(Running, protocol.DomainRunningUnknown, func(v *view) {
-		v.instance, v.live = inst, xml.Live(v.config, liveFacts(inst))
-	})
-	if err != nil {
-		drv.log.Error("cannot save the status of a running environment", "domain", inst.Name(), "error", err)
-	}
-	go d.watch(inst)
-}
-
 // Autostart starts the marked domains, once for each boot of the host: a
 // restart of the daemon must not start what somebody shut down since
 // (libvirt's virDriverShouldAutostart).
@@ -291,6 +195,12 @@ func (drv *Driver) Autostart() error {
 	f.Close()
 	drv.startMarked()
 	return nil
+}
+
+// Close ends what goes on by itself. Environments go on.
+func (drv *Driver) Close() {
+	close(drv.stopping)
+	drv.migrations.close()
 }
 
 func (drv *Driver) logFault(procedure string, fault any) {

@@ -107,11 +107,12 @@ func classify(err error) *Error {
 		return &Error{Code: xmlCode(bad.Kind), Detail: bad.Error()}
 	case errors.Is(err, runtime.ErrBusy):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: "Active console session exists for this domain"}
-	case errors.Is(err, runtime.ErrMountBusy):
+	case errors.Is(err, runtime.ErrMountBusy), errors.Is(err, runtime.ErrRootBusy):
 		return &Error{Code: protocol.ErrResourceBusy, Detail: err.Error()}
 	case errors.Is(err, runtime.ErrUnsupported):
 		return &Error{Code: protocol.ErrOperationUnsupported, Detail: err.Error()}
-	case errors.Is(err, runtime.ErrTooMuchInUse), errors.Is(err, runtime.ErrTooMuchData), errors.Is(err, runtime.ErrNoProcess), errors.Is(err, runtime.ErrTooManyLayers):
+	case errors.Is(err, runtime.ErrTooMuchInUse), errors.Is(err, runtime.ErrTooMuchData), errors.Is(err, runtime.ErrNoProcess), errors.Is(err, runtime.ErrTooManyLayers),
+		errors.Is(err, runtime.ErrCannotShrink):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: err.Error()}
 	case errors.As(err, &unavailable), errors.As(err, &nic):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: err.Error()}

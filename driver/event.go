@@ -1,7 +1,9 @@
 package driver
 
 import (
+	"context"
 	"sync"
+	"sync/atomic"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc/xdr"
@@ -80,7 +82,8 @@ type subscription struct {
 // goroutine does so, because whether a client may see a domain can be a
 // question to polkit, which must not keep a change or a lock waiting.
 type events struct {
-	queue chan occurrence
+	queue  chan occurrence
+	losing atomic.Bool // the queue was full, and has not been empty since
 
 	mu   sync.Mutex // protects subs, never held across a send or a check
 	subs map[*client]map[int32]subscription
@@ -170,8 +173,17 @@ func (e *events) emit(d *domain, ev event) {
 }
 
 // emitAs names the domain differently, as for a rename.
+//
+// It never waits: whoever emits holds a domain's job. Where polkitd hangs for so
+// long that the queue is full, what happens next is not told.
 func (e *events) emitAs(d *domain, dom protocol.NonnullDomain, ev event) {
-	e.queue <- occurrence{d, dom, ev}
+	select {
+	case e.queue <- occurrence{d, dom, ev}:
+	default:
+		if !e.losing.Swap(true) {
+			d.drv.log.Error("events are lost: polkitd does not answer whether clients may see them", "waiting", len(e.queue))
+		}
+	}
 }
 
 // recipient is one callback that wants an occurrence.
@@ -182,12 +194,47 @@ type recipient struct {
 
 func (e *events) run() {
 	for o := range e.queue {
-		for _, r := range e.recipients(o) {
-			if info, body := o.message(o.dom, r.callback); body != nil && r.client.maySee(o.d) {
+		list := e.recipients(o)
+		may := whoMaySee(o.d, list)
+		for _, r := range list {
+			if info, body := o.message(o.dom, r.callback); body != nil && may(r.client) {
 				r.client.conn.Send(info.Program, info.Version, info.Number, body)
 			}
 		}
+		if len(e.queue) == 0 {
+			e.losing.Store(false)
+		}
 	}
+}
+
+// maxQuestions is how many polkitd is asked at once.
+const maxQuestions = 32
+
+// whoMaySee asks for all recipients at once, so that polkitd, if it hangs, keeps
+// an event as long as one question takes and not as long as all.
+func whoMaySee(d *domain, list []recipient) (may func(*client) bool) {
+	if d.drv.access == nil {
+		return func(*client) bool { return true }
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), policyTimeout)
+	defer cancel()
+	var asking sync.WaitGroup
+	free := make(chan struct{}, maxQuestions)
+	answers := map[*client]*bool{}
+	for _, r := range list {
+		if answers[r.client] != nil {
+			continue
+		}
+		answer := new(bool)
+		answers[r.client] = answer
+		free <- struct{}{}
+		asking.Go(func() {
+			*answer = r.client.maySee(ctx, d)
+			<-free
+		})
+	}
+	asking.Wait()
+	return func(c *client) bool { return *answers[c] }
 }
 
 func (e *events) recipients(o occurrence) []recipient {

@@ -3,6 +3,7 @@
 package driver
 
 import (
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -81,6 +82,15 @@ func TestLibvirtClient(t *testing.T) {
 	if list, err := conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_PERSISTENT); err != nil || len(list) != 1 {
 		t.Errorf("%d persistent domains, %v", len(list), err)
 	}
+	if model, err := conn.GetSecurityModel(); err != nil || model.Model != "" {
+		t.Errorf("the security model is %+v, %v", model, err)
+	}
+	if label, err := dom.GetSecurityLabel(); err != nil || label.Label != "" {
+		t.Errorf("the security label is %+v, %v", label, err)
+	}
+	if updated, err := dom.IsUpdated(); err != nil || updated {
+		t.Errorf("what does not run is updated: %v, %v", updated, err)
+	}
 	if err := dom.Undefine(); err != nil {
 		t.Fatal(err)
 	}
@@ -155,4 +165,57 @@ func TestManyChanges(t *testing.T) {
 	if stored := h.virsh(true, "dumpxml", "web1", "--inactive"); stored != served {
 		t.Errorf("served before the restart:\n%s\nand after it:\n%s", served, stored)
 	}
+}
+
+// TestExtremeValues are those that virsh does not let through, or that only
+// a client of its own sends.
+func TestExtremeValues(t *testing.T) {
+	h := newTestHost(t)
+	h.virsh(true, "define", h.file(domainXML("web1", "<vcpu>2</vcpu>")))
+	conn, err := libvirt.NewConnect("vz+unix:///system?socket=" + h.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	dom, err := conn.LookupDomainByName("web1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dom.Free()
+	const config = libvirt.DOMAIN_AFFECT_CONFIG
+	absent := make([]bool, 1024)
+	absent[1023] = true
+	before := h.virsh(true, "dumpxml", "web1")
+	for name, c := range map[string]struct {
+		call func() error
+		want string
+	}{
+		"no memory":               {func() error { return setHardLimit(dom, 0) }, "<hard_limit> is 0 KiB, at least 1024 KiB are needed"},
+		"no CPU":                  {func() error { return dom.PinVcpuFlags(0, make([]bool, 8), config) }, "Empty cpu list"},
+		"a CPU that is not there": {func() error { return dom.PinVcpuFlags(0, absent, config) }, "CPU 1023 does not exist"},
+		"one for the emulator":    {func() error { return dom.PinEmulator(absent, config) }, "CPU 1023 does not exist"},
+		"2^31 CPUs":               {func() error { return dom.SetVcpusFlags(1<<31, libvirt.DOMAIN_VCPU_CONFIG|libvirt.DOMAIN_VCPU_MAXIMUM) }, "1 to 16384 are accepted"},
+		"flags of the future":     {func() error { return dom.SetMemoryFlags(65536, 1<<30) }, "unsupported flags"},
+		"an I/O thread":           {func() error { return dom.AddIOThread(1, config) }, "an environment has no I/O threads"},
+		"its I/O threads":         {func() error { _, err := dom.GetIOThreadInfo(config); return err }, "an environment has no I/O threads"},
+		"performance events":      {func() error { return dom.SetPerfEvents(&libvirt.DomainPerfEvents{CmtSet: true, Cmt: true}, config) }, "performance events are not collected"},
+		"which are on":            {func() error { _, err := dom.GetPerfEvents(config); return err }, "performance events are not collected"},
+	} {
+		if err := c.call(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %s", name, err, c.want)
+		}
+	}
+	if after := h.virsh(true, "dumpxml", "web1"); after != before {
+		t.Errorf("what was refused changed\n%s\nto\n%s", before, after)
+	}
+
+	// 2^53-1 KiB or more is no limit.
+	if err := setHardLimit(dom, ^uint64(0)); err != nil {
+		t.Error(err)
+	}
+	h.want(h.virsh(true, "memtune", "web1", "--config"), "hard_limit     : unlimited")
+}
+
+func setHardLimit(dom *libvirt.Domain, kib uint64) error {
+	return dom.SetMemoryParameters(&libvirt.DomainMemoryParameters{HardLimitSet: true, HardLimit: kib}, libvirt.DOMAIN_AFFECT_CONFIG)
 }

@@ -66,14 +66,21 @@ func toOCI(doc string, facts xml.HostFacts, host runtime.Host) (string, error) {
 		return "", err
 	}
 	spec := plan.Spec
-	spec.Mounts = append(spec.Mounts, environmentMounts(env, spec.Root)...)
+	mounts, err := environmentMounts(env, spec.Root)
+	if err != nil {
+		return "", err
+	}
+	spec.Mounts = append(spec.Mounts, mounts...)
 	spec.Linux.Resources = &specs.LinuxResources{Unified: unified(env)}
 	out, err := json.MarshalIndent(spec, "", "  ")
 	return string(out) + "\n", err
 }
 
-// environmentMounts are those the stub makes before the OCI runtime is run.
-func environmentMounts(env *xml.Environment, root *specs.Root) (list []specs.Mount) {
+// environmentMounts are those the stub makes before the OCI runtime is run. A
+// source of type bind is inside: as the source of a mount it would be the host's
+// directory of that name. An image has no file system type that is known before
+// it is looked at.
+func environmentMounts(env *xml.Environment, root *specs.Root) (list []specs.Mount, err error) {
 	for _, f := range env.Filesystems {
 		m := specs.Mount{Destination: f.Target, Type: "bind", Source: f.Source, Options: []string{"rbind"}}
 		if f.ReadOnly {
@@ -81,19 +88,22 @@ func environmentMounts(env *xml.Environment, root *specs.Root) (list []specs.Mou
 		}
 		switch {
 		case f.Target == "/":
-			if f.Type == "mount" || f.Type == "bind" {
+			if f.Type == "mount" || f.Type == "host" {
 				root.Path = f.Source
 			}
 			continue
 		case f.Type == "ram":
 			m.Type, m.Source = "tmpfs", "tmpfs"
 			m.Options = append([]string{fmt.Sprintf("size=%d", f.Size)}, m.Options[1:]...)
-		case f.Type != "mount" && f.Type != "bind":
-			continue
+		case f.Type == "tmp":
+			m.Type, m.Source, m.Options = "tmpfs", "tmpfs", []string{"mode=1777"}
+		case f.Type != "mount":
+			return nil, errorf(protocol.ErrConfigUnsupported, "a config.json cannot say what the filesystem of type '%s' at %s is: "+
+				"take it out of the definition (domxml-to-native oci --xml FILE), and mount it yourself", f.Type, f.Target)
 		}
 		list = append(list, m)
 	}
-	return list
+	return list, nil
 }
 
 // unified are the limits by their files in cgroup v2.

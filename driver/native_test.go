@@ -54,3 +54,37 @@ func TestToOCI(t *testing.T) {
 		t.Error("an empty definition is converted")
 	}
 }
+
+// TestToOCIRefuses: what would be another mount, or none, is no config.json.
+func TestToOCIRefuses(t *testing.T) {
+	for kind, source := range map[string]string{
+		"bind": "<source dir='/etc'/>", "file": "<source file='/srv/image'/>", "block": "<source dev='/dev/vdb'/>", "volume": "<source pool='p' volume='v'/>",
+	} {
+		doc := `<domain type='vz'><name>web</name><memory unit='MiB'>64</memory><os><type>exe</type></os>
+<devices><filesystem type='mount'><source dir='/srv/root'/><target dir='/'/></filesystem>
+<filesystem type='` + kind + `'>` + source + `<target dir='/data'/></filesystem></devices></domain>`
+		out, err := toOCI(doc, xml.HostFacts{Arch: "x86_64"}, runtime.Host{})
+		if err == nil || !strings.Contains(err.Error(), "of type '"+kind+"' at /data") {
+			t.Errorf("%s: %v\n%s", kind, err, out)
+		}
+	}
+}
+
+// TestToOCIHostRoot: on the host's root there are places to write to.
+func TestToOCIHostRoot(t *testing.T) {
+	doc := `<domain type='vz'><name>web</name><memory unit='MiB'>64</memory><os><type>exe</type><init>/bin/sh</init></os></domain>`
+	out, err := toOCI(doc, xml.HostFacts{Arch: "x86_64", HostRoot: true}, runtime.Host{})
+	var spec specs.Spec
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &spec)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := func(target string) bool {
+		return slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return m.Destination == target && m.Type == "tmpfs" })
+	}
+	if spec.Root.Path != "/" || !spec.Root.Readonly || !has("/tmp") || !has("/var/tmp") {
+		t.Errorf("root %+v, mounts %+v", spec.Root, spec.Mounts)
+	}
+}

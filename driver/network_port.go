@@ -35,26 +35,53 @@ func (n *networks) find(ctx context.Context, name string) (*relay.Client, protoc
 	return client, found.Net, err
 }
 
+// Find tells the bridge of an active network.
+func (n *networks) Find(ctx context.Context, name string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
+	defer cancel()
+	client, network, err := n.find(ctx, name)
+	if err != nil {
+		return "", errNetwork(name, err)
+	}
+	active, err := relay.Call(ctx, client, protocol.NetworkIsActive, &protocol.NetworkIsActiveArgs{Net: network})
+	if err != nil {
+		return "", err
+	}
+	if active.Active == 0 {
+		return "", errInactive(name)
+	}
+	bridge, err := relay.Call(ctx, client, protocol.NetworkGetBridgeName, &protocol.NetworkGetBridgeNameArgs{Net: network})
+	if answers(err, protocol.ErrInternalError) { // it has none
+		return "", nil
+	}
+	return bridge.Name, err
+}
+
+func errNetwork(name string, err error) error {
+	if answers(err, protocol.ErrNoNetwork) {
+		return errorf(protocol.ErrNoNetwork, "there is no network '%s': virsh net-list --all shows those there are, virsh net-define makes one", name)
+	}
+	return err
+}
+
+func errInactive(name string) error {
+	return errorf(protocol.ErrOperationInvalid, "network '%s' is not active: start it with virsh net-start %s", name, name)
+}
+
 // Plug makes a port for an interface.
 func (n *networks) Plug(ctx context.Context, p runtime.Port) (plug runtime.Plug, err error) {
 	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
 	defer cancel()
 	client, network, err := n.find(ctx, p.Network)
-	if answers(err, protocol.ErrNoNetwork) {
-		return plug, errorf(protocol.ErrNoNetwork, "there is no network '%s': virsh net-list --all shows those there are, virsh net-define makes one", p.Network)
-	}
 	if err != nil {
-		return plug, err
+		return plug, errNetwork(p.Network, err)
 	}
 	doc, err := portXML(p)
 	if err != nil {
 		return plug, err
 	}
 	made, err := relay.Call(ctx, client, protocol.NetworkPortCreateXML, &protocol.NetworkPortCreateXMLArgs{Network: network, XML: doc})
-	if answers(err, protocol.ErrOperationInvalid) {
-		return plug, errorf(protocol.ErrOperationInvalid, "network '%s' is not active: start it with virsh net-start %s", p.Network, p.Network)
-	}
-	if err != nil {
+	if err = inactive(ctx, client, network, err); err != nil {
 		return plug, fmt.Errorf("port in the network %s: %w", p.Network, err)
 	}
 	got, err := relay.Call(ctx, client, protocol.NetworkPortGetXMLDesc, &protocol.NetworkPortGetXMLDescArgs{Port: made.Port})
@@ -62,6 +89,19 @@ func (n *networks) Plug(ctx context.Context, p runtime.Port) (plug runtime.Plug,
 		return plug, fmt.Errorf("port in the network %s: %w", p.Network, err)
 	}
 	return parsePort(p.Network, got.XML)
+}
+
+// inactive says what to do where a call failed because the network is not
+// active, which libvirt has the same code for as for other things.
+func inactive(ctx context.Context, client *relay.Client, network protocol.NonnullNetwork, err error) error {
+	if !answers(err, protocol.ErrOperationInvalid) {
+		return err
+	}
+	ret, e := relay.Call(ctx, client, protocol.NetworkIsActive, &protocol.NetworkIsActiveArgs{Net: network})
+	if e != nil || ret.Active != 0 {
+		return err
+	}
+	return errInactive(network.Name)
 }
 
 // Unplug removes a port. A network that ended has taken its ports with it.
@@ -99,7 +139,10 @@ func (n *networks) Limit(ctx context.Context, network, uuid string, inbound, out
 		params = append(params, protocol.TypedParam{Field: p.name, Value: protocol.UintValue(p.value)})
 	}
 	_, err = relay.Call(ctx, client, protocol.NetworkPortSetParameters, &protocol.NetworkPortSetParametersArgs{Port: port, Params: params})
-	if err != nil {
+	if answers(err, protocol.ErrNoNetworkPort) {
+		return fmt.Errorf("network %s: %w", network, runtime.ErrNoPort)
+	}
+	if err = inactive(ctx, client, port.Net, err); err != nil {
 		return fmt.Errorf("bandwidth in the network %s: %w", network, err)
 	}
 	return nil

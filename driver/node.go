@@ -11,6 +11,7 @@ var node = table{
 	call(protocol.NodeGetCPUMap, nodeCPUMap),
 	call(protocol.NodeGetMemoryStats, nodeMemoryStats),
 	call(protocol.NodeGetFreeMemory, nodeFreeMemory),
+	call(protocol.NodeSuspendForDuration, suspendHost),
 	call(protocol.NodeGetCellsFreeMemory, nodeCellsFreeMemory),
 	call(protocol.NodeGetFreePages, nodeFreePages),
 	call(protocol.NodeAllocPages, nodeAllocPages),

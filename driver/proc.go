@@ -22,6 +22,7 @@ import (
 //	get     on a domain, answered from memory at once
 //	query   on a domain, may ask the kernel; never waits for a job
 //	modify  on a domain, holding its job
+//	        (modifyAfter: something else comes before that)
 //	reply   modify with an answer
 //	relayed passed on to the host's daemon of that kind (relayed.go)
 
@@ -106,6 +107,16 @@ func reply[A, R any](p protocol.Procedure[A, R], fn func(*change, *A) (R, error)
 
 // modifyWith is modify for the few that need the request: its descriptors.
 func modifyWith[A, R any](p protocol.Procedure[A, R], fn func(*request, *change, *A) (R, error)) procedure {
+	return changing(func(*domain) {}, p, fn)
+}
+
+// modifyAfter is modify with something to be done before the job is waited for,
+// which may be held for long.
+func modifyAfter[A any](before func(*domain), p protocol.Procedure[A, xdr.Void], fn func(*change, *A) error) procedure {
+	return changing(before, p, func(_ *request, c *change, a *A) (v xdr.Void, err error) { return v, fn(c, a) })
+}
+
+func changing[A, R any](before func(*domain), p protocol.Procedure[A, R], fn func(*request, *change, *A) (R, error)) procedure {
 	dom := domainField[A](p.Info)
 	return procedure{info: p.Info, mode: poolMode(p.Info), serve: func(r *request) (xdr.Marshaler, error) {
 		var args A
@@ -113,6 +124,7 @@ func modifyWith[A, R any](p protocol.Procedure[A, R], fn func(*request, *change,
 		if err != nil {
 			return nil, err
 		}
+		before(d)
 		c, err := d.change(r.ctx, r.client, functionName(r.info))
 		if err != nil {
 			return nil, err

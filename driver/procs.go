@@ -44,6 +44,8 @@ var families = []table{
 	snapshotting,
 	saving,
 	restoring,
+	migrating,
+	dumping,
 	relayed(protocol.Remote()),
 }
 

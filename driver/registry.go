@@ -2,6 +2,7 @@ package driver
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"sync"
 
@@ -43,6 +44,21 @@ func (d *domain) ifDefined() *domain {
 		return nil
 	}
 	return d
+}
+
+// claimed is lookupName that also finds a domain whose first definition is
+// still being made.
+func (r *registry) claimed(name string) *domain {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.byName[name]
+}
+
+// every lists all, those among them whose first definition is still being made.
+func (r *registry) every() []*domain {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return slices.Collect(maps.Values(r.byUUID))
 }
 
 // all lists the domains by name, so that clients get a stable order.
@@ -98,15 +114,31 @@ func (r *registry) drop(c *change) {
 	delete(r.byName, c.view().name)
 }
 
-// rename moves a domain to a free name; its job must be held.
-func (r *registry) rename(c *change, name string, config *libvirtxml.Domain) error {
+// rename moves a domain to a free name; its job must be held. While its files
+// are moved both names are taken: whoever loses the race for one has written
+// nothing.
+func (r *registry) rename(c *change, name string, config *libvirtxml.Domain, move func() error) error {
+	if err := r.take(name, c.domain); err != nil {
+		return err
+	}
+	old, err := c.view().name, move()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		delete(r.byName, name)
+		return err
+	}
+	delete(r.byName, old)
+	c.publish(func(v *view) { v.name, v.config = name, config })
+	return nil
+}
+
+func (r *registry) take(name string, d *domain) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byName[name] != nil {
 		return errorf(protocol.ErrOperationInvalid, "domain with name '%s' already exists", name)
 	}
-	delete(r.byName, c.view().name)
-	r.byName[name] = c.domain
-	c.publish(func(v *view) { v.name, v.config = name, config })
+	r.byName[name] = d
 	return nil
 }

@@ -41,5 +41,5 @@ func passOn(info *protocol.Info, d relay.Driver) procedure {
 // caller is whom the host's daemons decide about.
 func (c *client) caller() relay.Caller {
 	who := c.who()
-	return relay.Caller{PID: who.PID, StartTime: who.StartTime, UID: who.UID, ReadOnly: c.readOnly.Load()}
+	return relay.Caller{PID: who.PID, StartTime: who.StartTime, UID: who.UID, Stated: who.stated, ReadOnly: c.readOnly.Load()}
 }

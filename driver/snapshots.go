@@ -100,8 +100,8 @@ var snapshotFilters = []map[uint32]func(snapshots, *xml.Snapshot) bool{
 		protocol.DomainSnapshotListNoMetadata: func(snapshots, *xml.Snapshot) bool { return false },
 	}, {
 		protocol.DomainSnapshotListInactive: func(_ snapshots, snap *xml.Snapshot) bool { return snap.State == xml.SnapshotShutoff },
-		protocol.DomainSnapshotListActive:   func(snapshots, *xml.Snapshot) bool { return false }, // those with memory
-		protocol.DomainSnapshotListDiskOnly: func(_ snapshots, snap *xml.Snapshot) bool { return snap.State == xml.SnapshotRunning },
+		protocol.DomainSnapshotListActive:   func(_ snapshots, snap *xml.Snapshot) bool { return snap.HasMemory() },
+		protocol.DomainSnapshotListDiskOnly: func(_ snapshots, snap *xml.Snapshot) bool { return snap.State == xml.SnapshotDiskOnly },
 	}, {
 		protocol.DomainSnapshotListInternal: func(snapshots, *xml.Snapshot) bool { return true },
 		protocol.DomainSnapshotListExternal: func(snapshots, *xml.Snapshot) bool { return false },

@@ -34,6 +34,9 @@ type savedStatus struct {
 	Live        string `json:"live"` // domain XML of the running environment
 	Autodestroy bool   `json:"autodestroy,omitempty"`
 	Rebooting   bool   `json:"rebooting,omitempty"`
+	Restarting  bool   `json:"restarting,omitempty"`
+	Updated     bool   `json:"updated,omitempty"`
+	Define      string `json:"define,omitempty"` // domain XML to be kept once the environment runs here
 }
 
 func (s store) definition(name string) string {

@@ -13,7 +13,6 @@ import (
 var reasons = []struct{ pattern, reason string }{
 	// What a container does not have, now or later.
 	{"DOMAIN_MEMORY_PEEK", "an environment has no memory of its own to peek into, its processes share the host's"},
-	{"DOMAIN_CORE_DUMP*", "an environment has no guest memory to dump"},
 	{"DOMAIN_INJECT_NMI", "an environment has no hardware to interrupt"},
 	{"DOMAIN_SEND_KEY", "an environment has no keyboard: use the console"},
 	{"DOMAIN_SCREENSHOT", "an environment has no display: use the console"},
@@ -50,13 +49,7 @@ var reasons = []struct{ pattern, reason string }{
 	{"AUTH_SASL_*", "this socket authenticates with polkit; SASL is for TCP, which virtproxyd serves"},
 
 	// What this version does not have yet.
-	{"NODE_SUSPEND_FOR_DURATION", "suspending the host is the host's own business: use systemctl suspend"},
-	{"DOMAIN_MIGRATE*", "migration is not supported by this version"},
-	{"DOMAIN_SET_*", "live tuning is not supported by this version: edit the definition"},
-	{"DOMAIN_PIN_*", "live tuning is not supported by this version: edit the definition"},
-	{"DOMAIN_GET_*", "this version does not report it"},
-	{"DOMAIN_BLOCK_*", "this version does not report it"},
-	{"DOMAIN_INTERFACE_*", "this version does not report it"},
+	{"DOMAIN_MIGRATE*", "migration is of version 3: use a client of libvirt 0.9.2 or newer"},
 
 	// The admin program.
 	{"SERVER_UPDATE_TLS_FILES", "TLS connections come through virtproxyd, which has the files"},
@@ -69,10 +62,11 @@ var reasons = []struct{ pattern, reason string }{
 	{"CONNECT_DOMAIN_MONITOR_EVENT_*", "there is no QEMU monitor"},
 }
 
-// refusal makes the entry of a procedure that is not served.
+// refusal makes the entry of a procedure that is not served. A read-only
+// connection is told that first, as by libvirt.
 func refusal(info *protocol.Info) procedure {
 	return procedure{info: info, serve: func(r *request) (xdr.Marshaler, error) {
-		if err := r.client.admit(info); err != nil {
+		if err := r.open(info.NewArgs()); err != nil {
 			return nil, err
 		}
 		return nil, errorf(protocol.ErrNoSupport, "%s: %s", functionName(info), refusalReason(info))

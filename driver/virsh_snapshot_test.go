@@ -177,7 +177,7 @@ func TestVirshSnapshotRefused(t *testing.T) {
 		"slash":       {"<domainsnapshot><name>a/b</name></domainsnapshot>", "", "contains '/'"},
 		"hidden":      {"<domainsnapshot><name>.a</name></domainsnapshot>", "", "may not begin with '.'"},
 		"long":        {"<domainsnapshot><name>" + strings.Repeat("x", 201) + "</name></domainsnapshot>", "", "has 201 bytes"},
-		"memory":      {"<domainsnapshot><memory snapshot='external' file='/tmp/x'/></domainsnapshot>", "", "cannot be kept in a snapshot of an environment"},
+		"memory":      {"<domainsnapshot><memory snapshot='external' file='/tmp/x'/></domainsnapshot>", "", "the daemon keeps the memory itself"},
 		"disk":        {"<domainsnapshot><disks><disk name='vda'/></disks></domainsnapshot>", "", "the only disk of an environment is its root"},
 		"external":    {"<domainsnapshot><disks><disk name='/' snapshot='external'/></disks></domainsnapshot>", "", "is 'internal'"},
 		"root":        {"<domain/>", "", "it must be <domainsnapshot>"},
@@ -186,7 +186,9 @@ func TestVirshSnapshotRefused(t *testing.T) {
 		"other layer": {strings.Replace(good, layer, strings.Repeat("0", 32), 1), "--redefine", "there is no layer"},
 		"path":        {strings.Replace(good, layer, "../../../etc", 1), "--redefine", "is no layer"},
 		"own parent":  {strings.Replace(good, "<state>", "<parent><name>one</name></parent><state>", 1), "--redefine", "as its own parent"},
-		"running":     {strings.Replace(good, "<state>shutoff", "<state>running", 1), "--redefine", "snapshots of environments are"},
+		"state":       {strings.Replace(good, "<state>shutoff", "<state>crashed", 1), "--redefine", "snapshots of environments are"},
+		"running":     {strings.Replace(good, "<state>shutoff", "<state>running", 1), "--redefine", "cannot change between online and offline"},
+		"no memory":   {strings.NewReplacer("<state>shutoff", "<state>running", "<name>one", "<name>other").Replace(good), "--redefine", "the memory of snapshot other is lost"},
 		"no time":     {strings.Replace(good, "<creationTime>", "<creationTime>x", 1), "--redefine", "a number of seconds"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -219,6 +220,8 @@ func TestVirshMessages(t *testing.T) {
 	nic := "<devices><interface type='network'><source network='default'/><virtualport type='openvswitch'/></interface>"
 	h.virsh(true, "define", h.file(strings.Replace(domainXML("web1", "<seclabel type='none'/>"), "<devices>", nic, 1)))
 	h.want(h.virsh(true, "dominfo", "web1"), "<virtualport> is not in force", "<seclabel> is not in force")
+	h.virsh(true, "define", h.file(domainXML("web2", "<on_poweroff>destroy</on_poweroff><on_reboot>rename-restart</on_reboot><on_crash>preserve</on_crash>")))
+	h.want(h.virsh(true, "dominfo", "web2"), "<on_crash>preserve is not in force: ", "<on_reboot>rename-restart is not in force: it restarts under the name it has")
 	if out := h.virsh(true, "dominfo", "plain"); strings.Contains(out, "not in force") {
 		t.Errorf("a plain definition is warned about:\n%s", out)
 	}
@@ -236,6 +239,79 @@ func TestVirshRenameAutostart(t *testing.T) {
 	h.virsh(false, "dominfo", "web1")
 	h.virsh(true, "autostart", "--disable", "www")
 	h.want(h.virsh(true, "dominfo", "www"), "Autostart:      disable")
+}
+
+// TestRenameFails: the name that was to go keeps all it had, whatever was done.
+func TestRenameFails(t *testing.T) {
+	h := newTestHost(t)
+	h.virsh(true, "define", h.file(domainXML("web1", "")))
+	h.virsh(true, "autostart", "web1")
+	dir := h.drv.store.configDir
+	block := filepath.Join(dir, "autostart/web1.xml.once/x") // in the way of a removal
+	if err := os.MkdirAll(block, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h.want(h.virsh(false, "domrename", "web1", "www"), "web1.xml.once: directory not empty")
+	h.want(h.virsh(true, "dominfo", "web1"), "Autostart:      enable")
+	h.virsh(true, "define", h.file(domainXML("www", ""))) // its name is free
+	h.virsh(true, "undefine", "www")
+	if got, want := names(t, dir), []string{"autostart", "run", "web1.xml"}; !slices.Equal(got, want) {
+		t.Errorf("there are %v, want %v", got, want)
+	}
+	if got, want := names(t, dir+"/autostart"), []string{"web1.xml", "web1.xml.once"}; !slices.Equal(got, want) {
+		t.Errorf("started automatically: %v, want %v", got, want)
+	}
+	if err := os.RemoveAll(filepath.Dir(block)); err != nil {
+		t.Fatal(err)
+	}
+	h.virsh(true, "domrename", "web1", "www")
+	h.want(h.virsh(true, "dominfo", "www"), "Autostart:      enable")
+}
+
+// TestRenameCutOff opens a driver on what one left that was killed in a rename.
+func TestRenameCutOff(t *testing.T) {
+	h := newTestHost(t)
+	for _, name := range []string{"early", "late"} {
+		h.virsh(true, "define", h.file(domainXML(name, "")))
+		h.virsh(true, "autostart", name)
+	}
+	s := h.drv.store
+	doc, err := os.ReadFile(s.definition("late"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.stop()
+	for _, err := range []error{
+		os.Symlink("early2", s.renameLink("early")), os.Symlink("aaa", s.renameLink("late")),
+		s.saveDefinition("aaa", strings.Replace(string(doc), "<name>late<", "<name>aaa<", 1)),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.open(s.configDir)
+	if out := h.virsh(true, "list", "--all", "--autostart", "--name"); !slices.Equal(strings.Fields(out), []string{"aaa", "early"}) {
+		t.Errorf("after the restart there are\n%s", out)
+	}
+	if got, want := names(t, s.configDir), []string{"aaa.xml", "autostart", "early.xml", "run"}; !slices.Equal(got, want) {
+		t.Errorf("there are %v, want %v", got, want)
+	}
+	if strings.Contains(h.log.String(), "level=ERROR") {
+		t.Error("an error was logged")
+	}
+}
+
+// names are those of a directory's entries.
+func names(t *testing.T, dir string) (list []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		list = append(list, e.Name())
+	}
+	return list
 }
 
 // TestRestart opens a second driver on what the first one left behind, with

@@ -26,6 +26,8 @@ func TestVirshTune(t *testing.T) {
 		{"setmem web1 8M --config", "<hard_limit unit='KiB'>8192<"},
 		{"memtune web1 --soft-limit 4096 --swap-hard-limit 1024 --config", "!must not be below <hard_limit>"},
 		{"memtune web1 --hard-limit -1 --config", "<hard_limit unit='KiB'>9007199254740991<"},
+		{"memtune web1 --hard-limit 0 --config", "!<hard_limit> is 0 KiB, at least 1024 KiB are needed"},
+		{"memtune web1 --soft-limit 0 --config", "!<soft_limit> is 0 KiB, at least 1024 KiB are needed"},
 		{"setvcpus web1 1 --config", "<vcpu placement='static' current='1'>2<"},
 		{"setvcpus web1 5 --config", "!greater than max allowable"},
 		{"setvcpus web1 4 --maximum --config", "<vcpu placement='static' current='1'>4<"},

@@ -8,6 +8,7 @@ import (
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc/xdr"
+	"virtvzd/runtime"
 )
 
 // work is a part of a change that takes long: what libvirt's clients call a
@@ -17,6 +18,7 @@ type work struct {
 	started     time.Time
 	done, total atomic.Uint64 // bytes
 	cancel      context.CancelFunc
+	migration   atomic.Pointer[runtime.MigrationControl] // of a work that is one
 }
 
 // workInfo is how far a work is, or how it ended.
@@ -26,6 +28,7 @@ type workInfo struct {
 	elapsed     time.Duration
 	done, total uint64 // bytes
 	failure     string
+	migration   *runtime.MigrationStats
 }
 
 // working runs do as a work that domjobinfo shows and domjobabort ends. One
@@ -61,10 +64,32 @@ func (w *work) progress(done, total uint64) {
 
 func (w *work) info() workInfo {
 	info := workInfo{kind: protocol.DomainJobUnbounded, operation: w.operation, elapsed: time.Since(w.started), done: w.done.Load(), total: w.total.Load()}
+	if c := w.migration.Load(); c != nil {
+		info.of(c)
+	}
 	if info.total > 0 {
 		info.kind = protocol.DomainJobBounded
 	}
 	return info
+}
+
+// of has the numbers be those of a migration.
+func (i *workInfo) of(c *runtime.MigrationControl) {
+	s := c.Stats()
+	i.migration, i.done, i.total = &s, s.MemorySent+s.DiskSent, s.MemoryTotal+s.DiskTotal
+}
+
+// completedAgain is for a migration whose end is known only after its work was
+// done.
+func (j *job) completedAgain(c *runtime.MigrationControl) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.completed != nil {
+		info := *j.completed
+		info.of(c)
+		info.elapsed = time.Since(info.migration.Started)
+		j.completed = &info
+	}
 }
 
 func (j *job) setWork(w *work) {
@@ -129,10 +154,10 @@ func (i workInfo) params() []protocol.TypedParam {
 			value uint64
 		}{
 			{protocol.DomainJobDataTotal, i.total}, {protocol.DomainJobDataProcessed, i.done}, {protocol.DomainJobDataRemaining, i.total - min(i.done, i.total)},
-			{protocol.DomainJobMemoryTotal, i.total}, {protocol.DomainJobMemoryProcessed, i.done}, {protocol.DomainJobMemoryRemaining, i.total - min(i.done, i.total)},
 		} {
 			params = append(params, protocol.TypedParam{Field: p.name, Value: protocol.UllongValue(p.value)})
 		}
+		params = append(params, i.parts()...)
 	}
 	if i.failure != "" {
 		params = append(params, protocol.TypedParam{Field: protocol.DomainJobErrmsg, Value: protocol.StringValue(i.failure)})

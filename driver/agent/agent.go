@@ -20,15 +20,17 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 
 	"virtvzd/runtime"
 )
 
 // Guest is a running environment.
 type Guest interface {
-	Exec(context.Context, runtime.Command) (status int, err error)
+	Exec(context.Context, runtime.Command) (syscall.WaitStatus, error)
 	OpenFile(ctx context.Context, who runtime.Owner, name string, flags int, mode os.FileMode) (*runtime.File, error)
 	ReadFile(ctx context.Context, who runtime.Owner, name string, limit int) ([]byte, error)
+	ReadFiles(ctx context.Context, who runtime.Owner, name string, most, limit int) ([][]byte, error)
 	ReplaceFile(ctx context.Context, who runtime.Owner, name string, body []byte, mode os.FileMode) error
 	Account(ctx context.Context, name string) (runtime.Account, error)
 	FilesystemSpace(ctx context.Context, point string) (total, used uint64, err error)

@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,10 +25,12 @@ import (
 type guest struct {
 	Guest
 	files   map[string]string
-	program func(context.Context, runtime.Command) (int, error)
+	program func(context.Context, runtime.Command) (syscall.WaitStatus, error)
 }
 
-func (g *guest) Exec(ctx context.Context, c runtime.Command) (int, error) { return g.program(ctx, c) }
+func (g *guest) Exec(ctx context.Context, c runtime.Command) (syscall.WaitStatus, error) {
+	return g.program(ctx, c)
+}
 
 func (g *guest) ReadFile(_ context.Context, _ runtime.Owner, name string, limit int) ([]byte, error) {
 	body, ok := g.files[name]
@@ -33,6 +38,16 @@ func (g *guest) ReadFile(_ context.Context, _ runtime.Owner, name string, limit 
 		return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 	}
 	return []byte(body), nil
+}
+
+func (g *guest) ReadFiles(_ context.Context, _ runtime.Owner, name string, most, limit int) (list [][]byte, err error) {
+	err = fs.ErrNotExist
+	for _, path := range slices.Sorted(maps.Keys(g.files)) {
+		if strings.HasPrefix(path, name+"/") {
+			list, err = append(list, []byte(g.files[path])), nil
+		}
+	}
+	return list, err
 }
 
 func (g *guest) ReplaceFile(_ context.Context, who runtime.Owner, name string, body []byte, mode os.FileMode) error {
@@ -69,7 +84,7 @@ func newAgent(t *testing.T, g *guest) *Agent {
 func TestCommands(t *testing.T) {
 	a := newAgent(t, &guest{
 		files: map[string]string{"/etc/os-release": "# x\nID=debian\nPRETTY_NAME=\"Debian \\\"13\\\"\"\n", "/run/utmp": string(utmp("root", 7, 50)) + string(utmp("root", 7, 40)) + string(utmp("boot", 2, 1))},
-		program: func(_ context.Context, c runtime.Command) (int, error) {
+		program: func(_ context.Context, c runtime.Command) (syscall.WaitStatus, error) {
 			io.WriteString(c.Stdout, "0.25 1.50 2.00 1/5 77\n")
 			return 0, nil
 		},
@@ -111,6 +126,27 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// TestUsers: Debian 13 has no utmp(5) any more, but logind's sessions.
+func TestUsers(t *testing.T) {
+	const sessions = "/run/systemd/sessions/"
+	session := func(user, class, since string) string {
+		return "# This is private data. Do not parse.\nUID=0\nUSER=" + user + "\nCLASS=" + class + "\nREALTIME=" + since + "\n"
+	}
+	for want, files := range map[string]map[string]string{
+		`[]`:                                  {},
+		`[{"user":"root","login-time":40.5}]`: {sessions + "1": session("root", "user", "41000000"), sessions + "2": session("root", "user-early", "40500000")},
+		`[{"user":"root","login-time":40},{"user":"web","login-time":7}]`: {"/run/utmp": string(utmp("root", 7, 40)),
+			sessions + "1": session("root", "user", "41000000"), sessions + "3": session("web", "user", "7000000"),
+			sessions + "c1": session("gdm", "greeter", "1"), sessions + "4": session("web", "manager", "1"),
+			sessions + "5": session("x", "user", "-1"), sessions + "6": "nonsense", sessions + "7": session("", "user", "1")},
+	} {
+		text, err := newAgent(t, &guest{files: files}).Do(t.Context(), `{"execute":"guest-get-users"}`)
+		if err != nil || text != `{"return":`+want+`}` {
+			t.Errorf("%s, %v, want %s", text, err, want)
+		}
+	}
+}
+
 func utmp(name string, kind uint16, at uint32) []byte {
 	b := make([]byte, 384)
 	binary.NativeEndian.PutUint16(b, kind)
@@ -135,12 +171,14 @@ func do(t *testing.T, a *Agent, command string) map[string]any {
 
 func TestExec(t *testing.T) {
 	gate := make(chan bool)
-	a := newAgent(t, &guest{program: func(ctx context.Context, c runtime.Command) (int, error) {
+	a := newAgent(t, &guest{program: func(ctx context.Context, c runtime.Command) (syscall.WaitStatus, error) {
 		switch c.Args[0] {
 		case "missing":
 			return 0, fmt.Errorf("missing: %w", runtime.ErrNotExecuted)
 		case "killed":
-			return 128 + 9, nil
+			return 9, nil
+		case "as if killed":
+			return (128 + 9) << 8, nil
 		case "endless":
 			<-ctx.Done()
 			return 0, ctx.Err()
@@ -149,7 +187,7 @@ func TestExec(t *testing.T) {
 		body, _ := io.ReadAll(c.Stdin)
 		fmt.Fprintf(c.Stdout, "%s %s %s", c.Args[1:], c.Env, body)
 		io.WriteString(c.Stderr, strings.Repeat("e", maxOutput+1))
-		return 3, nil
+		return 3 << 8, nil
 	}})
 	pid := do(t, a, `{"execute":"guest-exec","arguments":{"path":"tool","arg":["a","b"],"env":["X=y"],"input-data":"aGVsbG8=","capture-output":true}}`)["pid"]
 	status := fmt.Sprintf(`{"execute":"guest-exec-status","arguments":{"pid":%v}}`, pid)
@@ -165,7 +203,7 @@ func TestExec(t *testing.T) {
 	if _, err := a.Do(t.Context(), status); err == nil || !strings.Contains(err.Error(), "PID lookup failed") {
 		t.Errorf("asked once more: %v", err)
 	}
-	for path, want := range map[string]string{"killed": `"signal":9`, "missing": "!cannot be run"} {
+	for path, want := range map[string]string{"killed": `"signal":9`, "as if killed": `"exitcode":137`, "missing": "!cannot be run"} {
 		pid := do(t, a, `{"execute":"guest-exec","arguments":{"path":"`+path+`"}}`)["pid"]
 		status := fmt.Sprintf(`{"execute":"guest-exec-status","arguments":{"pid":%v}}`, pid)
 		var text string
@@ -191,6 +229,45 @@ func TestExec(t *testing.T) {
 	a.Close() // ends the endless ones
 	if _, err := a.Do(t.Context(), `{"execute":"guest-exec","arguments":{"path":"tool"}}`); err == nil || !strings.Contains(err.Error(), "has ended") {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+// TestExecForgotten: programs that nobody asks about leave room for others, the
+// oldest first, and what runs keeps its own.
+func TestExecForgotten(t *testing.T) {
+	gate := make(chan bool)
+	a := newAgent(t, &guest{program: func(ctx context.Context, c runtime.Command) (syscall.WaitStatus, error) {
+		if c.Args[0] == "endless" {
+			<-ctx.Done()
+			return 0, ctx.Err()
+		}
+		<-gate
+		return 0, nil
+	}})
+	run := func(path string) string {
+		pid := do(t, a, `{"execute":"guest-exec","arguments":{"path":"`+path+`"}}`)["pid"]
+		return fmt.Sprintf(`{"execute":"guest-exec-status","arguments":{"pid":%v}}`, pid)
+	}
+	endless := run("endless")
+	for range maxProcesses - 1 {
+		run("brief")
+	}
+	close(gate)
+	for n := range a.processes {
+		if n > 1 {
+			<-a.processes[n].done
+		}
+	}
+	for range 2 * maxProcesses {
+		if got := ended(t, a, run("brief")); got["exitcode"] != 0.0 {
+			t.Fatalf("ends with %v", got)
+		}
+	}
+	if got := do(t, a, endless); got["exited"] != false {
+		t.Errorf("what runs: %v", got)
+	}
+	if len(a.processes) != maxProcesses-1 {
+		t.Errorf("%d are kept", len(a.processes))
 	}
 }
 
@@ -237,8 +314,8 @@ func TestKeys(t *testing.T) {
 
 func TestPassword(t *testing.T) {
 	var ran string
-	status := 0
-	a := newAgent(t, &guest{program: func(_ context.Context, c runtime.Command) (int, error) {
+	status := syscall.WaitStatus(0)
+	a := newAgent(t, &guest{program: func(_ context.Context, c runtime.Command) (syscall.WaitStatus, error) {
 		body, _ := io.ReadAll(c.Stdin)
 		ran = fmt.Sprint(c.Args, string(body))
 		io.WriteString(c.Stderr, "no such user\n")
@@ -248,7 +325,7 @@ func TestPassword(t *testing.T) {
 	if want := "[chpasswd -e]root:s3cret\n"; ran != want {
 		t.Errorf("ran %q, want %q", ran, want)
 	}
-	status = 1
+	status = 1 << 8
 	for _, c := range []struct{ args, want string }{
 		{`{"username":"x","password":"eA=="}`, "failed to set user password: no such user"},
 		{`{"username":"a:b","password":"eA=="}`, "colon"},

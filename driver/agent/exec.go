@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"virtvzd/runtime"
 )
 
 const (
-	// maxProcesses bounds those that run or were not asked about.
+	// maxProcesses bounds those that run, with those that have ended and were
+	// not asked about: the oldest of these is forgotten for one more.
 	maxProcesses = 16
 	// maxOutput is kept of each stream: twice that in base64 fits an answer.
 	maxOutput = 1 << 20
@@ -25,7 +29,7 @@ type process struct {
 	capture  bool
 
 	done   chan struct{}
-	status int
+	ended  syscall.WaitStatus
 	failed error
 }
 
@@ -86,16 +90,31 @@ func (a *Agent) exec(_ context.Context, args execArgs) (any, error) {
 	p.capture = c.Stdout != nil || c.Stderr != nil
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	n, err := a.handle(len(a.processes), maxProcesses, "programs run or were not asked about with guest-exec-status")
+	if len(a.processes) >= maxProcesses {
+		a.forgetEnded()
+	}
+	n, err := a.handle(len(a.processes), maxProcesses, "programs of guest-exec run")
 	if err != nil {
 		return nil, err
 	}
 	a.processes[n] = p
 	go func() {
-		p.status, p.failed = a.guest.Exec(a.ctx, c)
+		p.ended, p.failed = a.guest.Exec(a.ctx, c)
 		close(p.done)
 	}()
 	return map[string]int{"pid": n}, nil
+}
+
+// forgetEnded makes room where there is something that has ended. a.mu is held.
+func (a *Agent) forgetEnded() {
+	for _, n := range slices.Sorted(maps.Keys(a.processes)) {
+		select {
+		case <-a.processes[n].done:
+			delete(a.processes, n)
+			return
+		default:
+		}
+	}
 }
 
 // execStatus forgets a program that has ended once it has told so.
@@ -117,10 +136,11 @@ func (a *Agent) execStatus(_ context.Context, args struct {
 	if p.failed != nil {
 		return nil, p.failed
 	}
-	answer := map[string]any{"exited": true, "exitcode": p.status}
-	if signal := p.status - 128; signal > 0 && signal < 65 {
-		delete(answer, "exitcode")
-		answer["signal"] = signal
+	answer := map[string]any{"exited": true}
+	if p.ended.Signaled() {
+		answer["signal"] = int(p.ended.Signal())
+	} else {
+		answer["exitcode"] = p.ended.ExitStatus()
 	}
 	for name, o := range map[string]*output{"out": &p.out, "err": &p.err} {
 		o.mu.Lock() // a daemon that the program left may still write

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -72,13 +73,51 @@ type User struct {
 	Time float64 `json:"login-time"` // seconds since 1970, of the first login
 }
 
-// users reads utmp(5), where there still is one.
+// Sessions of logind that are read, and of what size.
+const (
+	maxSessions = 256
+	maxSession  = 16 << 10
+)
+
+// users reads utmp(5), where there still is one, and the sessions of logind,
+// where there is that.
 func (a *Agent) users(ctx context.Context, _ none) (any, error) {
 	body, err := a.guest.ReadFile(ctx, runtime.Owner{}, "/run/utmp", 1<<20)
-	if errors.Is(err, fs.ErrNotExist) {
-		return []User{}, nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	return parseUtmp(body), err
+	sessions, err := a.guest.ReadFiles(ctx, runtime.Owner{}, "/run/systemd/sessions", maxSessions, maxSession)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	list := parseUtmp(body)
+	for _, session := range sessions {
+		list = parseSession(list, session)
+	}
+	return list, nil
+}
+
+// loggedIn adds a login; the first of each user counts.
+func loggedIn(list []User, name string, at float64) []User {
+	n := slices.IndexFunc(list, func(u User) bool { return u.Name == name })
+	if n < 0 {
+		return append(list, User{name, at})
+	}
+	list[n].Time = min(list[n].Time, at)
+	return list
+}
+
+// parseSession reads a file below /run/systemd/sessions. Users' classes all
+// begin so; greeters, managers and what runs in the background are no logins.
+func parseSession(list []User, body []byte) []User {
+	class, _ := assigned(body, "CLASS")
+	name, ok := assigned(body, "USER")
+	since, _ := assigned(body, "REALTIME")
+	at, err := strconv.ParseUint(since, 10, 63)
+	if !ok || name == "" || err != nil || !strings.HasPrefix(class, "user") {
+		return list
+	}
+	return loggedIn(list, name, float64(at)/1e6)
 }
 
 func parseUtmp(body []byte) []User {
@@ -92,13 +131,8 @@ func parseUtmp(body []byte) []User {
 		if binary.NativeEndian.Uint16(body) != userProcess || len(text) == 0 {
 			continue
 		}
-		name := strings.ToValidUTF8(string(text), "\uFFFD")
 		at := float64(binary.NativeEndian.Uint32(body[340:])) + float64(binary.NativeEndian.Uint32(body[344:]))/1e6
-		if n := slices.IndexFunc(list, func(u User) bool { return u.Name == name }); n < 0 {
-			list = append(list, User{name, at})
-		} else {
-			list[n].Time = min(list[n].Time, at)
-		}
+		list = loggedIn(list, strings.ToValidUTF8(string(text), "\uFFFD"), at)
 	}
 	return list
 }

@@ -18,9 +18,18 @@ type backend struct {
 
 	mu      sync.Mutex
 	serial  uint32
-	waiting map[uint32]*waiting    // calls without a reply
-	tunnels map[uint32]*rpc.Tunnel // streams, by the serial of their call
+	waiting map[uint32]*waiting // calls without a reply
+	tunnels map[uint32]tunnel   // streams, by the serial of their call
 	ended   bool
+	gone    chan struct{} // closed then
+}
+
+// tunnel is the other end of a stream: a client's (*rpc.Tunnel), or one of the
+// daemon's own.
+type tunnel interface {
+	Send(rpc.StreamPacket) error        // takes what the daemon sends
+	Receive() (rpc.StreamPacket, error) // gives what it is to be sent
+	Abort(error)                        // the connection broke
 }
 
 // hooks are what the owner of a connection hears of. They run on the
@@ -33,7 +42,7 @@ type hooks struct {
 // waiting is a call whose reply has not come.
 type waiting struct {
 	info   *protocol.Info
-	tunnel *rpc.Tunnel
+	tunnel tunnel
 	reply  func(answer)
 	sent   bool
 }
@@ -48,7 +57,7 @@ type answer struct {
 func newBackend(name string, up *rpc.Upstream, h hooks, release func()) *backend {
 	b := &backend{
 		name: name, up: up, hooks: h, release: release,
-		waiting: map[uint32]*waiting{}, tunnels: map[uint32]*rpc.Tunnel{},
+		waiting: map[uint32]*waiting{}, tunnels: map[uint32]tunnel{}, gone: make(chan struct{}),
 	}
 	go b.read()
 	return b
@@ -59,7 +68,7 @@ func newBackend(name string, up *rpc.Upstream, h hooks, release func()) *backend
 // daemon knows nothing of it, so another connection may be tried. Otherwise
 // reply is called exactly once, usually on the goroutine that reads, so it
 // must not wait; everything the daemon sends later comes after it.
-func (b *backend) start(info *protocol.Info, args rpc.Frame, tunnel *rpc.Tunnel, reply func(answer)) bool {
+func (b *backend) start(info *protocol.Info, args rpc.Frame, end tunnel, reply func(answer)) bool {
 	b.mu.Lock()
 	b.serial++
 	args.MessageHeader = protocol.MessageHeader{
@@ -68,7 +77,7 @@ func (b *backend) start(info *protocol.Info, args rpc.Frame, tunnel *rpc.Tunnel,
 	if len(args.Files) > 0 {
 		args.Type = protocol.CallWithFds
 	}
-	w := &waiting{info: info, tunnel: tunnel, reply: reply}
+	w := &waiting{info: info, tunnel: end, reply: reply}
 	b.waiting[args.Serial] = w
 	b.mu.Unlock()
 	err := b.up.Send(args)
@@ -124,7 +133,10 @@ func (b *backend) take(f rpc.Frame) {
 		if info := events[uint32(f.Proc)]; info != nil && f.Prog == info.Program && b.event != nil {
 			b.event(b, info, f.Body)
 		}
-		// Keepalive is never asked for on these connections.
+		if f.Prog == protocol.KeepaliveProgram && f.Proc == int32(protocol.KeepaliveProcPing) { // only where it was asked for
+			pong := protocol.MessageHeader{Prog: f.Prog, Vers: f.Vers, Proc: int32(protocol.KeepaliveProcPong), Type: protocol.Message}
+			go b.up.Send(rpc.Frame{MessageHeader: pong})
+		}
 	}
 }
 
@@ -175,9 +187,9 @@ func (b *backend) stream(f rpc.Frame) {
 
 // upload passes on what the client sends, until the stream or the connection
 // ends. A daemon that does not read makes the client wait.
-func (b *backend) upload(tunnel *rpc.Tunnel, h protocol.MessageHeader) {
+func (b *backend) upload(end tunnel, h protocol.MessageHeader) {
 	for {
-		p, err := tunnel.Receive()
+		p, err := end.Receive()
 		if err != nil {
 			return
 		}
@@ -203,6 +215,7 @@ func (b *backend) fail() {
 	tunnels := b.tunnels
 	b.tunnels, b.ended = nil, true
 	b.mu.Unlock()
+	close(b.gone)
 	b.release()
 	if b.end != nil {
 		b.end(b)

@@ -34,6 +34,10 @@ func Call[A, R any](ctx context.Context, c *Client, p protocol.Procedure[A, R], 
 }
 
 func call[A, R any](ctx context.Context, b *backend, p protocol.Procedure[A, R], args *A) (ret R, err error) {
+	return callWith(ctx, b, p, args, nil)
+}
+
+func callWith[A, R any](ctx context.Context, b *backend, p protocol.Procedure[A, R], args *A, stream tunnel) (ret R, err error) {
 	body, err := xdr.Marshal(any(args).(xdr.Marshaler))
 	if err != nil {
 		return ret, err
@@ -42,7 +46,7 @@ func call[A, R any](ctx context.Context, b *backend, p protocol.Procedure[A, R],
 	done := make(chan error, 1)
 	var answered R
 	go func() {
-		sent := b.start(p.Info, rpc.Frame{Body: body}, nil, func(a answer) {
+		sent := b.start(p.Info, rpc.Frame{Body: body}, stream, func(a answer) {
 			if a.err == nil {
 				a.err = xdr.Unmarshal(a.Body, any(&answered).(xdr.Unmarshaler))
 			}

@@ -22,5 +22,7 @@
 //	backend.go   one connection: serials, replies, streams
 //	open.go      how it is opened
 //	client.go    the same for the daemon's own calls
+//	remote.go    the same to the daemon of another host, by a libvirt URI; remote_dial.go
+//	             how that is reached, remote_stream.go streams of the daemon's own
 //	error.go     what can go wrong, in sentences
 package relay

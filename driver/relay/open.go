@@ -90,6 +90,9 @@ func (b *backend) open(ctx context.Context, uri string, who *Caller) error {
 
 // identity names the caller as virIdentitySetParameters wants it.
 func (c *Caller) identity() []protocol.TypedParam {
+	if c.Stated != nil {
+		return c.Stated
+	}
 	return []protocol.TypedParam{
 		{Field: protocol.ConnectIdentityUnixUserID, Value: protocol.UllongValue(c.UID)},
 		{Field: protocol.ConnectIdentityProcessID, Value: protocol.LlongValue(c.PID)},

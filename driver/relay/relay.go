@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"log/slog"
 	"sync/atomic"
+
+	"virtvzd/driver/protocol"
 )
 
 // Config tells where the host's daemons are.
@@ -44,7 +46,14 @@ type Caller struct {
 	StartTime uint64 // of PID, in clock ticks since boot
 	UID       uint32
 	ReadOnly  bool
+
+	// Stated is what a proxy said of the client, to be passed on word for word;
+	// nil: the client is the process above.
+	Stated []protocol.TypedParam
 }
+
+// Nobody is the UID of a caller that is no user of this host.
+const Nobody = ^uint32(0)
 
 // admit counts a connection in; release gives its place back.
 func (r *Relay) admit(who *Caller) (release func(), err error) {

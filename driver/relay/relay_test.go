@@ -5,6 +5,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -262,17 +264,22 @@ func TestOneClient(t *testing.T) {
 }
 
 // TestCallers opens the driver read-only for such a client, and afresh for
-// another identity.
+// another identity, which is passed on as a proxy stated it.
 func TestCallers(t *testing.T) {
 	f := newFront(t, Config{})
 	d := startDaemon(t, f.dir, "libvirt-sock", nil)
 	c := f.dial(t)
-	for _, w := range []Caller{{UID: 5, ReadOnly: true}, {UID: 5, ReadOnly: true}, {UID: 6, ReadOnly: true}} {
+	stated := []protocol.TypedParam{{Field: "x509-distinguished-name", Value: protocol.StringValue("CN=bob")}}
+	for _, w := range []Caller{{UID: 5, ReadOnly: true}, {UID: 5, ReadOnly: true}, {UID: Nobody, Stated: stated}, {UID: Nobody, Stated: slices.Clone(stated)}} {
 		f.who.Store(&w)
 		works(t, c)
 	}
-	if opened, _ := d.opens(); len(opened) != 2 || opened[0].Flags != protocol.ConnectRo {
+	opened, whos := d.opens()
+	if len(opened) != 2 || opened[0].Flags != protocol.ConnectRo {
 		t.Errorf("opened %d times, first with %+v", len(opened), opened[0])
+	}
+	if !reflect.DeepEqual(whos[1].Params, stated) {
+		t.Errorf("a proxy's words %v became %v", stated, whos[1].Params)
 	}
 	eventually(t, "the one for the first caller is closed", func() bool { return len(d.server.Clients()) == 1 })
 }

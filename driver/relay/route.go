@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"net"
+	"reflect"
 	"sync"
 	"time"
 )
@@ -59,7 +60,7 @@ func (rt *route) open(ctx context.Context, who Caller) (*backend, error) {
 func (rt *route) current(who Caller) *backend {
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
-	if rt.backend == nil || rt.caller == who {
+	if rt.backend == nil || reflect.DeepEqual(rt.caller, who) {
 		return rt.backend
 	}
 	rt.backend.close()

@@ -66,15 +66,19 @@ type sender func(b *backend, c *rpc.Call, info *protocol.Info) (bool, error)
 
 // forward passes a call and its stream.
 func forward(b *backend, c *rpc.Call, info *protocol.Info) (bool, error) {
-	tunnel := c.Tunnel()
-	if info.Stream != protocol.NoStream && tunnel == nil {
+	end := c.Tunnel()
+	if info.Stream != protocol.NoStream && end == nil {
 		var err error
-		if tunnel, err = c.OpenTunnel(); err != nil {
+		if end, err = c.OpenTunnel(); err != nil {
 			return false, err
 		}
 	}
 	files := c.TakeFiles()
-	sent := b.start(info, rpc.Frame{Body: c.Payload, Files: files}, tunnel, func(a answer) { pass(c, a) })
+	var stream tunnel // a nil *rpc.Tunnel would not be a nil tunnel
+	if end != nil {
+		stream = end
+	}
+	sent := b.start(info, rpc.Frame{Body: c.Payload, Files: files}, stream, func(a answer) { pass(c, a) })
 	if !sent && len(files) > 0 {
 		return false, errLost(b.name, info) // they are closed
 	}

@@ -34,7 +34,11 @@ func Connect(ctx context.Context, path string) (*Upstream, error) {
 	if err != nil {
 		return nil, err
 	}
-	sock := conn.(*net.UnixConn)
+	return NewUpstream(conn.(*net.UnixConn))
+}
+
+// NewUpstream makes one of a connected socket, which it then owns.
+func NewUpstream(sock *net.UnixConn) (*Upstream, error) {
 	u := &Upstream{sending: make(chan struct{}, 1), done: make(chan struct{})}
 	u.in.link, u.in.timeout = &u.link, defaultFrameTimeout
 	if err := u.link.init(sock, &u.in); err != nil {

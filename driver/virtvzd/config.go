@@ -44,6 +44,12 @@ type config struct {
 	StateDir   string `toml:"state_dir"`
 	DataDir    string `toml:"data_dir"`
 
+	MigrationAddress string `toml:"migration_address"`
+	MigrationHost    string `toml:"migration_host"`
+	MigrationPortMin int    `toml:"migration_port_min"`
+	MigrationPortMax int    `toml:"migration_port_max"`
+	MigrationCerts   string `toml:"migrate_tls_x509_cert_dir"`
+
 	LogFilters string `toml:"log_filters"`
 	LogOutputs string `toml:"log_outputs"`
 }
@@ -108,6 +114,9 @@ func (c *config) check(name string) error {
 		if value < 1 {
 			return fmt.Errorf("%s: %s is %d: it must be at least 1", name, key, value)
 		}
+	}
+	if c.MigrationPortMin < 1 || c.MigrationPortMax > 65535 || c.MigrationPortMin > c.MigrationPortMax {
+		return fmt.Errorf("%s: migration_port_min and migration_port_max are %d and %d: they must be ports, the first not above the second", name, c.MigrationPortMin, c.MigrationPortMax)
 	}
 	for key, value := range map[string]string{
 		"unix_sock_rw_perms": c.UnixSockRWPerms, "unix_sock_ro_perms": c.UnixSockROPerms, "unix_sock_admin_perms": c.UnixSockAdminPerms,

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -19,6 +21,22 @@ func TestShipped(t *testing.T) {
 	}
 	if c.MaxClients != 5000 || c.AuthUnixRW != "polkit" || c.OCIRuntime != "crun" || c.UnixSockAdminPerms != "0600" {
 		t.Errorf("the shipped file gives %+v", c)
+	}
+	explained := map[string]bool{}
+	for paragraph := range strings.SplitSeq(shipped, "\n\n") {
+		commented := false
+		for line := range strings.Lines(paragraph) {
+			name, _, set := strings.Cut(line, " = ")
+			commented = commented || strings.HasPrefix(line, "# ") && !strings.HasPrefix(line, "# ---")
+			if set && !strings.HasPrefix(line, "#") {
+				explained[name] = commented
+			}
+		}
+	}
+	for field := range reflect.TypeFor[config]().Fields() {
+		if name := field.Tag.Get("toml"); !explained[name] {
+			t.Errorf("%s does not stand in the shipped file below a comment", name)
+		}
 	}
 }
 
@@ -49,7 +67,7 @@ func TestConfig(t *testing.T) {
 }
 
 func TestLogSettings(t *testing.T) {
-	l := &logger{}
+	l := &logger{usual: "2:stderr"}
 	file := filepath.Join(t.TempDir(), "log")
 	if err := l.SetOutputs("3:stderr 1:file:" + file); err != nil {
 		t.Fatal(err)
@@ -69,6 +87,24 @@ func TestLogSettings(t *testing.T) {
 	}
 	if l.Outputs() != "3:stderr 1:file:"+file || l.Filters() != "1:driver 4:rpc" {
 		t.Errorf("a refused change took effect: %q, %q", l.Outputs(), l.Filters())
+	}
+	log := slog.New(&logHandler{logger: l})
+	log.Debug("of nobody")
+	log.With("component", "driver").Debug("of the driver")
+	log.With("component", "rpc").Warn("of rpc")
+	log.With("component", "rpc").Error("an error of rpc")
+	if err := l.SetOutputs(""); err != nil || l.Outputs() != "2:stderr" {
+		t.Errorf("no outputs are %q, %v", l.Outputs(), err)
+	}
+	log.Error("too late")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for message, want := range map[string]bool{"of nobody": true, "of the driver": true, "of rpc": false, "an error of rpc": true, "too late": false} {
+		if strings.Contains(string(text), `msg="`+message+`"`) != want {
+			t.Errorf("%q logged: %v\n%s", message, !want, text)
+		}
 	}
 }
 

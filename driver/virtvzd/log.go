@@ -6,10 +6,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/coreos/go-systemd/v22/journal"
 )
@@ -22,6 +25,7 @@ type logger struct {
 	outputs []output
 	filters []logFilter
 	text    struct{ outputs, filters string }
+	usual   string // outputs where none are named
 }
 
 // output is one place records go to, from a level on.
@@ -42,25 +46,39 @@ var levels = map[string]slog.Level{"1": slog.LevelDebug, "2": slog.LevelInfo, "3
 
 // newLog makes the log of the configuration; debug keeps everything.
 func newLog(conf *config, debug bool) (*slog.Logger, *logger, error) {
-	l := &logger{}
 	level := "2"
 	if debug {
 		level = "1"
 	}
-	outputs := conf.LogOutputs
-	if outputs == "" {
-		outputs = level + ":stderr"
-		if here, _ := journal.StderrIsJournalStream(); here {
-			outputs = level + ":journald"
-		}
+	l := &logger{usual: level + ":stderr"}
+	if here, _ := journal.StderrIsJournalStream(); here {
+		l.usual = level + ":journald"
 	}
-	if err := l.SetOutputs(outputs); err != nil {
+	if err := l.SetOutputs(conf.LogOutputs); err != nil {
 		return nil, nil, fmt.Errorf("log_outputs: %w", err)
 	}
 	if err := l.SetFilters(conf.LogFilters); err != nil {
 		return nil, nil, fmt.Errorf("log_filters: %w", err)
 	}
 	return slog.New(&logHandler{logger: l}), l, nil
+}
+
+// logMemory tells at each SIGUSR1 what the daemon itself needs.
+func logMemory(ctx context.Context, log *slog.Logger) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1)
+	defer signal.Stop(asked)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-asked:
+		}
+		var m runtime.MemStats
+		runtime.GC() // what is not in use any more does not count
+		runtime.ReadMemStats(&m)
+		log.Info("memory", "heap", m.HeapAlloc, "objects", m.HeapObjects, "system", m.Sys, "goroutines", runtime.NumGoroutine())
+	}
 }
 
 // Outputs gives the outputs in force.
@@ -77,10 +95,15 @@ func (l *logger) Filters() string {
 	return l.text.filters
 }
 
-// SetOutputs replaces the outputs; on an error the old ones stay.
+// SetOutputs replaces the outputs; on an error the old ones stay. None are the
+// usual ones, as virt-admin(1) says.
 func (l *logger) SetOutputs(text string) error {
 	var list []output
-	for _, word := range strings.Fields(text) {
+	words := strings.Fields(text)
+	if len(words) == 0 {
+		words = strings.Fields(l.usual)
+	}
+	for _, word := range words {
 		o, err := parseOutput(word)
 		if err != nil {
 			closeOutputs(list)
@@ -90,7 +113,7 @@ func (l *logger) SetOutputs(text string) error {
 	}
 	l.mu.Lock()
 	old := l.outputs
-	l.outputs, l.text.outputs = list, strings.Join(strings.Fields(text), " ")
+	l.outputs, l.text.outputs = list, strings.Join(words, " ")
 	l.mu.Unlock()
 	closeOutputs(old)
 	return nil

@@ -6,6 +6,7 @@
 //	virtvzd template build NAME [FILE]    make one from a distribution's packages
 //	virtvzd template list|show|rm|…       see templateUsage
 //	virtvzd root list|clone|adopt|rm      disks of environments, see rootUsage
+//	virtvzd enter DOMAIN [COMMAND…]       a shell as root inside
 package main
 
 import (
@@ -27,6 +28,7 @@ const defaultConfig = "/etc/libvirt/virtvzd.conf"
 const usage = `usage: virtvzd [--config FILE] [--debug]
        virtvzd template import|build|update|list|show|rm|prune …
        virtvzd root list|clone|adopt|rm …
+       virtvzd enter DOMAIN
        virtvzd --version
 `
 
@@ -69,6 +71,8 @@ func run(args []string) error {
 		return template(ctx, conf, flags.Args()[1:])
 	case command == "root":
 		return root(ctx, conf, flags.Args()[1:])
+	case command == "enter":
+		return enter(ctx, conf, flags.Args()[1:])
 	default:
 		return fmt.Errorf("unknown command %q\n%s", command, usage)
 	}

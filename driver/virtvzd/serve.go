@@ -2,14 +2,8 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"net"
 	"os"
-	"os/user"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"virtvzd/driver"
@@ -51,11 +45,16 @@ func serve(ctx context.Context, conf *config, debug bool) error {
 		ConfigDir: conf.ConfigDir, StateDir: conf.StateDir,
 		HostRoot:   conf.HostRoot,
 		AuthUnixRO: conf.AuthUnixRO, AuthUnixRW: conf.AuthUnixRW, AccessPolkit: len(conf.AccessDrivers) > 0,
-		Relay: libvirt,
+		Migration: driver.MigrationConfig{
+			Address: conf.MigrationAddress, Host: conf.MigrationHost,
+			Ports: [2]int{conf.MigrationPortMin, conf.MigrationPortMax}, Certificates: conf.MigrationCerts,
+		},
+		Sleeper: bus, Relay: libvirt,
 	}, rt, log.With("component", "driver"))
 	if err != nil {
 		return err
 	}
+	defer drv.Close()
 	if err := drv.Recover(ctx, storedFiles(service)); err != nil {
 		return err
 	}
@@ -94,7 +93,7 @@ func listen(ctx context.Context, conf *config, service *systemd.Service, drv *dr
 		KeepaliveInterval: time.Duration(conf.KeepaliveInterval) * time.Second, KeepaliveCount: conf.KeepaliveCount,
 	}, driver.EncodeError)
 	drv.RegisterAdmin(administration, control, management)
-	sockets, err := openSockets(conf, service)
+	sockets, err := openSockets(conf, service.Sockets())
 	if err != nil {
 		return err
 	}
@@ -110,6 +109,7 @@ func listen(ctx context.Context, conf *config, service *systemd.Service, drv *dr
 		log.Warn("cannot tell systemd that the daemon is ready", "error", err)
 	}
 	log.Info("virtvzd serves", "version", version, "sockets", len(sockets))
+	go logMemory(ctx, log)
 	go func() {
 		if err := drv.Autostart(); err != nil {
 			log.Error("cannot autostart", "error", err)
@@ -125,85 +125,4 @@ func listen(ctx context.Context, conf *config, service *systemd.Service, drv *dr
 	administration.Shutdown(end)
 	management.Shutdown(end)
 	return err
-}
-
-// role is what a socket is for, told by its name as libvirt's clients know
-// it.
-type role int
-
-const (
-	readWrite role = iota
-	readOnly
-	admin
-)
-
-func roleOf(path string) role {
-	switch {
-	case strings.HasSuffix(path, "-admin-sock"):
-		return admin
-	case strings.HasSuffix(path, "-sock-ro"):
-		return readOnly
-	}
-	return readWrite
-}
-
-// socket is one listening socket.
-type socket struct {
-	listener *net.UnixListener
-	role     role
-}
-
-// openSockets takes those systemd made, or makes them.
-func openSockets(conf *config, service *systemd.Service) ([]socket, error) {
-	var list []socket
-	for _, f := range service.Sockets() {
-		l, err := net.FileListener(f.File)
-		f.File.Close()
-		unix, ok := l.(*net.UnixListener)
-		if err != nil || !ok {
-			return nil, fmt.Errorf("the socket %s that systemd passed is not a unix stream socket", f.Name)
-		}
-		unix.SetUnlinkOnClose(false)
-		list = append(list, socket{unix, roleOf(unix.Addr().String())})
-	}
-	if len(list) > 0 {
-		return list, nil
-	}
-	for _, path := range socketPaths(conf) {
-		l, err := makeSocket(conf, path)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, socket{l, roleOf(path)})
-	}
-	return list, nil
-}
-
-// socketPaths are the names under which clients look for this daemon.
-func socketPaths(conf *config) []string {
-	names := []string{"virtvzd-sock", "virtvzd-sock-ro", "virtvzd-admin-sock", "virtopenvzd-sock", "virtopenvzd-sock-ro"}
-	if conf.LXCSocket {
-		names = append(names, "virtlxcd-sock", "virtlxcd-sock-ro")
-	}
-	for i, name := range names {
-		names[i] = filepath.Join(conf.UnixSockDir, name)
-	}
-	return names
-}
-
-func makeSocket(conf *config, path string) (*net.UnixListener, error) {
-	perms := map[role]string{readWrite: conf.UnixSockRWPerms, readOnly: conf.UnixSockROPerms, admin: conf.UnixSockAdminPerms}
-	mode, err := permissions(perms[roleOf(path)])
-	if err != nil {
-		return nil, err
-	}
-	group, err := user.LookupGroup(conf.UnixSockGroup)
-	if err != nil {
-		return nil, fmt.Errorf("unix_sock_group: %w", err)
-	}
-	gid, err := strconv.Atoi(group.Gid)
-	if err != nil {
-		return nil, err
-	}
-	return rpc.Listen(path, mode, gid)
 }

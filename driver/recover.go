@@ -1,0 +1,211 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"libvirt.org/go/libvirtxml"
+
+	"virtvzd/driver/protocol"
+	"virtvzd/runtime"
+	"virtvzd/xml"
+)
+
+// Recover takes over the environments that ran while no daemon did, and does
+// for those that ended meanwhile what their definitions ask for. Call it once,
+// before clients come.
+func (drv *Driver) Recover(ctx context.Context, stored map[string]*os.File) error {
+	running, ended, err := drv.rt.Recover(ctx, stored)
+	if err != nil {
+		drv.log.Error("cannot take over or clean up after every environment", "error", err)
+	}
+	byUUID, ends := map[protocol.UUID]*runtime.Instance{}, map[protocol.UUID]*runtime.Ended{}
+	for _, inst := range running {
+		byUUID[inst.UUID()] = inst
+	}
+	for _, e := range ended {
+		ends[e.UUID] = &e
+		if e.Started {
+			drv.log.Warn("environment ended while the daemon was not running", "domain", e.Name, "cause", e.Exit.Cause)
+		}
+	}
+	err = drv.store.statuses(func(id protocol.UUID, s savedStatus) {
+		inst := byUUID[id]
+		if inst == nil {
+			if err := drv.endedMeanwhile(id, s, ends[id]); err != nil {
+				drv.log.Error("cannot finish what the end of an environment asks for", "domain", s.Name, "error", err)
+			}
+			return
+		}
+		delete(byUUID, id)
+		if err := drv.adopt(id, s, inst); err != nil {
+			drv.log.Error("cannot take over a running environment: it runs on, unmanaged", "domain", s.Name, "error", err)
+		}
+	}, func(path string, err error) {
+		drv.log.Error("status skipped", "file", path, "error", err)
+	})
+	drv.migrations.waitAgain(drv.rt.Asked())
+	for _, inst := range byUUID {
+		if err := drv.adoptWithoutStatus(inst); err != nil {
+			drv.log.Error("cannot take over a running environment whose status is lost: it runs on, unmanaged",
+				"domain", inst.Name(), "uuid", protocol.UUID(inst.UUID()), "scope", inst.Scope(), "error", err)
+		}
+	}
+	return err
+}
+
+// adopt makes a domain of a running environment and its saved status.
+func (drv *Driver) adopt(id protocol.UUID, s savedStatus, inst *runtime.Instance) error {
+	live, err := drv.parseLive(s)
+	if err != nil {
+		return err
+	}
+	c, err := drv.recovered(id, s.Name)
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	err = c.takeOver(inst, live, s)
+	if err == nil && s.Autodestroy && c.view().state.active() {
+		return c.destroy(0) // its client lost the connection with the daemon
+	}
+	return err
+}
+
+// adoptWithoutStatus keeps an environment whose status was lost: its
+// definition serves for both, if there is one.
+func (drv *Driver) adoptWithoutStatus(inst *runtime.Instance) error {
+	d := drv.domains.lookup(inst.UUID())
+	if d == nil {
+		return errors.New("no definition of it is left")
+	}
+	c := d.changeAlways("recover")
+	defer c.done()
+	return c.takeOver(inst, c.view().config, savedStatus{State: Running, Reason: protocol.DomainRunningUnknown})
+}
+
+// takeOver goes on with what an earlier daemon did for a running environment.
+func (c *change) takeOver(inst *runtime.Instance, live *libvirtxml.Domain, s savedStatus) error {
+	env, err := xml.NewEnvironment(live)
+	if err != nil {
+		return err
+	}
+	if err := inst.FinishMigration(c.ctx, env.Interfaces); err != nil {
+		c.drv.log.Error("a domain came here, and something of it has to be mended", "domain", c.view().name, "error", err)
+	}
+	if s.Define != "" {
+		if err := c.defineStored(s.Define); err != nil {
+			c.drv.log.Error("cannot define a domain that came here", "domain", c.view().name, "error", err)
+		}
+	}
+	state, reason, err := observed(inst, s)
+	if err != nil {
+		return err
+	}
+	err = c.enter(state, reason, func(v *view) {
+		v.instance, v.live, v.rebooting, v.updated = inst, xml.Live(live, liveFacts(inst)), s.Rebooting, s.Updated
+	})
+	go c.domain.watch(inst)
+	if err := inst.Enforce(c.ctx, env); err != nil {
+		c.drv.log.Error("cannot put the limits in force again that were being changed", "domain", c.view().name, "error", err)
+	}
+	if l := inst.Leaving(); l != nil {
+		c.publish(func(v *view) { v.state, v.reason = Paused, protocol.DomainPausedMigration })
+		go c.domain.settleLater(inst, *l)
+		return err
+	}
+	if err == nil {
+		err = c.finishSave()
+	}
+	if err == nil && c.view().state == Paused && reason == protocol.DomainPausedSnapshot {
+		err = c.letGo(true) // the daemon was killed while it copied the disk
+	}
+	return err
+}
+
+// defineStored keeps a definition that the daemon itself has written down.
+func (c *change) defineStored(doc string) error {
+	facts := c.drv.facts()
+	facts.Templates = nil
+	def, err := xml.Parse(doc, facts, xml.ParseOptions{Stored: true})
+	if err != nil {
+		return err
+	}
+	return c.define(def)
+}
+
+// observed is the state an environment is in. The kernel is right where the
+// saved status is not: a daemon may have been killed between freezing and
+// saving.
+func observed(inst *runtime.Instance, s savedStatus) (State, int32, error) {
+	frozen, err := inst.Frozen()
+	switch paused := frozen || !inst.Started(); {
+	case paused && s.State != Paused:
+		return Paused, protocol.DomainPausedUnknown, err
+	case !paused && s.State == Paused:
+		return Running, protocol.DomainRunningUnpaused, err
+	}
+	return s.State, s.Reason, err
+}
+
+// endedMeanwhile is for a domain whose status says that it runs, and which
+// does not. e tells how it ended, if there was a record of it left.
+func (drv *Driver) endedMeanwhile(id protocol.UUID, s savedStatus, e *runtime.Ended) error {
+	if s.Define != "" && (e == nil || !e.Started) {
+		drv.log.Info("a domain that was to come does not", "domain", s.Name)
+		return drv.store.removeStatus(id)
+	}
+	live, err := drv.parseLive(s)
+	if err != nil {
+		return errors.Join(err, drv.store.removeStatus(id))
+	}
+	then := endedAs{reason: protocol.DomainShutoffUnknown}
+	switch {
+	case e != nil && e.Started:
+		then = consequence(e.Exit.Cause, s.Rebooting, live)
+	case e != nil:
+		then.reason = protocol.DomainShutoffFailed // its start was cut off
+	}
+	// The daemon was killed between an environment and the next of a restart. Once
+	// more is enough: a start that kills it must not do so for ever.
+	then.restart = (then.restart || s.Restarting) && !s.Autodestroy
+	c, err := drv.recovered(id, s.Name)
+	if err != nil {
+		return errors.Join(err, drv.store.removeStatus(id))
+	}
+	defer c.release()
+	if s.Define != "" { // it came, and ended at once
+		if err := c.defineStored(s.Define); err != nil {
+			drv.log.Error("cannot define a domain that came here", "domain", s.Name, "error", err)
+		}
+	}
+	if then.restart {
+		drv.log.Info("domain restarts", "domain", s.Name)
+		if err = c.launchAgain(live); err == nil {
+			return nil
+		}
+		then.reason = protocol.DomainShutoffFailed
+	}
+	return errors.Join(err, c.enter(Shutoff, then.reason, nil))
+}
+
+// recovered takes the job of a domain that is known by its status, whether it
+// has a definition or not.
+func (drv *Driver) recovered(id protocol.UUID, name string) (*change, error) {
+	d, err := drv.domains.claim(drv, id, name)
+	if err != nil {
+		return nil, err
+	}
+	c := d.changeAlways("recover")
+	if c.view().definition(false) == nil {
+		c.loadSnapshots()
+	}
+	return c, nil
+}
+
+func (drv *Driver) parseLive(s savedStatus) (*libvirtxml.Domain, error) {
+	facts := drv.facts()
+	facts.Templates = nil
+	return xml.Parse(s.Live, facts, xml.ParseOptions{Stored: true, Live: true})
+}

@@ -1,0 +1,78 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+
+	"virtvzd/driver/protocol"
+	"virtvzd/driver/rpc"
+	"virtvzd/driver/rpc/xdr"
+)
+
+// featureKeepalive is VIR_DRV_FEATURE_PROGRAM_KEEPALIVE: the other daemon pings,
+// and knows when this one is gone.
+const featureKeepalive = protocol.DrvFeatureProgramKeepalive
+
+// DialRemote connects to the daemon that a libvirt URI of the scheme vz leads to,
+// as libvirt's own client would: by ssh, TLS, TCP or a local socket. It speaks
+// for the daemon itself. certificates is a directory as of Certificates.
+func DialRemote(ctx context.Context, uri, certificates string) (*Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	r, err := parseRemote(uri)
+	if err != nil {
+		return nil, err
+	}
+	sock, said, err := r.dial(ctx, certificates)
+	if err != nil {
+		return nil, errRemote(uri, err)
+	}
+	up, err := rpc.NewUpstream(sock)
+	if err != nil {
+		return nil, errRemote(uri, err)
+	}
+	b := newBackend(uri, up, hooks{}, func() {})
+	if err := b.openRemote(ctx, r.name); err != nil {
+		b.close()
+		if text := said(); text != "" && IsLost(err) {
+			err = errors.New(text)
+		}
+		return nil, errRemote(uri, err)
+	}
+	return &Client{b}, nil
+}
+
+func (b *backend) openRemote(ctx context.Context, name string) error {
+	auth, err := call(ctx, b, protocol.AuthList, &xdr.Void{})
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(auth.Types, protocol.AuthTypeNone) {
+		return errors.New("it asks for a password, which a daemon does not have: use vz+ssh:// as root, or TLS")
+	}
+	if _, err := call(ctx, b, protocol.ConnectSupportsFeature, &protocol.ConnectSupportsFeatureArgs{Feature: featureKeepalive}); err != nil {
+		return err
+	}
+	_, err = call(ctx, b, protocol.ConnectOpen, &protocol.ConnectOpenArgs{Name: &name})
+	return err
+}
+
+func errRemote(uri string, err error) *Error {
+	return &Error{Code: protocol.ErrNoConnect, Detail: "cannot connect to " + uri + ": " + err.Error()}
+}
+
+// Done is closed when the connection has ended.
+func (c *Client) Done() <-chan struct{} { return c.b.gone }
+
+// CallStream makes a call that has a stream, which begins with its answer.
+func CallStream[A, R any](ctx context.Context, c *Client, p protocol.Procedure[A, R], args *A) (R, io.ReadWriteCloser, error) {
+	s := newOwnStream()
+	ret, err := callWith(ctx, c.b, p, args, s)
+	if err != nil {
+		s.Abort(err)
+		return ret, nil, err
+	}
+	return ret, s, nil
+}
