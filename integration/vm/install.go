@@ -19,6 +19,10 @@ const Roots = "/srv/roots"
 // sockets start the daemon with the first client.
 const daemonSockets = "virtvzd.socket virtvzd-ro.socket virtvzd-admin.socket"
 
+// Tags are the build tags of the daemon that Install installs: with faults a
+// test can kill it at any step (see runtime/faults.go).
+var Tags = "faults"
+
 // Install builds this tree's daemon, installs it in the machine as `make
 // install` does, and has systemd listen for its clients. Installing again
 // restarts a daemon that runs.
@@ -27,13 +31,14 @@ func (v *VM) Install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	files, err := os.MkdirTemp("", "vm-install-")
+	dir, err := os.MkdirTemp("", "vm-install-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(files)
+	defer os.RemoveAll(dir)
+	files := filepath.Join(dir, "files")
 	// A packager's variables in the environment are not for this.
-	cmd := exec.CommandContext(ctx, "make", "-C", top, "install", "DESTDIR="+files, "PREFIX=/usr")
+	cmd := exec.CommandContext(ctx, "make", "-C", top, "install", "DESTDIR="+files, "PREFIX=/usr", "BIN="+filepath.Join(dir, "bin"), "TAGS="+Tags)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("make install: %w\n%s", err, out)
 	}
@@ -80,8 +85,8 @@ func (v *VM) TestPackage(ctx context.Context, out io.Writer, path string, args .
 }
 
 // pushTests puts a package's tests at its place below /root/tests, with all
-// testdata of the module around it as go test would find it, and returns the
-// binary's path there.
+// testdata of the module around it as go test would find it, and the
+// demonstration, and returns the binary's path there.
 func (v *VM) pushTests(ctx context.Context, path string) (string, error) {
 	top, err := moduleRoot()
 	if err != nil {
@@ -107,6 +112,10 @@ func (v *VM) pushTests(ctx context.Context, path string) (string, error) {
 		return "", err
 	}
 	if err := v.Push(ctx, tree, "/root/tests"); err != nil {
+		return "", err
+	}
+	const demo = "integration/demo.sh"
+	if err := v.Push(ctx, filepath.Join(top, demo), "/root/tests/"+demo); err != nil {
 		return "", err
 	}
 	there := "/root/tests/" + filepath.ToSlash(filepath.Clean(path)) + "/package.test"

@@ -58,7 +58,7 @@ func TestMachines(t *testing.T) {
 			"systemctl is-active lxcfs":                                         "active",
 			"systemctl is-active libvirtd.socket":                               "active",
 			"systemctl is-active libvirtd.service || :":                         "inactive",
-			"ls /srv/roots | xargs":                                             "busybox.tar.zst debian13-systemd.tar.zst debian13-sysvinit.tar.zst",
+			"ls /srv/roots | xargs":                                             "busybox.tar.zst debian13-server.tar.zst debian13-systemd.tar.zst debian13-sysvinit.tar.zst",
 			"systemctl show -p DefaultMemoryAccounting --value":                 "yes",
 			"hostname": "b",
 			"nproc":    strconv.Itoa(cpus),

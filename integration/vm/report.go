@@ -31,14 +31,33 @@ type testEvent struct {
 // process ended, with what it said outside of tests, when that was not well. It
 // is an error when no test ran.
 func (v *VM) PackageResults(ctx context.Context, path string, args ...string) ([]TestResult, error) {
-	binary, err := v.pushTests(ctx, path)
+	tests, err := v.PackageTests(ctx, path)
 	if err != nil {
 		return nil, err
 	}
+	return tests.Results(ctx, args...)
+}
+
+// PackageTests are a package's tests in a machine, to be run several times.
+type PackageTests struct {
+	v            *VM
+	path, binary string
+}
+
+// PackageTests puts a package's tests into the machine.
+func (v *VM) PackageTests(ctx context.Context, path string) (*PackageTests, error) {
+	binary, err := v.pushTests(ctx, path)
+	return &PackageTests{v, path, binary}, err
+}
+
+// Results runs them, see PackageResults.
+func (p *PackageTests) Results(ctx context.Context, args ...string) ([]TestResult, error) {
+	v, path, binary := p.v, p.path, p.binary
 	args = append([]string{"-test.v=test2json"}, args...)
 	remote := v.Command(ctx, testCommand(binary, args)+" 2>&1")
 	convert := exec.CommandContext(ctx, "go", "tool", "test2json", "-t")
 	convert.WaitDelay = remote.WaitDelay
+	var err error
 	if convert.Stdin, err = remote.StdoutPipe(); err != nil {
 		return nil, err
 	}

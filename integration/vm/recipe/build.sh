@@ -46,18 +46,20 @@ bootstrap() { # bootstrap PACKAGES DIR OPTION...
 step "installing Debian 13 (the longest step)"
 bootstrap guest guest --essential-hook="sync-in $recipe/guest /" --customize-hook="bash $recipe/guest.sh \"\$1\""
 
-step "installing the roots of environments: debian13-systemd"
-bootstrap debian13-systemd root --customize-hook='chroot "$1" passwd -d root; echo debian >"$1/etc/hostname"'
-mkdir -p guest/srv/roots
-tar -C root --numeric-owner --xattrs -cf - . | zstd -q -T0 -o guest/srv/roots/debian13-systemd.tar.zst
-rm -rf root
-
-step "installing the roots of environments: debian13-sysvinit"
+debian() { # debian ROOT OPTION...: a root with the packages of its list
+	local name=$1
+	shift
+	step "installing the roots of environments: $name"
+	bootstrap "$name" root --customize-hook='chroot "$1" passwd -d root; echo debian >"$1/etc/hostname"' "$@"
+	mkdir -p guest/srv/roots
+	tar -C root --numeric-owner --xattrs -cf - . | zstd -q -T0 -o "guest/srv/roots/$name.tar.zst"
+	rm -rf root
+}
+debian debian13-systemd
+debian debian13-server
 # There are no virtual terminals inside: one getty, on the console.
-bootstrap debian13-sysvinit root --customize-hook='chroot "$1" passwd -d root; echo debian >"$1/etc/hostname"' \
+debian debian13-sysvinit \
 	--customize-hook='sed -i "/tty[1-6]$/d" "$1/etc/inittab"; echo "co:2345:respawn:/sbin/agetty --noclear --keep-baud console linux" >>"$1/etc/inittab"'
-tar -C root --numeric-owner --xattrs -cf - . | zstd -q -T0 -o guest/srv/roots/debian13-sysvinit.tar.zst
-rm -rf root
 
 step "installing the roots of environments: busybox"
 mkdir -p root/{bin,sbin,dev,proc,sys,run,tmp,root,var}

@@ -18,6 +18,8 @@ chroot "$root" systemctl -q enable systemd-networkd ssh lxcfs
 # Disabling a service disables its sockets, so their turn comes after.
 chroot "$root" systemctl -q disable libvirtd.service virtlogd.service libvirt-guests.service
 chroot "$root" systemctl -q enable libvirtd.socket libvirtd-ro.socket virtlogd.socket
+# A test that shares a directory starts these.
+chroot "$root" systemctl -q disable nfs-server.service nfs-client.target rpcbind.socket rpcbind.service
 # There is no vsock device: its generator would report an error on every reload.
 mkdir -p "$root/etc/systemd/system-generators"
 ln -s /dev/null "$root/etc/systemd/system-generators/systemd-ssh-generator"
