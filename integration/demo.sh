@@ -1,11 +1,12 @@
 #!/bin/sh
 # demo.sh vm|host: drive a Debian environment with stock virsh and show each
 # step. vm does it in a throw-away machine; host on this one, by root. Called
-# by make demo (KEEP=1 keeps the machine; ROOT=FILE is the template on a host).
+# by make demo (KEEP=1 keeps the machine; ROOT=FILE is the root on a host, and
+# TEMPLATE=NAME the template that is made of it).
 set -eu
 cd "$(dirname "$0")/.."
 export LC_ALL=C LIBVIRT_DEFAULT_URI=vz:///system
-name=demo1 template=debian13
+name=demo1 template=${TEMPLATE:-debian13}
 
 if [ -t 1 ]; then bold=$(printf '\033[1m') plain=$(printf '\033[0m'); else bold='' plain=''; fi
 title() { printf '\n%s# %s%s\n' "$bold" "$*" "$plain"; }
@@ -13,7 +14,10 @@ show() { # show COMMAND…: print it as one would type it, then run it
 	printf '%s$ %s%s\n' "$bold" "$*" "$plain"
 	"$@"
 }
-need() { command -v "$1" >/dev/null || fail "$1 is missing: apt install $2"; } # need COMMAND PACKAGE
+need() { # need COMMAND PACKAGE: install it if it is missing
+	command -v "$1" >/dev/null || show apt-get install -y "$2" ||
+		{ show apt-get update && show apt-get install -y "$2"; } || fail "$1 is missing: apt install $2"
+}
 fail() { echo "demo: $*" >&2; exit 1; }
 
 inside() { virsh lxc-enter-namespace --noseclabel "$name" -- "$@"; }
@@ -67,6 +71,7 @@ steps() {
 	show virsh start "$name"
 	show virsh list --all
 	show virsh dominfo "$name"
+	! command -v machinectl >/dev/null || show machinectl list
 
 	title "Inside, systemd is init"
 	wait_running

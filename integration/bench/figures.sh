@@ -169,6 +169,14 @@ memory() { # memory COUNT: of the daemon with so many running
 	pid=$(systemctl show -P MainPID virtvzd.service)
 	awk '/^VmRSS/ {print "vz.rss", $2}' /proc/$pid/status | print "$1"
 	awk '/^Pss:/ {print "vz.pss", $2} /^Pss_Anon/ {print "vz.anon", $2}' /proc/$pid/smaps_rollup | print "$1"
+	since=$(date +%s)
+	kill -USR1 "$pid"
+	for wait in 1 1 2 4 8; do
+		sleep $wait
+		heap=$(journalctl _PID="$pid" --since "@$since" -o cat --no-pager | sed -n 's/^memory heap=\([0-9]*\) .*/\1/p')
+		[ -z "$heap" ] || break
+	done
+	echo "vz.heap $((heap / 1024))" | print "$1"
 }
 say "memory"
 systemctl restart virtvzd.service

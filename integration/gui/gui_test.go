@@ -161,11 +161,23 @@ var complaint = regexp.MustCompile(`^\[.*?\] (WARNING|ERROR|CRITICAL) |^Tracebac
 // expected is its message for what it does not change while something runs.
 const expected = "summary=These changes will take effect after the next guest shutdown."
 
+// lived are lines of a log in which virt-manager did something: without them
+// that nothing is wrong says nothing.
+var lived = []*regexp.Regexp{
+	regexp.MustCompile(`virt-manager version: 5\.0`),
+	regexp.MustCompile(`conn=vz:///system changed to state=Active`),
+}
+
 // complaints fails for each complaint in virt-manager's log.
 func complaints(t *testing.T, log string) {
 	text, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, line := range lived {
+		if !line.Match(text) {
+			t.Errorf("virt-manager's log has nothing like %q: is it the log?", line)
+		}
 	}
 	for line := range strings.Lines(string(text)) {
 		if complaint.MatchString(line) && strings.TrimSpace(line) != expected {

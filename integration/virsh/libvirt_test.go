@@ -3,6 +3,9 @@
 package virsh
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -28,17 +31,81 @@ var eventLoop = sync.OnceValue(func() error {
 // patience is for an emulated machine on a busy host.
 const patience = 2 * time.Minute
 
-// TestLibvirtConsole reads and types into consoles through streams of
-// libvirt's library, with a client on this host and the daemon in a machine.
-func TestLibvirtConsole(t *testing.T) {
+// TestHostClients has clients of this host, of whatever version, reach the
+// daemon in a machine.
+func TestHostClients(t *testing.T) {
 	v := vm.Own(t)
 	v.Sh(t, "virtvzd template list | grep -q ^busybox || virtvzd template import busybox "+vm.Roots+"/busybox.tar.zst")
 	socket, err := v.Forward(t.Context(), "/run/libvirt/virtvzd-sock")
 	must(t, err)
 	must(t, eventLoop())
-	conn, err := libvirt.NewConnect("vz+unix:///system?socket=" + socket)
+	uri := "vz+unix:///system?socket=" + socket
+	t.Run("console", func(t *testing.T) { testConsole(t, connect(t, uri)) })
+	t.Run("updated", func(t *testing.T) { testUpdated(t, v, uri) })
+	t.Run("virsh", func(t *testing.T) { testVirsh(t, uri) })
+}
+
+func connect(t *testing.T, uri string) *libvirt.Connect {
+	t.Helper()
+	conn, err := libvirt.NewConnect(uri)
 	must(t, err)
 	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// testUpdated: that a running definition was changed is known to the next daemon.
+func testUpdated(t *testing.T, v *vm.VM, uri string) {
+	dom := running(t, connect(t, uri), "web1")
+	updated := func(dom *libvirt.Domain) bool {
+		t.Helper()
+		updated, err := dom.IsUpdated()
+		must(t, err)
+		return updated
+	}
+	if updated(dom) {
+		t.Error("it is updated before any change")
+	}
+	must(t, dom.SetMemoryFlags(48<<10, libvirt.DOMAIN_MEM_LIVE))
+	if !updated(dom) {
+		t.Error("it is not updated after a change")
+	}
+	v.Sh(t, "systemctl restart virtvzd")
+	again, err := connect(t, uri).LookupDomainByName("web1")
+	must(t, err)
+	if !updated(again) {
+		t.Error("it is not updated for another daemon")
+	}
+	must(t, again.Destroy())
+}
+
+// testVirsh is the life of an environment, by the virsh of this host.
+func testVirsh(t *testing.T, uri string) {
+	definition := filepath.Join(t.TempDir(), "web1.xml")
+	must(t, os.WriteFile(definition, []byte(definitionOf("web1")), 0o600))
+	output := filepath.Join(t.TempDir(), "output")
+	for _, c := range []struct{ command, want string }{
+		{"virsh define " + definition, "Domain 'web1' defined"},
+		{"virsh start web1", "Domain 'web1' started"},
+		{"virsh list", " web1   running"},
+		{`testdata/bin/attach ` + output + ` 'echo he""llo' hello web1; cat ` + output, "\nhello"},
+		{"virsh suspend web1", "Domain 'web1' suspended"},
+		{"virsh domstate web1 --reason", "paused (user)"},
+		{"virsh resume web1", "Domain 'web1' resumed"},
+		{"virsh reset web1", "Domain 'web1' was reset"},
+		{"virsh destroy web1", "Domain 'web1' destroyed"},
+		{"virsh undefine web1", "Domain 'web1' has been undefined"},
+	} {
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", c.command)
+		cmd.Env = append(os.Environ(), "LIBVIRT_DEFAULT_URI="+uri, "LC_ALL=C")
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), c.want) {
+			t.Fatalf("%s: %v\n%s", c.command, err, out)
+		}
+	}
+}
+
+// testConsole reads and types into consoles through streams of libvirt's
+// library.
+func testConsole(t *testing.T, conn *libvirt.Connect) {
 	web1, web2 := running(t, conn, "web1"), running(t, conn, "web2")
 
 	// Two at once over one connection do not mix.
@@ -62,7 +129,7 @@ func TestLibvirtConsole(t *testing.T) {
 
 	// One looks at a time, unless he insists; then the other sees the end.
 	other := stream(t, conn, 0)
-	err = web1.OpenConsole("", other, 0)
+	err := web1.OpenConsole("", other, 0)
 	if e, ok := err.(libvirt.Error); !ok || e.Code != libvirt.ERR_OPERATION_FAILED {
 		t.Errorf("a second one on the console: %v", err)
 	}
@@ -115,11 +182,15 @@ func must(t *testing.T, err error) {
 // running is a transient domain that the test's end removes.
 func running(t *testing.T, conn *libvirt.Connect, name string) *libvirt.Domain {
 	t.Helper()
-	dom, err := conn.DomainCreateXML(`<domain type='vz'><name>`+name+`</name><memory unit='MiB'>64</memory>
-<devices><filesystem type='template'><source name='busybox'/><target dir='/'/></filesystem></devices></domain>`, 0)
+	dom, err := conn.DomainCreateXML(definitionOf(name), 0)
 	must(t, err)
 	t.Cleanup(func() { dom.Destroy() })
 	return dom
+}
+
+func definitionOf(name string) string {
+	return `<domain type='vz'><name>` + name + `</name><memory unit='MiB'>64</memory>
+<devices><filesystem type='template'><source name='busybox'/><target dir='/'/></filesystem></devices></domain>`
 }
 
 func stream(t *testing.T, conn *libvirt.Connect, flags libvirt.StreamFlags) *libvirt.Stream {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,26 +37,24 @@ func TestMain(m *testing.M) {
 // one CPU.
 const machines = 2
 
-// TestVirsh runs the scripts in machines and reports each.
+// TestVirsh runs the scripts in machines, each the next one that no other has
+// begun, and reports each.
 func TestVirsh(t *testing.T) {
 	if inMachine() {
 		t.Skip("this is the machine")
 	}
-	for n, names := range deal(scripts(t), machines) {
+	names := scripts(t)
+	next := make(chan string, len(names))
+	for _, name := range names {
+		next <- name
+	}
+	close(next)
+	for n := range machines {
 		t.Run(fmt.Sprint("machine", n+1), func(t *testing.T) {
 			t.Parallel()
-			runScripts(t, names)
+			runScripts(t, next)
 		})
 	}
-}
-
-// deal gives each of n hands every n-th name.
-func deal(names []string, n int) [][]string {
-	hands := make([][]string, n)
-	for k, name := range names {
-		hands[k%n] = append(hands[k%n], name)
-	}
-	return hands
 }
 
 // scripts are the names of all.
@@ -70,32 +69,28 @@ func scripts(t *testing.T) (names []string) {
 	return names
 }
 
-func runScripts(t *testing.T, names []string) {
+func runScripts(t *testing.T, names <-chan string) {
 	v := vm.Own(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 56*time.Minute)
-	defer cancel()
-	results, err := v.PackageResults(ctx, "./integration/virsh", "-test.run", "TestScripts/^("+strings.Join(names, "|")+")$", "-test.timeout", "54m")
-	ran := map[string]bool{}
-	for _, r := range results {
-		name, isScript := strings.CutPrefix(r.Name, "TestScripts/")
-		if !isScript {
-			continue
-		}
-		ran[name] = true
+	tests, err := v.PackageTests(t.Context(), "./integration/virsh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range names {
 		t.Run(name, func(t *testing.T) {
-			t.Logf("%.0f s in the machine\n%s", r.Elapsed, r.Output)
-			if r.Action != "pass" {
-				t.Fail()
+			ctx, cancel := context.WithTimeout(t.Context(), 21*time.Minute)
+			defer cancel()
+			began := time.Now()
+			results, err := tests.Results(ctx, "-test.run", "TestScripts/^("+name+")$", "-test.timeout", "20m")
+			passed := false
+			for _, r := range results {
+				t.Log(r.Output)
+				passed = passed || r.Name == "TestScripts/"+name && r.Action == "pass"
+			}
+			t.Logf("%.0f s in the machine", time.Since(began).Seconds())
+			if err != nil || !passed {
+				t.Error(err)
 			}
 		})
-	}
-	if err != nil {
-		t.Error(err)
-	}
-	for _, name := range names {
-		if !ran[name] {
-			t.Errorf("%s did not run", name)
-		}
 	}
 }
 
@@ -113,18 +108,23 @@ func TestScripts(t *testing.T) {
 	for _, name := range scripts(t) {
 		script := filepath.Join("testdata/script", name+".txtar")
 		t.Run(name, func(t *testing.T) {
+			before := attached(t)
 			// A test of its own, so that the check comes after the script's end.
-			t.Run("script", func(t *testing.T) {
+			passed := t.Run("script", func(t *testing.T) {
 				testscript.Run(t, testscript.Params{Files: []string{script}, Setup: setup, Cmds: commands})
 			})
+			if running := strings.Fields(sh(t, "virsh -c vz:///system list --name || true")); passed && len(running) > 0 {
+				t.Errorf("the script leaves running: %v", running)
+			}
 			removeAll(t)
+			var left string
 			for range 50 {
-				if leftovers(t) == "" {
+				if left = leftovers(t) + added(before, attached(t)); left == "" {
 					return
 				}
 				time.Sleep(200 * time.Millisecond)
 			}
-			t.Errorf("left behind:\n%s\n%s", leftovers(t), sh(t, "journalctl -u virtvzd -n 30 -o cat --no-pager"))
+			t.Errorf("left behind:\n%s\n%s", left, sh(t, "journalctl -u virtvzd -n 30 -o cat --no-pager"))
 		})
 	}
 }
@@ -138,7 +138,9 @@ func setup(env *testscript.Env) error {
 	env.Setenv("LIBVIRT_DEFAULT_URI", "vz:///system")
 	env.Setenv("LC_ALL", "C")
 	env.Setenv("VIRTVZD_TEST_ROOTS", os.Getenv("VIRTVZD_TEST_ROOTS"))
-	return nil
+	demo, err := filepath.Abs("../demo.sh")
+	env.Setenv("DEMO", demo)
+	return err
 }
 
 // leftovers is what environments leave on a host when something goes wrong.
@@ -155,8 +157,28 @@ machinectl list --no-legend | grep '^vz-'
 ip -o link | grep -oE ' (vnet|macvlan)[0-9]+' | sed 's/^/link/'
 ip neigh show proxy; ip -6 neigh show proxy
 ls -d /run/libvirt/vz/ports 2>/dev/null
-lsns -t net -n -o NS,PID | while read ns pid; do grep -q machine-vz /proc/$pid/cgroup 2>/dev/null && echo "netns $ns"; done
+lsns -n -o TYPE,NS,PID | while read type ns pid; do grep -q machine-vz /proc/$pid/cgroup 2>/dev/null && echo "namespace $type $ns"; done
+systemctl list-units --all --plain --no-legend 'virtvzd-*.service' | awk '{print "unit", $1}'
+daemon=$(systemctl show -P MainPID virtvzd)
+find /proc/$daemon/fd -printf '%l\n' 2>/dev/null | grep -E 'ptmx|/dev/pts|pidfd|^(net|mnt|user|pid|uts|ipc|cgroup):|/dev/(nbd|loop)|/libvirt/vz/.' | sed 's/^/the daemon holds /'
+systemctl show -P NFileDescriptorStore virtvzd | sed '/^0$/d; s/$/ descriptors in the store/'
 true`)
+}
+
+// attached is what a host may have of its own as well: block devices with
+// something behind them, namespaces that are kept without a process.
+func attached(t *testing.T) []string {
+	t.Helper()
+	return strings.Split(sh(t, `
+losetup -n -O NAME,BACK-FILE | sed 's/^/loop device /'
+for pid in /sys/block/nbd*/pid; do [ ! -e $pid ] || echo "nbd device $pid"; done
+grep ' - nsfs ' /proc/self/mountinfo | awk '{print "namespace", $4, $5}'
+true`), "\n")
+}
+
+// added are the lines of after that are not in before.
+func added(before, after []string) string {
+	return strings.Join(slices.DeleteFunc(after, func(line string) bool { return slices.Contains(before, line) }), "\n")
 }
 
 func sh(t *testing.T, script string) string {
@@ -175,10 +197,14 @@ func removeAll(t *testing.T) {
 ! findmnt -n -o SOURCE -M /var/lib/libvirt/vz | tail -1 | grep -q loop || umount -l /var/lib/libvirt/vz
 [ ! -e /usr/bin/crun.away ] || mv /usr/bin/crun.away /usr/bin/crun
 systemctl start dbus.socket; systemctl reset-failed virtvzd.service; systemctl start virtvzd.service`)
-	defer exec.Command("sh", "-c", "virsh -c network:///system net-destroy default; ip link del lan0; ip link del br-churn").Run()
+	defer exec.Command("sh", "-c", `for n in $(virsh -c network:///system net-list --all --name); do
+	virsh -c network:///system net-destroy $n; [ $n = default ] || virsh -c network:///system net-undefine $n
+done
+for p in $(virsh -c storage:///system pool-list --all --name); do virsh -c storage:///system "pool-destroy $p; pool-undefine $p"; done
+for n in lan0 out0 br-churn br-rate; do ip link del $n; done; ip netns del far`).Run()
 	for _, name := range strings.Fields(sh(t, "virsh -c vz:///system list --all --name")) {
 		exec.Command("virsh", "-c", "vz:///system", "destroy", name).Run()
-		exec.Command("virsh", "-c", "vz:///system", "undefine", "--snapshots-metadata", name).Run()
+		exec.Command("virsh", "-c", "vz:///system", "undefine", "--snapshots-metadata", "--managed-save", name).Run()
 	}
 }
 

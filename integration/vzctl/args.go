@@ -22,6 +22,7 @@ const (
 	exitRunning   = 32
 	exitStop      = 33
 	exitExists    = 44
+	exitWait      = 60 // start --wait has waited long enough
 )
 
 // failure is an error with an exit code.

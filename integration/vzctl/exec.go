@@ -128,12 +128,27 @@ func agent(dom *libvirt.Domain, command string, arguments, answer any) error {
 	return json.Unmarshal([]byte(text), &struct{ Return any }{answer})
 }
 
-// enter is the console: a login of the container's own.
+// enter is a shell as root of the container, without a login. It is given by
+// virtvzd itself, for no libvirt call has a terminal and an owner inside.
 func enter(s *session, dom *libvirt.Domain, args []string) error {
-	if active, err := dom.IsActive(); err != nil {
+	if err := mustRun(dom, args); err != nil {
 		return err
-	} else if !active {
-		return failf(exitStopped, "Container is not running")
+	}
+	if !s.local() {
+		return failf(exitSystem, "enter works on the container's own host: ssh -t HOST vzctl enter …, or vzctl console here")
+	}
+	id, err := dom.GetUUIDString()
+	if err != nil {
+		return err
+	}
+	path := virtvzdPath()
+	return syscall.Exec(path, []string{path, "enter", id}, os.Environ())
+}
+
+// console is a login of the container's own.
+func console(s *session, dom *libvirt.Domain, args []string) error {
+	if err := mustRun(dom, args); err != nil {
+		return err
 	}
 	name, err := dom.GetName()
 	if err != nil {
@@ -144,4 +159,16 @@ func enter(s *session, dom *libvirt.Domain, args []string) error {
 		return failf(exitSystem, "virsh is missing, which connects to the console: install libvirt-clients")
 	}
 	return syscall.Exec(virsh, []string{"virsh", "-c", s.uri, "console", "--domain", name}, os.Environ())
+}
+
+func mustRun(dom *libvirt.Domain, args []string) error {
+	if _, err := parseOptions(args, nil, nil); err != nil {
+		return err
+	}
+	if active, err := dom.IsActive(); err != nil {
+		return err
+	} else if !active {
+		return failf(exitStopped, "Container is not running")
+	}
+	return nil
 }

@@ -3,9 +3,11 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"os/signal"
 	"slices"
@@ -20,7 +22,7 @@ const fleetUsage = `usage: vzctl fleet exec   [OPTION…] [NAME…] -- COMMAND [
 which environments: NAME with * ? [ ], --tag TAG, --template NAME, --updates-pending, --all
   Each kind that is given narrows the choice; one given again widens its own. Those that do not run are skipped.
 how: --connect URI (again: several)  -P, --parallel N  --timeout TIME (0: none)  --output BYTES of each stream  --json
-exec: --stdin FILE  --env K=V        update: --env K=V  --snapshot  --revert-failed
+exec: --stdin FILE  --env K=V        update: --env K=V  --cache URL  --snapshot  --revert-failed
 It ends with 0 when all is well, 8 when something failed in one of them, 14 when none is selected, 31 when none of the
 selected could be addressed, and 130 when it was interrupted.
 `
@@ -37,6 +39,7 @@ type fleet struct {
 
 	stdin          string
 	env            words
+	cache          string
 	snapshot       bool
 	revertFailed   bool
 	updatesPending bool
@@ -95,6 +98,7 @@ func parseFleet(uris []string, args []string) (*fleet, error) {
 		o.Var(&f.env, "env", "")
 	}
 	if f.verb == "update" {
+		o.StringVar(&f.cache, "cache", "", "")
 		o.BoolVar(&f.snapshot, "snapshot", false, "")
 		o.BoolVar(&f.revertFailed, "revert-failed", false, "")
 	}
@@ -111,7 +115,13 @@ func parseFleet(uris []string, args []string) (*fleet, error) {
 		f.uris = uris
 	}
 	f.snapshot = f.snapshot || f.revertFailed
-	return f, f.check(behind >= 0)
+	if err := f.check(behind >= 0); err != nil {
+		return nil, err
+	}
+	if f.cache != "" {
+		f.env = append(f.env, "http_proxy="+f.cache) // every package manager's downloads heed it
+	}
+	return f, nil
 }
 
 func (f *fleet) check(dashes bool) error {
@@ -128,6 +138,9 @@ func (f *fleet) check(dashes bool) error {
 		if name, _, ok := strings.Cut(pair, "="); !ok || name == "" {
 			return failf(exitValue, "--env is %q: NAME=VALUE is accepted", pair)
 		}
+	}
+	if u, err := url.Parse(f.cache); f.cache != "" && (err != nil || u.Scheme != "http" || u.Hostname() == "") {
+		return failf(exitValue, "--cache is %q: the address of a proxy such as http://192.0.2.1:3142 is accepted", f.cache)
 	}
 	switch {
 	case f.verb == "exec" && len(f.args) == 0:
@@ -164,14 +177,14 @@ func runFleet(uris, args []string) error {
 	}
 	do, err := f.work()
 	if err != nil {
-		return err
+		return f.nothing(os.Stdout, err)
 	}
 	guests, conns, err := f.find()
 	for _, c := range conns {
 		defer c.Close()
 	}
 	if err != nil {
-		return err
+		return f.nothing(os.Stdout, err)
 	}
 	// The first Ctrl-C ends what runs; the next one ends this program. Two at
 	// once are one: timeout(1) sends its signal to the child and to the group.
@@ -185,6 +198,14 @@ func runFleet(uris, args []string) error {
 		return err
 	}
 	return verdict(results, ctx.Err() != nil)
+}
+
+// nothing was done, because of err: who reads the JSON is told so by it.
+func (f *fleet) nothing(out io.Writer, err error) error {
+	if !f.json {
+		return err
+	}
+	return errors.Join(err, report{Verb: f.verb, Results: []*result{}, Error: message(err)}.print(out))
 }
 
 // verdict is the exit status of a whole run.

@@ -25,7 +25,7 @@ func hosts() []*guest {
 		{"vz:///system", "web1", "shop", "debian13@0123abcd", "running", "prod,web"},
 		{"vz:///system", "web2", "", "busybox", "running", "web"},
 		{"vz:///system", "db1", "", "debian13", "stopped", "prod"},
-		{"vz+ssh://two/system", "web1", "", "busybox", "suspended", ""},
+		{"vz+ssh://two/system", "web1", "", "busybox", "paused", ""},
 	} {
 		r := &row{CTID: w.name, Name: w.title, OSTemplate: w.template, Status: w.status}
 		if w.tags != "" {
@@ -84,6 +84,7 @@ func TestFleetRefused(t *testing.T) {
 		"": exitParameter, "dance --all": exitParameter, "exec --all": exitParameter, "exec --all --": exitParameter,
 		"copy --all -- one": exitParameter, "update --all -- x": exitParameter, "copy --all --env A=b -- one /two": exitParameter,
 		"exec --all --parallel 0 -- true": exitValue, "exec --all --output -1 -- true": exitValue, "exec --all --timeout -1s -- true": exitValue,
+		"update --all --cache 192.0.2.1:3142": exitValue, "update --all --cache https://192.0.2.1": exitValue, "exec --all --cache http://192.0.2.1 -- true": exitParameter,
 		"exec --all --env A -- true": exitValue, "exec -- true": exitNoConfig, "exec --all --nonsense -- true": exitParameter,
 	} {
 		_, err := parseFleet(nil, strings.Fields(args))
@@ -231,6 +232,78 @@ func TestFleetJSON(t *testing.T) {
 	}
 	if verdict(results, true) != exitCode(130) {
 		t.Error("an interruption is not told")
+	}
+}
+
+// TestFleetNothing: also who is not told of any environment can read the JSON.
+func TestFleetNothing(t *testing.T) {
+	for args, want := range map[string]string{
+		"exec -c test:///default --tag nobody -- true":      "the selection is empty: of 1 environments none fits it",
+		"exec -c test:///no/such/file --all -- true":        "test:///no/such/file: ",
+		"exec -c test:///default --all --stdin /no -- true": "--stdin cannot be read: ",
+		"copy -c test:///default --all -- /no /srv":         "/no",
+	} {
+		printed, ended := stdout(t, func() error {
+			return runFleet(nil, append(strings.Fields(args)[:1:1], append([]string{"--json"}, strings.Fields(args)[1:]...)...))
+		})
+		var got report
+		if err := json.Unmarshal([]byte(printed), &got); err != nil || got.Results == nil || !strings.Contains(got.Error, want) || got.Summary != (summary{}) {
+			t.Errorf("%s: %v, %q", args, err, printed)
+		}
+		if code := codeOf(ended); code == 0 || ended == nil {
+			t.Errorf("%s: ends with %v", args, ended)
+		}
+	}
+}
+
+// stdout is what do prints there.
+func stdout(t *testing.T, do func() error) (string, error) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "stdout"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func(was *os.File) { os.Stdout = was }(os.Stdout)
+	os.Stdout = f
+	ended := do()
+	f.Close()
+	text, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text), ended
+}
+
+// TestFleetParallel: as many at once as are allowed, and no more.
+func TestFleetParallel(t *testing.T) {
+	for _, c := range []struct{ parallel, guests int }{{1, 5}, {3, 12}, {8, 2}} {
+		var guests []*guest
+		for n := range c.guests {
+			guests = append(guests, &guest{name: fmt.Sprint(n), row: &row{CTID: fmt.Sprint(n), Status: "running"}})
+		}
+		want := min(c.parallel, c.guests)
+		var mu sync.Mutex
+		now, most, all := 0, 0, make(chan bool)
+		do := func(context.Context, *guest, *result) error {
+			mu.Lock()
+			if now++; now > most {
+				if most = now; most == want {
+					close(all)
+				}
+			}
+			mu.Unlock()
+			<-all // nobody ends before all have begun that may, nor at once
+			time.Sleep(5 * time.Millisecond)
+			mu.Lock()
+			defer mu.Unlock()
+			now--
+			return nil
+		}
+		f := &fleet{verb: "exec", parallel: c.parallel}
+		results := f.run(t.Context(), guests, do, &reporter{out: &bytes.Buffer{}, err: &bytes.Buffer{}})
+		if most != want || count(results).OK != c.guests {
+			t.Errorf("%d of %d at once, %d did it, want %d", most, c.guests, count(results).OK, want)
+		}
 	}
 }
 

@@ -165,13 +165,14 @@ func (l *listing) wants(r *row) bool {
 			return false
 		}
 	}
+	down := r.Status == "stopped" || r.Status == "suspended"
 	switch {
 	case l.stopped:
-		return r.Status == "stopped"
+		return down
 	case l.all || len(l.only) > 0:
 		return true
 	}
-	return r.Status != "stopped"
+	return !down
 }
 
 // compare orders numbers as numbers.
@@ -262,13 +263,29 @@ func (s *session) row(dom *libvirt.Domain) (*row, error) {
 		return nil, err
 	}
 	r := rowOf(def)
-	r.Status = map[libvirt.DomainState]string{libvirt.DOMAIN_RUNNING: "running", libvirt.DOMAIN_SHUTDOWN: "running", libvirt.DOMAIN_PAUSED: "suspended"}[state]
-	r.Status = cmp.Or(r.Status, "stopped")
+	r.Status = statusWord(state, dom)
 	r.OnBoot, _ = dom.GetAutostart()
 	if id, err := dom.GetID(); err == nil && s.local() {
 		r.NProc = tasks(id)
 	}
 	return r, nil
+}
+
+// statusWord is vzlist's. Suspended is what vzctl suspend makes of one: it is
+// down, and goes on from a file.
+func statusWord(state libvirt.DomainState, dom interface {
+	HasManagedSaveImage(uint32) (bool, error)
+}) string {
+	switch state {
+	case libvirt.DOMAIN_RUNNING, libvirt.DOMAIN_SHUTDOWN:
+		return "running"
+	case libvirt.DOMAIN_PAUSED:
+		return "paused"
+	}
+	if saved, err := dom.HasManagedSaveImage(0); err == nil && saved {
+		return "suspended"
+	}
+	return "stopped"
 }
 
 // rowOf is what a definition tells.

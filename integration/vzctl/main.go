@@ -5,8 +5,10 @@
 //	args.go      options and what they make of a CTID.conf; exit codes
 //	main.go      verbs and what they call
 //	run.go       start, stop, status, destroy, suspend, snapshots
-//	exec.go      programs inside, by the verbs of QEMU's guest agent
+//	migrate.go   to another host
+//	exec.go      programs inside, by the verbs of QEMU's guest agent; enter
 //	set.go       changes of what runs and of what is defined
+//	devices.go   those of devices
 //	list.go      vzlist
 //	fleet.go     one verb on many environments: options, and who works on what
 //	select.go    which environments those are
@@ -29,10 +31,11 @@ import (
 const usage = `usage: vzctl [-c URI] [--quiet] VERB CTID …
   create CTID [--ostemplate NAME] [--config SAMPLE] [--private DIR] [OPTION…]
   set CTID [OPTION…] [--save]
-  start | restart | status | destroy | mount | umount CTID
-  stop CTID [--fast]
+  start CTID [--wait]               stop CTID [--fast]               restart CTID [--fast] [--wait]
+  status | destroy | mount | umount CTID
   exec | exec2 CTID COMMAND…        runscript CTID FILE        enter | console CTID
-  suspend | resume CTID
+  suspend | resume CTID [--dumpfile FILE]             suspend --suspend | --resume: without a file
+  migrate CTID HOST|URI [--online] [--keep-src] [--name NAME]       to another host
   snapshot CTID [--name NAME] [--description TEXT]    snapshot-list CTID
   snapshot-switch | snapshot-delete CTID --id NAME
   fleet exec | update | copy …    many containers at once: vzctl fleet tells how
@@ -52,8 +55,8 @@ type session struct {
 // verbs by their names; each gets the domain, and what is behind the CTID.
 var verbs = map[string]func(*session, *libvirt.Domain, []string) error{
 	"start": start, "stop": stop, "restart": restart, "destroy": destroy,
-	"mount": mount, "umount": mount, "suspend": suspend, "resume": resume,
-	"set": set, "exec": execute, "exec2": execute2, "runscript": runScript, "enter": enter, "console": enter,
+	"mount": mount, "umount": mount, "suspend": suspend, "chkpnt": suspend, "resume": resume, "restore": resume,
+	"migrate": migrate, "set": set, "exec": execute, "exec2": execute2, "runscript": runScript, "enter": enter, "console": console,
 	"snapshot": snapshot, "snapshot-list": snapshotList, "snapshot-switch": snapshotSwitch, "snapshot-delete": snapshotDelete,
 }
 

@@ -20,6 +20,14 @@ type report struct {
 	Verb    string    `json:"verb"` // exec, update or copy
 	Results []*result `json:"results"`
 	Summary summary   `json:"summary"`
+	Error   string    `json:"error,omitempty"` // why nothing was done at all
+}
+
+func (r report) print(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(r)
 }
 
 // result is of one environment. What does not apply is left out.
@@ -261,10 +269,7 @@ func (r *result) told() string {
 func (p *reporter) finish(results []*result) error {
 	sum := count(results)
 	if p.json {
-		enc := json.NewEncoder(p.out)
-		enc.SetEscapeHTML(false)
-		enc.SetIndent("", "  ")
-		return enc.Encode(report{p.verb, results, sum})
+		return report{Verb: p.verb, Results: results, Summary: sum}.print(p.out)
 	}
 	parts := []string{fmt.Sprintf("%d ok", sum.OK)}
 	for _, c := range []struct {

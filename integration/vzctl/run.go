@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -78,7 +80,8 @@ func renamed(doc, ctid, name string) (string, error) {
 	return def.Marshal()
 }
 
-// status prints the line other tools parse: five words, and perhaps a sixth.
+// status prints the line other tools parse: five words, and "suspended" as the
+// sixth of one that resume goes on with.
 func (s *session) status(ctid string, dom *libvirt.Domain, err error) error {
 	if err != nil {
 		var none *failure
@@ -93,7 +96,11 @@ func (s *session) status(ctid string, dom *libvirt.Domain, err error) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(statusLine(ctid, state))
+	line := statusLine(ctid, state)
+	if saved, err := dom.HasManagedSaveImage(0); err == nil && saved {
+		line += " suspended"
+	}
+	fmt.Println(line)
 	return nil
 }
 
@@ -107,13 +114,10 @@ func statusLine(ctid string, state libvirt.DomainState) string {
 	return "CTID " + ctid + " exist " + words[state]
 }
 
-func none(args []string) error {
-	_, err := parseOptions(args, nil, []string{"wait", "force", "skip-umount"})
-	return err
-}
-
+// start of one that cannot be disabled, as all here, is what --force is for.
 func start(s *session, dom *libvirt.Domain, args []string) error {
-	if err := none(args); err != nil {
+	o, err := parseOptions(args, nil, []string{"wait", "force"})
+	if err != nil {
 		return err
 	}
 	if active, err := dom.IsActive(); err != nil {
@@ -126,15 +130,37 @@ func start(s *session, dom *libvirt.Domain, args []string) error {
 		return err
 	}
 	s.say("Container start in progress...")
-	return nil
+	if !o.has("wait") {
+		return nil
+	}
+	var over exitCode
+	if err = inside(dom, []string{"-c", bootedScript}, nil); errors.As(err, &over) {
+		err = failf(exitWait, "Container has started, but is not at the end of its boot after five minutes")
+	}
+	return err
 }
+
+// bootedScript waits until systemd has started all, or init is in a run level.
+// Other inits have none.
+const bootedScript = `n=0
+while [ $n -lt 300 ]; do
+	if [ -d /run/systemd/system ]; then
+		case $(systemctl is-system-running 2>/dev/null) in running | degraded | maintenance) exit 0 ;; esac
+	elif grep -qs '^[^#]*:initdefault:' /etc/inittab; then
+		case $(runlevel) in *[2-5S]) exit 0 ;; esac
+	else
+		exit 0
+	fi
+	n=$((n+1))
+	sleep 1
+done
+exit 1`
 
 // stopTimeout is how long an init has to end, as in OpenVZ's vzctl.
 const stopTimeout = 2 * time.Minute
 
-// stop asks init to end, and ends what has not after two minutes.
 func stop(s *session, dom *libvirt.Domain, args []string) error {
-	o, err := parseOptions(args, nil, []string{"fast", "skip-umount"})
+	o, err := parseOptions(args, nil, []string{"fast"})
 	if err != nil {
 		return err
 	}
@@ -144,13 +170,38 @@ func stop(s *session, dom *libvirt.Domain, args []string) error {
 		return failf(exitStopped, "Container is not running")
 	}
 	s.say("Stopping container ...")
-	if !o.has("fast") {
+	if err := end(dom, o.has("fast"), stopTimeout); err != nil {
+		return err
+	}
+	s.say("Container was stopped")
+	return nil
+}
+
+// running is a domain that is to end.
+type running interface {
+	GetState() (libvirt.DomainState, int, error)
+	IsActive() (bool, error)
+	Resume() error
+	Shutdown() error
+	Destroy() error
+}
+
+// end asks init to end, and ends what has not when the time is over. An init
+// that is paused goes on, or it would not hear.
+func end(dom running, fast bool, patience time.Duration) error {
+	if !fast {
+		if state, _, err := dom.GetState(); err != nil {
+			return err
+		} else if state == libvirt.DOMAIN_PAUSED {
+			if err := dom.Resume(); err != nil {
+				return err
+			}
+		}
 		if err := dom.Shutdown(); err != nil {
 			return err
 		}
-		for end := time.Now().Add(stopTimeout); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		for over := time.Now().Add(patience); time.Now().Before(over); time.Sleep(min(patience, 200*time.Millisecond)) {
 			if active, err := dom.IsActive(); err != nil || !active {
-				s.say("Container was stopped")
 				return nil // a transient one is gone
 			}
 		}
@@ -158,23 +209,33 @@ func stop(s *session, dom *libvirt.Domain, args []string) error {
 	if err := dom.Destroy(); err != nil {
 		return failf(exitStop, "Unable to stop container: %s", message(err))
 	}
-	s.say("Container was stopped")
 	return nil
 }
 
 func restart(s *session, dom *libvirt.Domain, args []string) error {
+	var fast, other []string
+	for _, arg := range args {
+		if arg == "--fast" {
+			fast = append(fast, arg)
+		} else {
+			other = append(other, arg)
+		}
+	}
+	if _, err := parseOptions(other, nil, []string{"wait", "force"}); err != nil {
+		return err // before anything is stopped
+	}
 	var stopped *failure
-	if err := stop(s, dom, args); errors.As(err, &stopped) && stopped.code == exitStopped {
+	if err := stop(s, dom, fast); errors.As(err, &stopped) && stopped.code == exitStopped {
 	} else if err != nil {
 		return err
 	}
-	return start(s, dom, nil)
+	return start(s, dom, other)
 }
 
 // destroy removes the definition, and here on this host the layer of its own
 // that an environment of a template has. A directory that was given stays.
 func destroy(s *session, dom *libvirt.Domain, args []string) error {
-	if err := none(args); err != nil {
+	if _, err := parseOptions(args, nil, nil); err != nil {
 		return err
 	}
 	if active, err := dom.IsActive(); err != nil {
@@ -190,14 +251,43 @@ func destroy(s *session, dom *libvirt.Domain, args []string) error {
 	if err := dom.UndefineFlags(flags); err != nil {
 		return err
 	}
-	layer := filepath.Join("/var/lib/libvirt/vz/private", id)
 	if !s.local() {
-		fmt.Fprintf(os.Stderr, "The private area stays on the other host: %s there\n", layer)
-	} else if err := os.RemoveAll(layer); err != nil {
+		fmt.Fprintf(os.Stderr, "The private area stays on the other host: 'virtvzd root rm %s' there deletes it\n", id)
+		return nil
+	}
+	if err := removeRoot(id); err != nil {
 		return failf(exitSystem, "The definition is gone, the private area is not: %v", err)
 	}
 	s.say("Container private area was destroyed")
 	return nil
+}
+
+// removeRoot deletes what there is of a disk, its snapshots as well.
+func removeRoot(uuid string) error {
+	list, err := virtvzd("root", "list")
+	if err != nil || !strings.Contains("\n"+list, "\n"+uuid) {
+		return err
+	}
+	_, err = virtvzd("root", "rm", uuid)
+	return err
+}
+
+func virtvzdPath() string {
+	if path, err := exec.LookPath("virtvzd"); err == nil {
+		return path
+	}
+	return "/usr/sbin/virtvzd" // which a user's PATH need not have
+}
+
+func virtvzd(args ...string) (string, error) {
+	var said strings.Builder
+	cmd := exec.Command(virtvzdPath(), args...)
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("virtvzd %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(said.String()))
+	}
+	return string(out), err
 }
 
 // local tells whether the URI is of this host.
@@ -210,34 +300,73 @@ func mount(*session, *libvirt.Domain, []string) error {
 	return failf(exitSystem, "A container's root is mounted while it runs, and for nobody outside: use exec, or virtvzd template for its files")
 }
 
+// suspend writes the processes to a file, and ends the container: resume goes
+// on from there, also after the host was started anew. Without --dumpfile the
+// daemon keeps the file, and start goes on from there, too. --suspend only stops
+// the processes, and --resume lets them go on.
 func suspend(s *session, dom *libvirt.Domain, args []string) error {
-	if err := noDump(args, exitSuspend); err != nil {
+	o, err := parseOptions(args, []string{"dumpfile"}, []string{"suspend", "resume"})
+	if err != nil {
 		return err
 	}
-	if err := dom.Suspend(); err != nil {
+	switch {
+	case o.has("suspend"):
+		err = dom.Suspend()
+	case o.has("resume"):
+		err = dom.Resume()
+	case o.has("dumpfile"):
+		err = saveTo(dom, o.last("dumpfile"))
+	default:
+		err = dom.ManagedSave(0)
+	}
+	if err != nil {
 		return failf(exitSuspend, "%s", message(err))
 	}
-	s.say("Container was suspended: its processes are stopped, in memory")
+	s.say("Container was suspended")
 	return nil
 }
 
-func resume(s *session, dom *libvirt.Domain, args []string) error {
-	if err := noDump(args, exitResume); err != nil {
+func saveTo(dom *libvirt.Domain, file string) error {
+	path, err := filepath.Abs(file)
+	if err != nil {
 		return err
 	}
-	if err := dom.Resume(); err != nil {
+	return dom.Save(path)
+}
+
+func resume(s *session, dom *libvirt.Domain, args []string) error {
+	o, err := parseOptions(args, []string{"dumpfile"}, nil)
+	if err != nil {
+		return err
+	}
+	if err := resumeFrom(s, dom, o); err != nil {
 		return failf(exitResume, "%s", message(err))
 	}
 	s.say("Container was resumed")
 	return nil
 }
 
-func noDump(args []string, code int) error {
-	o, err := parseOptions(args, []string{"dumpfile"}, nil)
-	if err == nil && o.has("dumpfile") {
-		return failf(code, "Memory cannot be written to a file: without --dumpfile processes are stopped, and stay in memory")
+// resumeFrom goes on from a file, with the processes that were only stopped, or
+// from the file that the daemon keeps.
+func resumeFrom(s *session, dom *libvirt.Domain, o options) error {
+	if o.has("dumpfile") {
+		path, err := filepath.Abs(o.last("dumpfile"))
+		if err != nil {
+			return err
+		}
+		return s.conn.DomainRestore(path)
 	}
-	return err
+	if active, err := dom.IsActive(); err != nil {
+		return err
+	} else if active {
+		return dom.Resume()
+	}
+	if saved, err := dom.HasManagedSaveImage(0); err != nil {
+		return err
+	} else if !saved {
+		return errors.New("it was not suspended: --dumpfile names the file, if there is one")
+	}
+	return dom.Create()
 }
 
 func snapshot(s *session, dom *libvirt.Domain, args []string) error {
@@ -270,7 +399,10 @@ func snapshot(s *session, dom *libvirt.Domain, args []string) error {
 }
 
 func snapshotList(s *session, dom *libvirt.Domain, args []string) error {
-	o, err := parseOptions(args, nil, []string{"H", "no-header"})
+	if n := slices.Index(args, "-H"); n >= 0 {
+		args[n] = "--no-header"
+	}
+	o, err := parseOptions(args, nil, []string{"no-header"})
 	if err != nil {
 		return err
 	}

@@ -2,13 +2,11 @@ package main
 
 import (
 	"encoding/xml"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
 	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
 )
 
 // change is a set that is being done: to what runs, to the definition, or both.
@@ -16,7 +14,6 @@ type change struct {
 	dom    *libvirt.Domain
 	o      options
 	impact libvirt.DomainModificationImpact
-	live   bool
 	save   bool
 }
 
@@ -33,13 +30,14 @@ func set(s *session, dom *libvirt.Domain, args []string) error {
 		}
 	}
 	c := &change{dom: dom, o: o, save: o.has("save")}
-	if c.live, err = dom.IsActive(); err != nil {
+	live, err := dom.IsActive()
+	if err != nil {
 		return err
 	}
-	if !c.live && !c.save {
+	if !live && !c.save {
 		return failf(exitStopped, "Container is not running: --save sets it for the next start")
 	}
-	if c.live {
+	if live {
 		c.impact |= libvirt.DOMAIN_AFFECT_LIVE
 	}
 	if c.save {
@@ -88,14 +86,7 @@ func (c *change) memory() error {
 		return err
 	}
 	if haveRAM {
-		if most, err := c.dom.GetMaxMemory(); err != nil {
-			return err
-		} else if ram > most {
-			if err := c.dom.SetMemoryFlags(ram, libvirt.DomainMemoryModFlags(c.impact)|libvirt.DOMAIN_MEM_MAXIMUM); err != nil {
-				return err
-			}
-		}
-		if err := c.dom.SetMemoryFlags(ram, libvirt.DomainMemoryModFlags(c.impact)); err != nil {
+		if err := setMemory(c.dom, c.impact, ram); err != nil {
 			return err
 		}
 	}
@@ -103,14 +94,44 @@ func (c *change) memory() error {
 	if err != nil || !haveSwap {
 		return err
 	}
-	if !haveRAM {
-		info, err := c.dom.GetInfo()
+	return setSwap(c.dom, c.impact, swap)
+}
+
+// setSwap limits both together, as the kernel and libvirt count it.
+func setSwap(dom definitions, impact libvirt.DomainModificationImpact, kib uint64) error {
+	for _, one := range parts(impact) {
+		def, err := definition(dom, one.flags())
 		if err != nil {
 			return err
 		}
-		ram = info.Memory
+		both := kib
+		if def.CurrentMemory != nil {
+			both += uint64(def.CurrentMemory.Value)
+		}
+		p := &libvirt.DomainMemoryParameters{SwapHardLimitSet: true, SwapHardLimit: both}
+		if err := dom.SetMemoryParameters(p, libvirt.DomainModificationImpact(one)); err != nil {
+			return err
+		}
 	}
-	return c.dom.SetMemoryParameters(&libvirt.DomainMemoryParameters{SwapHardLimitSet: true, SwapHardLimit: ram + swap}, c.impact)
+	return nil
+}
+
+// setMemory raises the maximum first, where it is less: what runs and the
+// definition may differ.
+func setMemory(dom definitions, impact libvirt.DomainModificationImpact, kib uint64) error {
+	for _, one := range parts(impact) {
+		def, err := definition(dom, one.flags())
+		if err != nil {
+			return err
+		}
+		if def.Memory != nil && kib <= uint64(def.Memory.Value) {
+			continue
+		}
+		if err := dom.SetMemoryFlags(kib, libvirt.DomainMemoryModFlags(one)|libvirt.DOMAIN_MEM_MAXIMUM); err != nil {
+			return err
+		}
+	}
+	return dom.SetMemoryFlags(kib, libvirt.DomainMemoryModFlags(impact))
 }
 
 func (c *change) number(option string, most uint64) (uint64, bool, error) {
@@ -243,11 +264,8 @@ func (o options) edit(element string) (edited string, changed bool, err error) {
 
 // metadata is done to each of the two, which may differ.
 func (c *change) metadata() error {
-	for _, one := range []libvirt.DomainModificationImpact{libvirt.DOMAIN_AFFECT_LIVE, libvirt.DOMAIN_AFFECT_CONFIG} {
-		if c.impact&one == 0 {
-			continue
-		}
-		element, err := c.dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, veNamespace, one)
+	for _, one := range parts(c.impact) {
+		element, err := c.dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, veNamespace, libvirt.DomainModificationImpact(one))
 		if err != nil {
 			element = "" // there is none yet
 		}
@@ -255,91 +273,19 @@ func (c *change) metadata() error {
 		if err != nil || !changed {
 			return err
 		}
-		if err := c.dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, edited, "ve", veNamespace, one); err != nil {
+		if err := c.dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, edited, "ve", veNamespace, libvirt.DomainModificationImpact(one)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// definition reads what runs, or else what is defined.
-func definition(dom *libvirt.Domain, flags libvirt.DomainXMLFlags) (*libvirtxml.Domain, error) {
-	doc, err := dom.GetXMLDesc(flags)
-	if err != nil {
-		return nil, err
-	}
-	def := &libvirtxml.Domain{}
-	return def, def.Unmarshal(doc)
-}
-
-// addresses of the routed interface, venet to those of OpenVZ. One that
-// changes is taken away and comes back with the new ones.
+// addresses of the routed interface, venet to those of OpenVZ.
 func (c *change) addresses() error {
 	if !c.o.has("ipadd") && !c.o.has("ipdel") {
 		return nil
 	}
-	def, err := definition(c.dom, 0)
-	if err != nil {
-		return err
-	}
-	old, next, err := c.o.routed(def)
-	if err != nil {
-		return err
-	}
-	flags := libvirt.DomainDeviceModifyFlags(c.impact)
-	if old != "" {
-		if err := c.dom.DetachDeviceFlags(old, flags); err != nil {
-			return err
-		}
-	}
-	if next == "" {
-		return nil
-	}
-	if err := c.dom.AttachDeviceFlags(next, flags); err != nil {
-		if old != "" {
-			c.dom.AttachDeviceFlags(old, flags) // as it was a moment ago
-		}
-		return err
-	}
-	return nil
-}
-
-// routed gives the interface there is and the one there is to be; empty: none.
-func (o options) routed(def *libvirtxml.Domain) (old, next string, err error) {
-	nic := libvirtxml.DomainInterface{Source: &libvirtxml.DomainInterfaceSource{Ethernet: &libvirtxml.DomainInterfaceSourceEthernet{}}}
-	if def.Devices != nil {
-		for _, n := range def.Devices.Interfaces {
-			if n.Source != nil && n.Source.Ethernet != nil && len(n.IP) > 0 {
-				n.Alias, n.Target = nil, nil
-				nic = n
-				if old, err = nic.Marshal(); err != nil {
-					return "", "", err
-				}
-				break
-			}
-		}
-	}
-	nic.IP = slices.Clone(nic.IP)
-	for _, text := range o["ipdel"] {
-		nic.IP = slices.DeleteFunc(nic.IP, func(ip libvirtxml.DomainInterfaceIP) bool { return text == "all" || ip.Address == text })
-	}
-	for _, text := range o["ipadd"] {
-		addr, err := netip.ParseAddr(text)
-		if err != nil {
-			return "", "", failf(exitValue, "--ipadd is %q: an address such as 192.0.2.7 is accepted", text)
-		}
-		ip := libvirtxml.DomainInterfaceIP{Address: addr.String(), Family: "ipv6", Prefix: uint(addr.BitLen())}
-		if addr.Is4() {
-			ip.Family = "ipv4"
-		}
-		if !slices.ContainsFunc(nic.IP, func(have libvirtxml.DomainInterfaceIP) bool { return have.Address == ip.Address }) {
-			nic.IP = append(nic.IP, ip)
-		}
-	}
-	if len(nic.IP) > 0 {
-		next, err = nic.Marshal()
-	}
-	return old, next, err
+	return c.o.setAddresses(c.dom, c.impact)
 }
 
 // diskspace is the root's, soft and hard in KiB as OpenVZ counts it.
@@ -362,24 +308,7 @@ func (c *change) diskspace() error {
 		}
 		limits[n] = kib
 	}
-	def, err := definition(c.dom, 0)
-	if err != nil {
-		return err
-	}
-	for _, f := range def.Devices.Filesystems {
-		if f.Target == nil || f.Target.Dir != "/" {
-			continue
-		}
-		f.Alias = nil
-		f.SpaceSoftLimit = &libvirtxml.DomainFilesystemSpaceSoftLimit{Value: uint(limits[0]), Unit: "KiB"}
-		f.SpaceHardLimit = &libvirtxml.DomainFilesystemSpaceHardLimit{Value: uint(limits[1]), Unit: "KiB"}
-		doc, err := f.Marshal()
-		if err != nil {
-			return err
-		}
-		return c.dom.UpdateDeviceFlags(doc, libvirt.DomainDeviceModifyFlags(c.impact))
-	}
-	return nil
+	return setRoot(c.dom, c.impact, limits[0], limits[1])
 }
 
 // words about a container, and whether it starts with the host.

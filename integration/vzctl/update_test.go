@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -137,4 +138,38 @@ func TestKillScript(t *testing.T) {
 	if err := bystander.Process.Signal(syscall.Signal(0)); err != nil {
 		t.Errorf("one without the mark: %v", err)
 	}
+}
+
+// TestCache: the package manager inside is told of the cache, whether it looks
+// for updates or makes them.
+func TestCache(t *testing.T) {
+	f, err := parseFleet(nil, strings.Fields("update --all --updates-pending --cache http://192.0.2.1:3142 --env A=b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &telling{}
+	if err := f.filtered(f.update)(t.Context(), &guest{ask: a.ask}, &result{}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(a.ran, " "), "pending list update list"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// telling is an environment whose package manager prints what it was called
+// for, where it was told of the cache.
+type telling struct {
+	fake
+	ran []string
+}
+
+func (a *telling) ask(command string, arguments, answer any) error {
+	if p, ok := arguments.(program); ok && command == "guest-exec" {
+		if slices.Contains(p.Env, "http_proxy=http://192.0.2.1:3142") && slices.Contains(p.Env, "A=b") {
+			a.ran = append(a.ran, p.Arg[3])
+		}
+		p.Arg = append(slices.Clone(p.Arg[:3]), "print "+p.Arg[3]+" 1")
+		arguments = p
+	}
+	return a.fake.ask(command, arguments, answer)
 }

@@ -179,7 +179,7 @@ func TestList(t *testing.T) {
 			t.Fatal(err)
 		}
 		var rows []*row
-		for _, r := range []*row{{CTID: "101", Status: "stopped", IP: []string{}}, nine, {CTID: "20", Status: "suspended", IP: []string{}}} {
+		for _, r := range []*row{{CTID: "101", Status: "stopped", IP: []string{}}, nine, {CTID: "20", Status: "suspended", IP: []string{}}, {CTID: "30", Status: "paused", IP: []string{}}} {
 			if l.wants(r) {
 				rows = append(rows, r)
 			}

@@ -1,6 +1,6 @@
 """Clone: a copy with a disk of its own."""
 
-from desk import desk, domain, environment, manager, shot, state, window
+from desk import console, desk, domain, environment, login, manager, shot, shows, state, typed, window
 
 win = environment("web1")
 state("web1", "shutoff")
@@ -16,3 +16,19 @@ win.find("Run", "button").click()
 state("web2", "running")
 manager().find("web2\nRunning", "table cell").click()
 shot("list", manager())
+
+# It has what the other had, and what it changes stays its own.
+terminal = console(win)
+login(terminal)
+typed("cat /root/mark; echo of web2 >/root/mark; sync\n")
+shows(terminal, "of web1")
+win = environment("web1")
+win.find("Run", "button").click()
+state("web1", "running")
+terminal = console(win)
+login(terminal)
+typed("cat /root/mark\n")
+shows(terminal, "of web1")
+assert "of web2" not in terminal.text, terminal.text
+domain("web1").destroy()
+state("web1", "shutoff")

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// twofold is a domain that runs: it has devices and memory by the flag of each
+// of its two definitions, and refuses what is not there.
+type twofold map[libvirt.DomainModificationImpact]*libvirtxml.Domain
+
+const live, config = libvirt.DOMAIN_AFFECT_LIVE, libvirt.DOMAIN_AFFECT_CONFIG
+
+func newTwofold(t *testing.T, running, defined string) twofold {
+	t.Helper()
+	d := twofold{live: {}, config: {}}
+	for of, inner := range map[libvirt.DomainModificationImpact]string{live: running, config: defined} {
+		if err := d[of].Unmarshal("<domain><name>101</name>" + inner + "</domain>"); err != nil {
+			t.Fatal(err)
+		}
+		if d[of].Devices == nil {
+			d[of].Devices = &libvirtxml.DomainDeviceList{}
+		}
+	}
+	return d
+}
+
+func (d twofold) GetXMLDesc(flags libvirt.DomainXMLFlags) (string, error) {
+	if flags&libvirt.DOMAIN_XML_INACTIVE != 0 {
+		return d[config].Marshal()
+	}
+	return d[live].Marshal()
+}
+
+func (d twofold) each(flags uint32, do func(*libvirtxml.Domain) error) error {
+	for of, def := range d {
+		if flags&uint32(of) != 0 {
+			if err := do(def); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (d twofold) SetMemoryFlags(kib uint64, flags libvirt.DomainMemoryModFlags) error {
+	return d.each(uint32(flags), func(def *libvirtxml.Domain) error {
+		if flags&libvirt.DOMAIN_MEM_MAXIMUM != 0 {
+			def.Memory.Value = uint(kib)
+			return nil
+		}
+		if kib > uint64(def.Memory.Value) {
+			return errors.New("more than the maximum")
+		}
+		def.CurrentMemory.Value = uint(kib)
+		return nil
+	})
+}
+
+func (d twofold) SetMemoryParameters(p *libvirt.DomainMemoryParameters, of libvirt.DomainModificationImpact) error {
+	return d.each(uint32(of), func(def *libvirtxml.Domain) error {
+		def.MemoryTune = &libvirtxml.DomainMemoryTune{SwapHardLimit: &libvirtxml.DomainMemoryTuneLimit{Value: p.SwapHardLimit}}
+		return nil
+	})
+}
+
+func (d twofold) AttachDeviceFlags(doc string, flags libvirt.DomainDeviceModifyFlags) error {
+	return d.each(uint32(flags), func(def *libvirtxml.Domain) error {
+		n := libvirtxml.DomainInterface{}
+		if err := n.Unmarshal(doc); err != nil {
+			return err
+		}
+		if len(def.Devices.Interfaces) > 1 {
+			return errors.New("no slot is left")
+		}
+		def.Devices.Interfaces = append(def.Devices.Interfaces, n)
+		return nil
+	})
+}
+
+func (d twofold) DetachDeviceFlags(doc string, flags libvirt.DomainDeviceModifyFlags) error {
+	return d.each(uint32(flags), func(def *libvirtxml.Domain) error {
+		n := libvirtxml.DomainInterface{}
+		if err := n.Unmarshal(doc); err != nil {
+			return err
+		}
+		before := len(def.Devices.Interfaces)
+		def.Devices.Interfaces = slices.DeleteFunc(def.Devices.Interfaces, func(have libvirtxml.DomainInterface) bool {
+			return have.MAC.Address == n.MAC.Address
+		})
+		if len(def.Devices.Interfaces) == before {
+			return fmt.Errorf("no device with the address %s", n.MAC.Address)
+		}
+		return nil
+	})
+}
+
+func (d twofold) UpdateDeviceFlags(doc string, flags libvirt.DomainDeviceModifyFlags) error {
+	return d.each(uint32(flags), func(def *libvirtxml.Domain) error { return def.Devices.Filesystems[0].Unmarshal(doc) })
+}
+
+// addresses of all interfaces of one definition.
+func (d twofold) addresses(of libvirt.DomainModificationImpact) string {
+	var list []string
+	for _, n := range d[of].Devices.Interfaces {
+		for _, ip := range n.IP {
+			list = append(list, ip.Address)
+		}
+	}
+	return strings.Join(list, " ")
+}
+
+// TestSetMemory: one that runs may have had its maximum raised without --save.
+func TestSetMemory(t *testing.T) {
+	const less = "<memory>65536</memory><currentMemory>65536</currentMemory>"
+	d := newTwofold(t, less, less)
+	if err := setMemory(d, live, 1<<20); err != nil || d[config].Memory.Value != 65536 {
+		t.Errorf("%v, %d are saved", err, d[config].Memory.Value)
+	}
+	if err := setMemory(d, live|config, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	for of, def := range d {
+		if def.Memory.Value != 1<<20 || def.CurrentMemory.Value != 1<<20 {
+			t.Errorf("of %d: %d of %d KiB", of, def.CurrentMemory.Value, def.Memory.Value)
+		}
+	}
+	if err := setMemory(d, live|config, 1<<19); err != nil || d[live].Memory.Value != 1<<20 {
+		t.Errorf("%v, the maximum has become %d", err, d[live].Memory.Value)
+	}
+}
+
+// TestSetSwap: the limit is of memory and swap, so it is another where that of
+// memory is.
+func TestSetSwap(t *testing.T) {
+	d := newTwofold(t, "<currentMemory>40000</currentMemory>", "<currentMemory>50000</currentMemory>")
+	if err := setSwap(d, live|config, 1000); err != nil {
+		t.Fatal(err)
+	}
+	for of, want := range map[libvirt.DomainModificationImpact]uint64{live: 41000, config: 51000} {
+		if got := d[of].MemoryTune.SwapHardLimit.Value; got != want {
+			t.Errorf("of %d: %d KiB, want %d", of, got, want)
+		}
+	}
+}
+
+// TestSetAddresses: what runs has one that was not saved, and keeps it for
+// itself.
+func TestSetAddresses(t *testing.T) {
+	nic := func(mac, ip string) string {
+		return "<interface type='ethernet'><mac address='" + mac + "'/><ip address='" + ip + "' family='ipv4' prefix='32'/></interface>"
+	}
+	const one, two = "52:54:00:00:00:01", "52:54:00:00:00:02"
+	in := func(devices string) string { return "<devices>" + devices + "</devices>" }
+	for name, c := range map[string]struct{ running, defined, add, del, live, config string }{
+		"same":         {nic(one, "192.0.2.1"), nic(one, "192.0.2.1"), "192.0.2.7", "", "192.0.2.1 192.0.2.7", "192.0.2.1 192.0.2.7"},
+		"not saved":    {nic(one, "192.0.2.1"), "", "192.0.2.7", "", "192.0.2.1 192.0.2.7", "192.0.2.7"},
+		"other":        {nic(one, "192.0.2.1"), nic(two, "192.0.2.2"), "192.0.2.7", "all", "192.0.2.7", "192.0.2.7"},
+		"only defined": {"", nic(two, "192.0.2.2"), "", "192.0.2.2", "", ""},
+		// The definition has no room for one more, so nothing changes.
+		"fails": {nic(one, "192.0.2.1"), nic("", "") + nic("", ""), "192.0.2.7", "", "192.0.2.1", " "},
+	} {
+		d := newTwofold(t, in(c.running), in(c.defined))
+		if name == "fails" {
+			for n := range d[config].Devices.Interfaces {
+				d[config].Devices.Interfaces[n].Source = nil
+			}
+		}
+		o := options{"ipadd": {c.add}, "ipdel": {c.del}}
+		if c.add == "" {
+			delete(o, "ipadd")
+		}
+		err := o.setAddresses(d, live|config)
+		if (err != nil) != (name == "fails") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if d.addresses(live) != c.live || d.addresses(config) != c.config {
+			t.Errorf("%s: what runs has %q, what is defined %q", name, d.addresses(live), d.addresses(config))
+		}
+	}
+}
+
+// TestSetRoot: a root that runs otherwise than it is defined stays so.
+func TestSetRoot(t *testing.T) {
+	root := func(of string) string {
+		return "<devices><filesystem type='template'><source name='" + of + "'/><target dir='/'/></filesystem></devices>"
+	}
+	d := newTwofold(t, root("old"), root("new"))
+	if err := setRoot(d, live|config, 1000, 2000); err != nil {
+		t.Fatal(err)
+	}
+	for of, template := range map[libvirt.DomainModificationImpact]string{live: "old", config: "new"} {
+		f := d[of].Devices.Filesystems[0]
+		if f.Source.Template.Name != template || f.SpaceSoftLimit.Value != 1000 || f.SpaceHardLimit.Value != 2000 {
+			t.Errorf("of %d: %s, %d to %d", of, f.Source.Template.Name, f.SpaceSoftLimit.Value, f.SpaceHardLimit.Value)
+		}
+	}
+	if err := setRoot(newTwofold(t, "", ""), live, 1, 1); err == nil {
+		t.Error("a root that is not there is limited")
+	}
+}
+
+// saves is a domain with or without a file that it goes on from.
+type saves bool
+
+func (s saves) HasManagedSaveImage(uint32) (bool, error) { return bool(s), nil }
+
+func TestStatusWord(t *testing.T) {
+	for _, c := range []struct {
+		state libvirt.DomainState
+		saved saves
+		want  string
+	}{
+		{libvirt.DOMAIN_RUNNING, false, "running"}, {libvirt.DOMAIN_PAUSED, false, "paused"},
+		{libvirt.DOMAIN_SHUTOFF, false, "stopped"}, {libvirt.DOMAIN_SHUTOFF, true, "suspended"},
+	} {
+		if got := statusWord(c.state, c.saved); got != c.want {
+			t.Errorf("%d, saved %v: %s, want %s", c.state, c.saved, got, c.want)
+		}
+	}
+}
+
+// ending is a domain that ends when it is asked and can hear.
+type ending struct {
+	state libvirt.DomainState
+	deaf  bool
+	calls []string
+}
+
+func (e *ending) GetState() (libvirt.DomainState, int, error) { return e.state, 0, nil }
+func (e *ending) IsActive() (bool, error)                     { return e.state != libvirt.DOMAIN_SHUTOFF, nil }
+
+func (e *ending) Resume() error {
+	e.calls, e.state = append(e.calls, "resume"), libvirt.DOMAIN_RUNNING
+	return nil
+}
+
+func (e *ending) Shutdown() error {
+	if e.calls = append(e.calls, "shutdown"); e.state == libvirt.DOMAIN_PAUSED {
+		return errors.New("it is paused: resume it first")
+	}
+	if !e.deaf {
+		e.state = libvirt.DOMAIN_SHUTOFF
+	}
+	return nil
+}
+
+func (e *ending) Destroy() error {
+	e.calls, e.state = append(e.calls, "destroy"), libvirt.DOMAIN_SHUTOFF
+	return nil
+}
+
+func TestEnd(t *testing.T) {
+	for _, c := range []struct {
+		dom  ending
+		fast bool
+		want string
+	}{
+		{ending{state: libvirt.DOMAIN_RUNNING}, false, "shutdown"},
+		{ending{state: libvirt.DOMAIN_PAUSED}, false, "resume shutdown"},
+		{ending{state: libvirt.DOMAIN_PAUSED}, true, "destroy"},
+		{ending{state: libvirt.DOMAIN_PAUSED, deaf: true}, false, "resume shutdown destroy"},
+	} {
+		err := end(&c.dom, c.fast, time.Millisecond)
+		if got := strings.Join(c.dom.calls, " "); err != nil || got != c.want || c.dom.state != libvirt.DOMAIN_SHUTOFF {
+			t.Errorf("%s, %v, want %s", got, err, c.want)
+		}
+	}
+}
