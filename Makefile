@@ -12,27 +12,29 @@ TAGS     =
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 
 GO      ?= go
+# Where a Go may be that PATH does not name: one that make deps brought, go.dev's.
+export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/virtvzd/go/bin:$(PATH):/usr/local/go/bin
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 3s
 
-.PHONY: build install test test-quick test-vm test-migrate test-gui fuzz bench demo generate deps clean
+.PHONY: build install test test-quick test-vm test-migrate test-gui fuzz bench demo generate go deps clean
+
+build: $(BIN)/virtvzd $(BIN)/vzctl
 
 # vzctl needs cgo and libvirt-dev; without them there is the daemon alone.
-VZCTL   := $(if $(shell pkg-config --exists libvirt && command -v $(GO) $(CC)),$(BIN)/vzctl)
-
-build: $(BIN)/virtvzd $(VZCTL)
-
 $(BIN)/vzctl: FORCE
-	CGO_ENABLED=1 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./integration/vzctl
+	if pkg-config --exists libvirt 2>/dev/null && command -v $(CC) >/dev/null && command -v $(GO) >/dev/null; then \
+		CGO_ENABLED=1 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./integration/vzctl; \
+	fi
 
 # The daemon is one static binary. One that is built already can be installed
 # where there is no Go, as root's PATH under sudo may be.
 $(BIN)/virtvzd: FORCE
-ifneq ($(shell command -v $(GO)),)
-	CGO_ENABLED=0 $(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $@ ./driver/virtvzd
-else
-	@[ -x $@ ] || { echo "$(GO) is not in PATH, and there is no $@ to install: install Go 1.26 (go.dev) and put it there" >&2; exit 1; }
-endif
+	if command -v $(GO) >/dev/null; then \
+		CGO_ENABLED=0 $(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $@ ./driver/virtvzd; \
+	elif [ ! -x $@ ]; then \
+		echo "$(GO) is not in PATH, and there is no $@ to install: make go brings one to Debian" >&2; exit 1; \
+	fi
 
 FORCE:
 
@@ -50,13 +52,16 @@ install: build
 	[ -e $(DESTDIR)/etc/libvirt/virtvzd.conf ] || \
 		install -D -m 644 driver/virtvzd/virtvzd.conf $(DESTDIR)/etc/libvirt/virtvzd.conf
 
-# Packages of the host that the tests need; does nothing when all are there.
-# Debian 13 has an older Go, which is not among them.
-deps:
-	@command -v $(GO) >/dev/null || { echo "$(GO) is not in PATH: install Go 1.26 (go.dev) and put it there" >&2; exit 1; }
-	integration/vm/install.sh
+# A Go, where there is none that builds this.
+go:
+	integration/go.sh
 
-# Everything, from a machine that may have nothing but Go.
+# That, and packages of the host that the tests need; nothing when all are there.
+deps:
+	integration/vm/install.sh
+	integration/go.sh
+
+# Everything, from a machine that may have nothing but make.
 test: deps test-quick fuzz test-vm
 
 # What needs no VM, with all that is compiled at all. The client's side needs
@@ -98,7 +103,7 @@ bench: deps build
 
 # A throw-away VM with an environment in it, driven by stock virsh; HOST=1
 # uses this machine's own systemd.
-demo: build
+demo: $(if $(HOST),go,deps) build
 	integration/demo.sh $(if $(HOST),host,vm)
 
 # Types of the wire from the libvirt source package.
