@@ -234,25 +234,18 @@ func (a *arriving) commit() (ref protocol.NonnullDomain, err error) {
 		return ref, errorf(protocol.ErrOperationFailed, "migration of domain '%s' was given up by its source", a.def.Name)
 	}
 	defer a.giveBack() // and not before all is undone, should it fail
-	before := a.view()
 	fail := func(err error) (protocol.NonnullDomain, error) {
 		undo := a.in.Abort(a.ctx)
-		switch {
-		case a.view().config == before.config:
-		case before.config == nil:
-			undo = errors.Join(undo, a.drv.store.removeDefinition(a.def.Name))
-			a.publish(func(v *view) { v.config, v.persistent = nil, false })
-		default:
-			undo = errors.Join(undo, a.defineAs(before.config, protocol.DomainEventDefinedUpdated))
-		}
 		return ref, errors.Join(errMigration("migration failed", err), undo, a.drv.store.removeStatus(a.uuid))
 	}
+	// A domain that does not run stays defined at its source until that is told
+	// that it is here: a daemon that is killed before leaves a disk, no second one.
 	if a.how.has(protocol.MigrateOffline) {
-		if err := a.define(a.persistent); err != nil {
-			return fail(err)
-		}
 		if _, err := a.in.Commit(a.ctx); err != nil {
 			return fail(err)
+		}
+		if err := a.define(a.persistent); err != nil {
+			return ref, errMigration("migration failed: its disk is here and can be sent again, it is not defined", err)
 		}
 		return a.ref(a.view()), nil
 	}

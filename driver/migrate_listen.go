@@ -176,15 +176,29 @@ func (drv *Driver) waitForMigration(how migration) (uri, address string, err err
 	if how.uri == "" {
 		return "tcp://" + drv.reachable(address), address, nil
 	}
-	u, err := url.Parse(how.uri)
-	if err != nil || u.Scheme != "tcp" || u.Hostname() == "" {
-		return "", "", errorf(protocol.ErrInvalidArg, "unable to parse migration URI '%s': it is tcp://HOST or tcp://HOST:PORT", how.uri)
+	u, err := migrationURI(how.uri)
+	if err != nil {
+		return "", "", err
 	}
 	_, port, err := net.SplitHostPort(address)
 	if err == nil && u.Port() != "" && u.Port() != port {
 		err = errorf(protocol.ErrInvalidArg, "migrations come to port %s here, not to %s", port, u.Port())
 	}
 	return "tcp://" + net.JoinHostPort(u.Hostname(), port), address, err
+}
+
+// migrationURI reads tcp://HOST[:PORT], and tcp:HOST[:PORT], as virt-manager
+// writes it and libvirt's qemu driver reads it.
+func migrationURI(text string) (*url.URL, error) {
+	full := text
+	if rest, ok := strings.CutPrefix(text, "tcp:"); ok && !strings.HasPrefix(rest, "//") {
+		full = "tcp://" + rest
+	}
+	u, err := url.Parse(full)
+	if err != nil || u.Scheme != "tcp" || u.Hostname() == "" {
+		return nil, errorf(protocol.ErrInvalidArg, "unable to parse migration URI '%s': it is tcp://HOST or tcp://HOST:PORT", text)
+	}
+	return u, nil
 }
 
 // reachable is an address of this host as others know it.
@@ -203,8 +217,11 @@ func (drv *Driver) reachable(address string) string {
 // migrationAddress is where a domain is sent to, as it is recorded: "tcp://…",
 // or "tls://…#NAME" with the name in the certificate.
 func migrationAddress(how migration) (string, error) {
-	u, err := url.Parse(how.uri)
-	if err != nil || u.Scheme != "tcp" || u.Hostname() == "" || u.Port() == "" {
+	u, err := migrationURI(how.uri)
+	if err != nil {
+		return "", err
+	}
+	if u.Port() == "" {
 		return "", errorf(protocol.ErrInvalidArg, "unable to parse migration URI '%s': it is tcp://HOST:PORT", how.uri)
 	}
 	if !how.has(protocol.MigrateTls) {

@@ -201,7 +201,9 @@ func TestMigrationURIs(t *testing.T) {
 		"tcp://there:" + port: "tcp://there:" + port,
 		"tcp://[2001:db8::1]": "tcp://[2001:db8::1]:" + port,
 		"tcp://there:1":       "!migrations come to port " + port + " here, not to 1",
-		"tcp:there:" + port:   "!" + unable,
+		"tcp:there:" + port:   "tcp://there:" + port,
+		"tcp:there":           "tcp://there:" + port,
+		"tcp:":                "!" + unable,
 		"tls://there":         "!" + unable,
 		"there":               "!" + unable,
 		"tcp://":              "!" + unable,
@@ -227,6 +229,7 @@ func TestMigrationURIs(t *testing.T) {
 
 	for given, want := range map[string]string{
 		"tcp://there:1":         "tcp://there:1 tls://there:1#there",
+		"tcp:there:1":           "tcp://there:1 tls://there:1#there",
 		"tcp://[2001:db8::1]:1": "tcp://[2001:db8::1]:1 tls://[2001:db8::1]:1#2001:db8::1",
 		"tcp://there":           "",
 		"tcp://:1":              "",
