@@ -3,9 +3,10 @@
 // Package gui drives the daemon with an unmodified virt-manager, by mouse and
 // keyboard. The scripts of testdata read as what a user does.
 //
-// The daemon is in a machine; virt-manager runs on this host in a Debian 13
-// root of its own (see recipe), which is much faster than in an emulated
-// machine, and reaches the daemon by its socket, forwarded.
+// The daemon is in a machine, that of another host in a second one. virt-manager
+// runs on this host in a Debian 13 root of its own (see recipe), which is much
+// faster than in an emulated machine, and reaches both by their sockets,
+// forwarded.
 package gui
 
 import (
@@ -30,26 +31,33 @@ import (
 //go:embed all:recipe
 var recipe embed.FS
 
-func TestMain(m *testing.M) { os.Exit(vm.Main(m)) }
-
 // scripts are what is done, in this order: each goes on where the one before
 // it ended.
 var scripts = strings.Fields(`connect create console graphs resources hardware autostart lifecycle
-	editxml snapshots clone rename delete host`)
+	editxml snapshots clone rename delete host migrate`)
 
 func TestVirtManager(t *testing.T) {
 	root, err := vm.Made(t.Context(), "gui", recipe)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := vm.Test(t)
-	m.Sh(t, "virtvzd template import debian13 "+vm.Roots+"/debian13-sysvinit.tar.zst && virsh -c network:///system net-start default")
-	socket, err := m.Forward(t.Context(), "/run/libvirt/virtvzd-sock")
+	hosts, err := vm.StartPair(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(hosts.Close)
+	m := hosts.A
+	m.Sh(t, `virtvzd template import debian13 `+vm.Roots+`/debian13-sysvinit.tar.zst
+virtvzd template import busybox `+vm.Roots+`/busybox.tar.zst
+virsh -c network:///system net-start default`)
+	sockets := make([]string, 2)
+	for n, host := range []*vm.VM{hosts.A, hosts.B} {
+		if sockets[n], err = host.Forward(t.Context(), "/run/libvirt/virtvzd-sock"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	out := pictures(t)
-	desk := enter(t, filepath.Join(root, "root"), socket, out)
+	desk := enter(t, filepath.Join(root, "root"), sockets, out)
 	for _, name := range scripts {
 		if !t.Run(name, func(t *testing.T) { desk.run(t, name) }) {
 			break // the next ones stand on it
@@ -88,14 +96,15 @@ type session struct {
 	answer *bufio.Reader
 }
 
-// enter starts a session in root. It ends with the test, and with this process.
-func enter(t *testing.T, root, socket, out string) *session {
+// enter starts a session in root, with the sockets of two hosts. It ends with
+// the test, and with this process.
+func enter(t *testing.T, root string, sockets []string, out string) *session {
 	scripts, err := filepath.Abs("testdata")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, "sh", "enter.sh", root, socket, scripts, out,
+	cmd := exec.CommandContext(ctx, "sh", "enter.sh", root, sockets[0], sockets[1], scripts, out,
 		"dbus-run-session", "--", "python3", "-B", "/srv/session.py")
 	// The first process of the namespace takes all others along.
 	cmd.SysProcAttr = &syscall.SysProcAttr{

@@ -28,12 +28,12 @@ type failure struct {
 }
 
 var (
-	cut  = func(h *hosts, t *testing.T) { h.a.Sh(t, "ip link set eth1 down") }
-	mend = func(h *hosts, t *testing.T) { h.a.Sh(t, "ip link set eth1 up") }
+	cut  = func(h *hosts, t *testing.T) { h.A.Sh(t, "ip link set eth1 down") }
+	mend = func(h *hosts, t *testing.T) { h.A.Sh(t, "ip link set eth1 up") }
 	fill = func(h *hosts, t *testing.T) {
-		h.b.Sh(t, "dd if=/dev/zero of=/var/lib/libvirt/vz/fill bs=1M 2>/dev/null; true")
+		h.B.Sh(t, "dd if=/dev/zero of=/var/lib/libvirt/vz/fill bs=1M 2>/dev/null; true")
 	}
-	empty = func(h *hosts, t *testing.T) { h.b.Sh(t, "rm /var/lib/libvirt/vz/fill") }
+	empty = func(h *hosts, t *testing.T) { h.B.Sh(t, "rm /var/lib/libvirt/vz/fill") }
 )
 
 // killCRIU kills the next CRIU that runs on a machine.
@@ -46,7 +46,7 @@ func killCRIU(host string) func(*hosts, *testing.T) {
 // inside runs a command as root of web1 although its daemon stands still.
 func inside(command string) func(*hosts, *testing.T) {
 	return func(h *hosts, t *testing.T) {
-		h.a.Sh(t, "nsenter -t $(cat /root/init) -U -m -p -S 0 -G 0 -- "+command+" || true")
+		h.A.Sh(t, "nsenter -t $(cat /root/init) -U -m -p -S 0 -G 0 -- "+command+" || true")
 	}
 }
 
@@ -118,7 +118,7 @@ true`)
 }
 
 func (f *failure) run(t *testing.T, h *hosts) {
-	h.a.Sh(t, "cat >/root/web1.xml <<'E'\n"+web1+"\nE\n"+`virsh -c vz:///system define /root/web1.xml && virsh -c vz:///system start web1 && virsh -c vz:///system domid web1 >/root/init
+	h.A.Sh(t, "cat >/root/web1.xml <<'E'\n"+web1+"\nE\n"+`virsh -c vz:///system define /root/web1.xml && virsh -c vz:///system start web1 && virsh -c vz:///system domid web1 >/root/init
 vzctl exec web1 'setsid sh -c "n=0; while :; do n=\$((n+1)); echo \$n >/run/n.new; mv /run/n.new /run/n; sleep 0.2; done" </dev/null >/dev/null 2>&1 &'`)
 	if f.step != "" {
 		h.all()[f.host].Sh(t, "echo '"+f.step+"' >/run/virtvzd-fault")
@@ -191,7 +191,7 @@ func (f *failure) check(t *testing.T, h *hosts) {
 		return strings.TrimSpace(v.Sh(t, "virsh -c vz:///system list --name --state-running 2>&1; virsh -c vz:///system list --name --state-paused | sed '/./s/$/ (paused)/'"))
 	}
 	for end := time.Now().Add(90 * time.Second); ; time.Sleep(time.Second) {
-		states = [2]string{running(h.a), running(h.b)}
+		states = [2]string{running(h.A), running(h.B)}
 		wantA, wantB := "", ""
 		switch f.want {
 		case "a":
@@ -203,21 +203,21 @@ func (f *failure) check(t *testing.T, h *hosts) {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("a has %q and b has %q, want it on %q\na: %s\nb: %s", states[0], states[1], f.want, h.log(t, h.a), h.log(t, h.b))
+			t.Fatalf("a has %q and b has %q, want it on %q\na: %s\nb: %s", states[0], states[1], f.want, h.log(t, h.A), h.log(t, h.B))
 		}
 	}
 	if f.want == "" {
 		return
 	}
-	v, other := h.all()[f.want], h.b
+	v, other := h.all()[f.want], h.B
 	if f.want == "b" {
-		other = h.a
+		other = h.A
 	}
 	v.Sh(t, "vzctl exec web1 'cat /run/n' >/dev/null 2>&1 || true")
 	if !strings.Contains(f.name, "reboot") {
 		v.Sh(t, `n=$(vzctl exec web1 'cat /run/n'); for k in $(seq 50); do sleep 0.2; [ "$(vzctl exec web1 'cat /run/n')" -gt "$n" ] && exit 0; done; exit 1`)
 	}
-	for _, from := range []*vm.VM{h.a, h.b} {
+	for _, from := range []*vm.VM{h.A, h.B} {
 		from.Sh(t, "for n in $(seq 10); do ping -c 1 -W 2 10.99.0.50 >/dev/null && exit 0; done; exit 1")
 	}
 	if left := other.Sh(t, leftovers); left != "" {

@@ -29,7 +29,7 @@ func BenchmarkMigration(b *testing.B) {
 	for _, v := range h.all() {
 		v.Sh(b, "virtvzd template list | grep -q server || virtvzd template import server /srv/roots/debian13-server.tar.zst")
 	}
-	h.a.Sh(b, "cat >/root/dirtier.pl <<'E'\n"+dirtier+"\nE\ncat >/root/web1.xml <<'E'\n"+server+"\nE\nvirsh -c vz:///system define /root/web1.xml")
+	h.A.Sh(b, "cat >/root/dirtier.pl <<'E'\n"+dirtier+"\nE\ncat >/root/web1.xml <<'E'\n"+server+"\nE\nvirsh -c vz:///system define /root/web1.xml")
 	b.Cleanup(func() {
 		for _, v := range h.all() {
 			v.Run(b.Context(), `virsh -c vz:///system destroy web1; virsh -c vz:///system undefine web1 --managed-save
@@ -43,8 +43,8 @@ for r in $(virtvzd root list | grep -o '^[0-9a-f-]\{36\}'); do virtvzd root rm $
 
 // begin starts it with a program that has so much memory.
 func (h *hosts) begin(b *testing.B, mib int, pause float64) {
-	h.a.Sh(b, "virsh -c vz:///system start web1 && vzctl fleet copy web1 -- /root/dirtier.pl /root && vzctl exec web1 'systemctl is-system-running --wait'")
-	h.a.Sh(b, fmt.Sprintf("vzctl exec web1 'systemd-run -q perl /root/dirtier.pl %d %g; until test -e /run/begun; do sleep 0.1; done'", mib, pause))
+	h.A.Sh(b, "virsh -c vz:///system start web1 && vzctl fleet copy web1 -- /root/dirtier.pl /root && vzctl exec web1 'systemctl is-system-running --wait'")
+	h.A.Sh(b, fmt.Sprintf("vzctl exec web1 'systemd-run -q perl /root/dirtier.pl %d %g; until test -e /run/begun; do sleep 0.1; done'", mib, pause))
 }
 
 // saves measures how long saving takes for how much memory.
@@ -53,11 +53,11 @@ func (h *hosts) saves(b *testing.B) {
 	for _, mib := range []int{1, 64, 192} {
 		h.begin(b, mib, 0)
 		save := h.took(b, "virsh -c vz:///system save web1 /root/web1.save")
-		size := strings.TrimSpace(h.a.Sh(b, "stat -c %s /root/web1.save"))
+		size := strings.TrimSpace(h.A.Sh(b, "stat -c %s /root/web1.save"))
 		restore := h.took(b, "virsh -c vz:///system restore /root/web1.save")
 		bytes, _ := strconv.ParseFloat(size, 64)
 		fmt.Fprintf(os.Stdout, "| %d MiB | %.1f MiB | %.1f s | %.1f s |\n", mib, bytes/(1<<20), save, restore)
-		h.a.Sh(b, "rm /root/web1.save; virsh -c vz:///system destroy web1")
+		h.A.Sh(b, "rm /root/web1.save; virsh -c vz:///system destroy web1")
 	}
 }
 
@@ -75,7 +75,7 @@ func (h *hosts) moves(b *testing.B) {
 		began := time.Now()
 		out := h.migrate(b.Context(), how.flags)
 		all := time.Since(began).Seconds()
-		log := h.a.Sh(b, "journalctl -u virtvzd -o cat --no-pager | grep 'the domain has moved' | tail -1")
+		log := h.A.Sh(b, "journalctl -u virtvzd -o cat --no-pager | grep 'the domain has moved' | tail -1")
 		rounds := regexp.MustCompile(`rounds=(\d+)`).FindStringSubmatch(log)
 		if rounds == nil {
 			b.Fatalf("it has not moved: %s", out)
@@ -84,30 +84,30 @@ func (h *hosts) moves(b *testing.B) {
 		three := freezing + dumping + restoring
 		fmt.Fprintf(os.Stdout, "| %s | %s | %.2f s | %.2f s | %.2f s | %.2f s | %.2f s | %.1f s | %.2f s |\n",
 			how.name, rounds[1], still, freezing, dumping, restoring, still-three, all, still/three)
-		h.b.Sh(b, "virsh -c vz:///system destroy web1")
+		h.B.Sh(b, "virsh -c vz:///system destroy web1")
 		h.backAgain(b)
 	}
 }
 
 // backAgain has its disk at a, and nothing at b.
 func (h *hosts) backAgain(b *testing.B) {
-	h.b.Sh(b, "virsh -c vz:///system migrate --offline --p2p --persistent --undefinesource web1 vz+ssh://root@a/system")
+	h.B.Sh(b, "virsh -c vz:///system migrate --offline --p2p --persistent --undefinesource web1 vz+ssh://root@a/system")
 }
 
 // copies measures the same without: shut down, copied, started until it serves.
 func (h *hosts) copies(b *testing.B) {
 	h.begin(b, 64, 0)
 	began := time.Now()
-	h.a.Sh(b, `virsh -c vz:///system shutdown web1; until virsh -c vz:///system domstate web1 | grep -q 'shut off'; do sleep 0.2; done
+	h.A.Sh(b, `virsh -c vz:///system shutdown web1; until virsh -c vz:///system domstate web1 | grep -q 'shut off'; do sleep 0.2; done
 virsh -c vz:///system migrate --offline --p2p --persistent --undefinesource web1 vz+ssh://root@b/system`)
-	h.b.Sh(b, "virsh -c vz:///system start web1; until python3 -c 'import urllib.request; urllib.request.urlopen(\"http://10.99.0.50/\")' 2>/dev/null; do sleep 0.2; done")
+	h.B.Sh(b, "virsh -c vz:///system start web1; until python3 -c 'import urllib.request; urllib.request.urlopen(\"http://10.99.0.50/\")' 2>/dev/null; do sleep 0.2; done")
 	fmt.Fprintf(os.Stdout, "\nShut down, copied and started, it serves again after %.1f s.\n", time.Since(began).Seconds())
-	h.b.Sh(b, "virsh -c vz:///system destroy web1")
+	h.B.Sh(b, "virsh -c vz:///system destroy web1")
 	h.backAgain(b)
 }
 
 func (h *hosts) took(b *testing.B, command string) float64 {
-	out := h.a.Sh(b, "begin=$(date +%s%N); "+command+" >&2; echo $(($(date +%s%N) - begin))")
+	out := h.A.Sh(b, "begin=$(date +%s%N); "+command+" >&2; echo $(($(date +%s%N) - begin))")
 	ns, err := strconv.ParseFloat(strings.TrimSpace(out), 64)
 	if err != nil {
 		b.Fatal(err)

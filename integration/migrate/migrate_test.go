@@ -22,12 +22,12 @@ import (
 	"virtvzd/integration/vm"
 )
 
-// hosts are the two machines, a and b. Both are ports of one Ethernet, on which
-// they have addresses, and environments what their definitions say.
+// hosts are the two machines, a and b. Environments have the addresses on their
+// Ethernet that their definitions say.
 type hosts struct {
-	a, b *vm.VM
-	dir  string            // of the wire between both
-	ssh  map[string]string // the client that libvirt runs, by host
+	*vm.Pair
+	ssh map[string]string // the client that libvirt runs, by host
+	dir string            // of these
 
 	mu     sync.Mutex
 	client *exec.Cmd // virsh that asked for the last migration
@@ -35,14 +35,13 @@ type hosts struct {
 
 var both *hosts
 
-// addresses are those of the wire (vm.WireEnd).
+// addresses are those of the hosts (vm.Pair).
 var addresses = map[string]string{"a": "10.99.0.1", "b": "10.99.0.2"}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if both != nil {
-		both.a.Close()
-		both.b.Close()
+		both.Close()
 		os.RemoveAll(both.dir)
 	}
 	os.Exit(code)
@@ -54,46 +53,28 @@ func pair(t testing.TB) *hosts {
 	if both != nil {
 		return both
 	}
-	wire, err := os.MkdirTemp("", "wire")
+	// Not a test's context: the machines outlive the test that is first.
+	p, err := vm.StartPair(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &hosts{dir: wire, ssh: map[string]string{}}
-	for end, host := range []**vm.VM{&h.a, &h.b} {
-		v, err := vm.Start(context.Background(), string("ab"[end]), vm.Options{OwnID: true, Wire: &vm.WireEnd{Dir: wire, End: end + 1}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		*host = v
+	h := &hosts{Pair: p, ssh: map[string]string{}}
+	if h.dir, err = os.MkdirTemp("", "migrate"); err != nil {
+		t.Fatal(err)
 	}
 	both = h
-	keys := map[string]string{}
 	for name, v := range h.all() {
-		if err := v.Install(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		v.Sh(t, `
-ip link add br0 type bridge && ip link set br0 up
-addr=$(ip -4 -o addr show dev eth1 | awk '{print $4}')
-ip addr flush dev eth1 && ip link set eth1 master br0 && ip addr add $addr dev br0
-printf '10.99.0.1 a\n10.99.0.2 b\n' >>/etc/hosts
-printf 'StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n' >/root/.ssh/config
-ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519`)
-		keys[name] = v.Sh(t, "cat /root/.ssh/id_ed25519.pub")
-		h.ssh[name] = filepath.Join(wire, "ssh-"+name)
-		argv := v.SSH()
-		text := "#!/bin/sh\nexec '" + strings.Join(argv, "' '") + "' \"$@\"\n"
+		h.ssh[name] = filepath.Join(h.dir, "ssh-"+name)
+		text := "#!/bin/sh\nexec '" + strings.Join(v.SSH(), "' '") + "' \"$@\"\n"
 		if err := os.WriteFile(h.ssh[name], []byte(text), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	h.a.Sh(t, "echo '"+keys["b"]+"' >>/root/.ssh/authorized_keys")
-	h.b.Sh(t, "echo '"+keys["a"]+"' >>/root/.ssh/authorized_keys")
-	h.a.Sh(t, "virtvzd template import busybox "+vm.Roots+"/busybox.tar.zst")
+	h.A.Sh(t, "virtvzd template import busybox "+vm.Roots+"/busybox.tar.zst")
 	return h
 }
 
-func (h *hosts) all() map[string]*vm.VM { return map[string]*vm.VM{"a": h.a, "b": h.b} }
+func (h *hosts) all() map[string]*vm.VM { return map[string]*vm.VM{"a": h.A, "b": h.B} }
 
 // uri is how this machine reaches the daemon of one of them.
 func (h *hosts) uri(name string) string {

@@ -260,10 +260,10 @@ def shot(name, of=None):
                            "-define", "png:compression-level=9", f"PNG8:/mnt/{name}.png"])
 
 
-def daemon():
+def daemon(uri=URI):
     """A connection of our own."""
     libvirt.registerErrorHandler(lambda *ignored: None, None)
-    return libvirt.open(URI)
+    return libvirt.open(uri)
 
 
 def domain(name):
