@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -55,18 +54,22 @@ func startDNF(r *Recipe, h buildHost) (p *buildPlan, dnf []string, err error) {
 			fmt.Fprintf(&text, "gpgcheck=1\ngpgkey=file://%s\n\n", repo.Key)
 		}
 	}
-	for _, id := range r.Known {
+	own := make([]string, len(r.Repositories))
+	for n, repo := range r.Repositories {
+		own[n] = repo.Name
+	}
+	// The ids of an installed recipe may be given as repositories of its own.
+	ids := slices.DeleteFunc(slices.Clone(r.Known), func(id string) bool { return slices.Contains(own, id) })
+	for _, id := range ids {
 		if !slices.Contains(h.DNF, id) {
-			return nil, nil, fmt.Errorf("the repository %s is not known to this host's dnf: give it as a [[repository]] in the recipe, and %s",
+			return nil, nil, fmt.Errorf("the repository %s is not known to this host's dnf: add it to the recipe as a [[repository]] of that name with its address and key, and %s",
 				id, whereToLook(r.Distribution))
 		}
 	}
-	ids := slices.Clone(r.Known)
-	for _, repo := range r.Repositories {
-		ids = append(ids, repo.Name)
-	}
+	ids = append(ids, own...)
 	if len(ids) == 0 {
-		return nil, nil, errors.New("the recipe names no repository: give the ids of those that this host's dnf knows as repositories, or [[repository]]")
+		return nil, nil, fmt.Errorf("the recipe names no repository: give the ids of those that this host's dnf knows as repositories, or add a [[repository]] with name, address and key, and %s",
+			whereToLook(r.Distribution))
 	}
 	dnf = []string{"dnf", "-y", "--installroot=" + viewTarget, "--releasever=" + r.Release,
 		"--setopt=reposdir=" + repos + ",/etc/yum.repos.d,/etc/zypp/repos.d", "--disablerepo=*", "--enablerepo=" + strings.Join(ids, ","),

@@ -56,6 +56,7 @@ func TestBuildDNF(t *testing.T) {
 release = "42"
 packages = ["base"]
 size = "512M"
+repositories = ["local"]
 [[repository]]
 name = "local"
 address = "file://` + repository + `"

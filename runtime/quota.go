@@ -392,6 +392,8 @@ func refuseLimit(fs xml.Filesystem) error {
 	switch {
 	case fs.Type == "ram":
 		instead = "the size is in its <source>"
+	case fs.Target == "/":
+		instead += ", and 'virsh blockresize' makes an image larger"
 	case fs.Type == "mount" || fs.Type == "bind":
 		instead = "a directory can have a limit as the root only"
 	}

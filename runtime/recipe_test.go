@@ -73,9 +73,8 @@ func planText(r *Recipe, h buildHost) string {
 	return b.String()
 }
 
-// TestBuildPlans shows what is run for recipes on hosts: testdata/recipe has
-// the recipes, and beside each what comes of it.
-func TestBuildPlans(t *testing.T) {
+// planHosts are those that plans are shown for.
+func planHosts() []planHost {
 	none := func(string) bool { return false }
 	all := func(string) bool { return true }
 	debian := buildHost{ID: "debian", Has: all, AptConf: []string{`Acquire::Check-Valid-Until "0";`}, Apt: []aptSource{
@@ -86,15 +85,36 @@ func TestBuildPlans(t *testing.T) {
 	foreign.Has = func(file string) bool {
 		return !strings.HasPrefix(file, "/etc/") && !strings.HasPrefix(file, "/usr/share/keyrings/ubuntu")
 	}
-	hosts := []struct {
-		name string
-		host buildHost
-	}{
+	return []planHost{
 		{"a bare host", buildHost{ID: "debian", Has: none}},
 		{"Debian", foreign},
 		{"Fedora", buildHost{ID: "fedora", Has: all, DNF: []string{"fedora", "updates"}}},
 		{"Alpine", buildHost{ID: "alpine", Has: all}},
 	}
+}
+
+type planHost struct {
+	name string
+	host buildHost
+}
+
+func planGolden(t *testing.T, name string, text []byte) {
+	t.Helper()
+	r, err := ParseRecipe(text)
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+		return
+	}
+	var b strings.Builder
+	for _, h := range planHosts() {
+		fmt.Fprintf(&b, "# on %s\n%s\n", h.name, planText(r, h.host))
+	}
+	golden(t, "recipe/"+name+".golden", b.String())
+}
+
+// TestBuildPlans shows what is run for recipes on hosts: testdata/recipe has
+// the recipes, and beside each what comes of it.
+func TestBuildPlans(t *testing.T) {
 	files, err := filepath.Glob("testdata/recipe/*.toml")
 	if err != nil || len(files) == 0 {
 		t.Fatal("there are no recipes", err)
@@ -104,16 +124,21 @@ func TestBuildPlans(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := ParseRecipe(text)
-		if err != nil {
-			t.Errorf("%s: %v", file, err)
-			continue
+		planGolden(t, strings.TrimSuffix(filepath.Base(file), ".toml"), text)
+	}
+}
+
+// TestInstalledPlans: so of the recipes that are installed, as they are and with
+// the repositories that they leave to the user, which NAME.repositories has.
+func TestInstalledPlans(t *testing.T) {
+	for _, name := range []string{"almalinux10", "opensuse-tumbleweed"} {
+		text, err := os.ReadFile("../driver/virtvzd/templates/" + name + ".toml")
+		own, missing := os.ReadFile("testdata/recipe/" + name + ".repositories")
+		if err := errors.Join(err, missing); err != nil {
+			t.Fatal(err)
 		}
-		var b strings.Builder
-		for _, h := range hosts {
-			fmt.Fprintf(&b, "# on %s\n%s\n", h.name, planText(r, h.host))
-		}
-		golden(t, strings.TrimSuffix(strings.TrimPrefix(file, "testdata/"), ".toml")+".golden", b.String())
+		planGolden(t, name+"-installed", text)
+		planGolden(t, name+"-completed", append(text, own...))
 	}
 }
 

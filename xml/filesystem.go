@@ -71,13 +71,15 @@ func validateFilesystem(f libvirtxml.DomainFilesystem, host HostFacts) error {
 // validateAccess: the ids of files are those that there are inside, on disk as
 // well, whatever ids of the host the environment has. That is passthrough; and
 // mapped, which virt-manager asks for with every container, is that its ids are
-// not the host's, which <idmap> says.
+// not the host's, which <idmap> says. squash is passthrough by a server that
+// lacks the right to chown and says that it has done so: a mount has nobody who
+// could say that, and an idmapped one gives no two ids the same owner.
 func validateAccess(mode string) error {
 	switch mode {
 	case "passthrough", "mapped":
 		return nil
 	case "squash":
-		return unsupported("<filesystem>", "with accessmode='squash' is not realised: what a program inside may not do fails there. Use passthrough")
+		return unsupported("<filesystem>", "with accessmode='squash' is not realised: it would tell programs inside that a chown has succeeded which has not. Use passthrough, where it does succeed")
 	}
 	return invalid("<filesystem>", "has accessmode='%s': passthrough and mapped are accepted", shorten(mode))
 }

@@ -92,7 +92,7 @@ var refusals = []struct{ old, new, want string }{
 	{"</devices>", "<console type='pty'><target type='lxc' port='0'/></console><console type='pty'><target type='lxc' port='0'/></console></devices>", "<console> has the target type='lxc' port='0' twice"},
 	{"</devices>", "<filesystem type='mount'><source dir='srv'/><target dir='/srv'/></filesystem></devices>", "<filesystem> has the source 'srv': an absolute path on the host is needed"},
 	{"</devices>", "<filesystem type='mount' accessmode='loose'><source dir='/srv'/><target dir='/srv'/></filesystem></devices>", "<filesystem> has accessmode='loose': passthrough and mapped are accepted"},
-	{"</devices>", "<filesystem type='mount' accessmode='squash'><source dir='/srv'/><target dir='/srv'/></filesystem></devices>", "<filesystem> with accessmode='squash' is not realised"},
+	{"</devices>", "<filesystem type='mount' accessmode='squash'><source dir='/srv'/><target dir='/srv'/></filesystem></devices>", "<filesystem> with accessmode='squash' is not realised: it would tell programs inside that a chown has succeeded which has not. Use passthrough, where it does succeed"},
 	{"</devices>", "<filesystem type='nfs'><source dir='/srv'/><target dir='/srv'/></filesystem></devices>", "<filesystem><source> belongs to an element of a type that is not known"},
 	{"</devices>", "<filesystem type='mount'><source dir='/a'/><target dir='/srv/'/></filesystem><filesystem type='mount'><source dir='/b'/><target dir='/srv'/></filesystem></devices>", "<filesystem> has the target '/srv' twice"},
 	{"</devices>", "<interface type='user'/></devices>", "<interface> has a type an environment cannot have: network, bridge, direct, ethernet and hostdev are accepted"},
