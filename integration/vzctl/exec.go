@@ -81,8 +81,8 @@ func standardInput() io.Reader {
 	return os.Stdin
 }
 
-// program is guest-exec's arguments. Stream is virtvzd's own, see go doc
-// ./driver/agent.
+// program is guest-exec's arguments. Stream is virtvzd's own, see
+// driver/agent/stream.go.
 type program struct {
 	Path    string   `json:"path"`
 	Arg     []string `json:"arg"`
