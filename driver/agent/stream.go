@@ -89,7 +89,8 @@ func WithClient(ctx, gone context.Context) context.Context {
 func (a *Agent) streamContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	program, cancel := context.WithCancel(a.ctx)
 	if gone, ok := ctx.Value(clientKey{}).(context.Context); ok {
-		context.AfterFunc(gone, cancel)
+		stop := context.AfterFunc(gone, cancel)
+		return program, func() { stop(); cancel() }
 	}
 	return program, cancel
 }
