@@ -63,7 +63,7 @@ func TestAnsible(t *testing.T) {
 	if out := in("ansible -i vz.yml 'web:&running' -m raw -a 'cat /proc/1/comm'"); !regexp.MustCompile(`(?m)^web1 \| CHANGED \| rc=0 >>\s*^init$`).MatchString(out) || strings.Contains(out, "web2") {
 		t.Error(out)
 	}
-	if out := in("ansible -i vz.yml web1 -m raw -a 'echo oops; exit 3' || echo ended with $?"); !strings.Contains(out, "rc=3") || !strings.Contains(out, "ended with 2") {
+	if out := in("ansible -i vz.yml web1 -m raw -a 'executable=/bin/sh echo oops; exit 3' || echo ended with $?"); !strings.Contains(out, "rc=3") || !strings.Contains(out, "ended with 2") {
 		t.Error(out)
 	}
 
