@@ -17,7 +17,7 @@ export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/virtvzd/go/bin:$(PATH):/us
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 3s
 
-.PHONY: build install test test-quick test-vm test-migrate test-gui fuzz bench demo generate go deps clean
+.PHONY: build install test test-quick test-vm test-migrate test-gui test-ansible fuzz bench demo generate go deps clean
 
 build: $(BIN)/virtvzd $(BIN)/vzctl
 
@@ -94,6 +94,11 @@ test-gui: deps build
 	$(GO) run ./integration/vm/cmd build
 	VIRTVZD_GUI_OUT=$(abspath $(BIN))/gui VIRTVZD_REQUIRE=1 $(GO) test -tags vm -timeout 40m -count=1 -v ./integration/gui
 	for picture in integration/gui/pictures/*.png; do cp $(BIN)/gui/$${picture##*/} $$picture || exit 1; done
+
+# Ansible, as Debian has it, in such a VM, which gets it by its own apt.
+test-ansible: deps build
+	$(GO) run ./integration/vm/cmd build
+	VIRTVZD_REQUIRE=1 $(GO) test -tags vm -timeout 30m -count=1 -v ./integration/ansible
 
 # Ratios of one run, see README.
 bench: deps build

@@ -110,7 +110,7 @@ func agentCommand(r *request, d *domain, a *protocol.QemuDomainAgentCommandArgs)
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, patience)
 	defer cancel()
-	answer, err := ag.Do(ctx, a.Cmd)
+	answer, err := ag.Do(agent.WithClient(ctx, r.client.conn.Context()), a.Cmd)
 	return protocol.QemuDomainAgentCommandRet{Result: &answer}, agentError(err)
 }
 

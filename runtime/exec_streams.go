@@ -1,10 +1,13 @@
 package runtime
 
 import (
+	"errors"
 	"io"
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // streams are a command's standard input and output: pipes always, for root
@@ -55,9 +58,36 @@ func (s *streams) begin() {
 		s.copies.Add(1)
 		go func() {
 			defer s.copies.Done()
-			io.Copy(to, s.ours[n])
+			copyOutput(to, s.ours[n])
 		}()
 	}
+}
+
+// maxPipe is what a pipe may hold.
+const maxPipe = 1 << 20
+
+// copyOutput copies until the pipe has ended or its deadline is over. A reader
+// who took his time until then has still to get what was written before.
+func copyOutput(to io.Writer, from *os.File) {
+	if _, err := io.Copy(to, from); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return
+	}
+	if from.SetReadDeadline(time.Time{}) != nil {
+		return // it is closed
+	}
+	raw, err := from.SyscallConn()
+	if err != nil {
+		return
+	}
+	rest := make([]byte, maxPipe)
+	n := 0
+	raw.Read(func(fd uintptr) bool { // without waiting
+		for got := 1; got > 0 && n < len(rest); n += max(got, 0) {
+			got, _ = unix.Read(int(fd), rest[n:])
+		}
+		return true
+	})
+	to.Write(rest[:n])
 }
 
 // outputPatience is how long output may come after the program's end: a daemon

@@ -72,6 +72,35 @@ func TestStreamsHeld(t *testing.T) {
 	}
 }
 
+// slow takes what it is given later than output may come.
+type slow struct{ got int }
+
+func (s *slow) Write(p []byte) (int, error) {
+	if s.got == 0 {
+		time.Sleep(3 * outputPatience / 2)
+	}
+	s.got += len(p)
+	return len(p), nil
+}
+
+// TestStreamsSlow: what a program wrote before it ended reaches a reader who
+// takes his time.
+func TestStreamsSlow(t *testing.T) {
+	out := &slow{}
+	s, err := openStreams(Command{Stdout: out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.run(t, "head -c 90000 /dev/zero; (sleep 4; echo late) &").Wait(); err != nil {
+		t.Fatal(err)
+	}
+	s.end()
+	s.close()
+	if out.got != 90000 {
+		t.Errorf("%d bytes of 90000", out.got)
+	}
+}
+
 // TestWaitStatus: a signal is told from an exit status that looks like one, and
 // what has no end is killed in time.
 func TestWaitStatus(t *testing.T) {

@@ -5,6 +5,7 @@
 //
 //	agent.go     a command, from its JSON to its answer
 //	exec.go      programs: guest-exec
+//	stream.go    their input and output while they run: verbs of our own
 //	file.go      files: guest-file-*
 //	system.go    what kind of system it is: guest-get-*, guest-network-*
 //	account.go   passwords and authorized keys
@@ -155,6 +156,8 @@ func commands() map[string]handler {
 
 		"guest-exec":        with((*Agent).exec),
 		"guest-exec-status": with((*Agent).execStatus),
+		streamWrite:         with((*Agent).execWrite),
+		streamRead:          with((*Agent).execRead),
 
 		"guest-file-open":  with((*Agent).fileOpen),
 		"guest-file-close": with((*Agent).fileClose),

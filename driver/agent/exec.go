@@ -27,6 +27,7 @@ const (
 type process struct {
 	out, err output
 	capture  bool
+	stream   *stream // or nil
 
 	done   chan struct{}
 	ended  syscall.WaitStatus
@@ -58,9 +59,10 @@ type execArgs struct {
 	Env     []string `json:"env"`
 	Input   []byte   `json:"input-data"`
 	Capture any      `json:"capture-output"`
+	Stream  bool     `json:"__org.virtvzd_stream"` // see stream.go
 }
 
-func (a *Agent) exec(_ context.Context, args execArgs) (any, error) {
+func (a *Agent) exec(ctx context.Context, args execArgs) (any, error) {
 	if args.Path == "" {
 		return nil, errors.New("path is missing: the program to run")
 	}
@@ -88,6 +90,9 @@ func (a *Agent) exec(_ context.Context, args execArgs) (any, error) {
 		return nil, errors.New("capture-output is none of true, false, none, stdout, stderr, separated and merged")
 	}
 	p.capture = c.Stdout != nil || c.Stderr != nil
+	if args.Stream && (len(args.Input) > 0 || p.capture) {
+		return nil, errors.New("input-data and capture-output are not for a program with " + streamMember + ", which has both as they come")
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.processes) >= maxProcesses {
@@ -97,9 +102,16 @@ func (a *Agent) exec(_ context.Context, args execArgs) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	run, cancel := a.ctx, context.CancelFunc(func() {})
+	if args.Stream {
+		run, cancel = a.streamContext(ctx)
+		p.stream = newStream(run)
+		c.Stdin, c.Stdout, c.Stderr = p.stream, &outlet{p.stream, "out"}, &outlet{p.stream, "err"}
+	}
 	a.processes[n] = p
 	go func() {
-		p.ended, p.failed = a.guest.Exec(a.ctx, c)
+		p.ended, p.failed = a.guest.Exec(run, c)
+		cancel() // nobody waits for its input any more
 		close(p.done)
 	}()
 	return map[string]int{"pid": n}, nil
@@ -108,13 +120,31 @@ func (a *Agent) exec(_ context.Context, args execArgs) (any, error) {
 // forgetEnded makes room where there is something that has ended. a.mu is held.
 func (a *Agent) forgetEnded() {
 	for _, n := range slices.Sorted(maps.Keys(a.processes)) {
-		select {
-		case <-a.processes[n].done:
+		if a.processes[n].over() {
 			delete(a.processes, n)
 			return
-		default:
 		}
 	}
+}
+
+func (p *process) over() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// end tells how it has ended.
+func (p *process) end() (map[string]any, error) {
+	if p.failed != nil {
+		return nil, p.failed
+	}
+	if p.ended.Signaled() {
+		return map[string]any{"exited": true, "signal": int(p.ended.Signal())}, nil
+	}
+	return map[string]any{"exited": true, "exitcode": p.ended.ExitStatus()}, nil
 }
 
 // execStatus forgets a program that has ended once it has told so.
@@ -127,20 +157,16 @@ func (a *Agent) execStatus(_ context.Context, args struct {
 	if p == nil {
 		return nil, errors.New("PID lookup failed: it is none of guest-exec, or was asked about after its end")
 	}
-	select {
-	case <-p.done:
-	default:
+	if p.stream != nil {
+		return nil, errors.New("it was started with " + streamMember + ": " + streamRead + " tells of it")
+	}
+	if !p.over() {
 		return map[string]any{"exited": false}, nil
 	}
 	delete(a.processes, args.PID)
-	if p.failed != nil {
-		return nil, p.failed
-	}
-	answer := map[string]any{"exited": true}
-	if p.ended.Signaled() {
-		answer["signal"] = int(p.ended.Signal())
-	} else {
-		answer["exitcode"] = p.ended.ExitStatus()
+	answer, err := p.end()
+	if err != nil {
+		return nil, err
 	}
 	for name, o := range map[string]*output{"out": &p.out, "err": &p.err} {
 		o.mu.Lock() // a daemon that the program left may still write

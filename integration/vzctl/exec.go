@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
@@ -8,8 +9,8 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
-	"time"
 
+	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
 )
 
@@ -31,10 +32,11 @@ func execute2(_ *session, dom *libvirt.Domain, args []string) error {
 	if len(args) == 1 && args[0] == "-" {
 		return inside(dom, []string{"-s"}, os.Stdin)
 	}
-	return inside(dom, []string{"-c", strings.Join(args, " ")}, nil)
+	return inside(dom, []string{"-c", strings.Join(args, " ")}, standardInput())
 }
 
-// runScript runs a file of this host by the container's /bin/sh.
+// runScript runs a file of this host by the container's /bin/sh, which reads it
+// from a file there that has no name any more: standard input is the script's.
 func runScript(_ *session, dom *libvirt.Domain, args []string) error {
 	if len(args) != 1 {
 		return failf(exitParameter, "the file of a script is needed")
@@ -44,19 +46,50 @@ func runScript(_ *session, dom *libvirt.Domain, args []string) error {
 		return failf(exitSystem, "%v", err)
 	}
 	defer f.Close()
-	return inside(dom, []string{"-s"}, f)
+	if err := mustRun(dom, nil); err != nil {
+		return err
+	}
+	to := "/tmp/.vzctl-" + rand.Text()
+	if err := putFile(dom, f, to); err != nil {
+		return errors.Join(err, inside(dom, []string{"-c", `rm -f "$1"`, "sh", to}, nil))
+	}
+	return inside(dom, []string{"-c", `exec 9<"$1" && rm -f "$1" && exec /bin/sh /proc/self/fd/9`, "sh", to}, standardInput())
 }
 
-// maxInput is what guest-exec takes with a frame of libvirt's to spare.
-const maxInput = 1 << 20
+// putFile makes a file inside, for root alone.
+func putFile(dom *libvirt.Domain, from io.Reader, to string) error {
+	var handle int
+	if err := agent(dom, "guest-file-open", map[string]string{"path": to, "mode": "w"}, &handle); err != nil {
+		return err
+	}
+	err := feed(from, func(body []byte, _ bool) (taken int, over bool, err error) {
+		var wrote struct{ Count int }
+		err = agent(dom, "guest-file-write", map[string]any{"handle": handle, "buf-b64": body}, &wrote)
+		if err == nil && wrote.Count == 0 && len(body) > 0 {
+			err = errors.New("nothing more could be written")
+		}
+		return wrote.Count, false, err
+	})
+	return errors.Join(err, agent(dom, "guest-file-close", map[string]int{"handle": handle}, &struct{}{}))
+}
 
-// program is guest-exec's arguments.
+// standardInput is that of this program, unless somebody would have to type it.
+func standardInput() io.Reader {
+	if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil || errors.Is(err, unix.EBADF) {
+		return nil
+	}
+	return os.Stdin
+}
+
+// program is guest-exec's arguments. Stream is virtvzd's own, see
+// driver/agent/stream.go.
 type program struct {
 	Path    string   `json:"path"`
 	Arg     []string `json:"arg"`
 	Env     []string `json:"env"`
 	Input   []byte   `json:"input-data,omitempty"`
 	Capture bool     `json:"capture-output"`
+	Stream  bool     `json:"__org.virtvzd_stream,omitempty"`
 }
 
 // ended is guest-exec-status's answer.
@@ -70,41 +103,17 @@ type ended struct {
 	ErrTruncated bool   `json:"err-truncated"`
 }
 
-// inside runs /bin/sh as root of the container. Its output comes when it has
-// ended, the first MiB of each stream.
+// inside runs /bin/sh as root of the container. Its input and output go through
+// as they come, and it is killed when this program ends before.
 func inside(dom *libvirt.Domain, args []string, input io.Reader) error {
-	if active, err := dom.IsActive(); err != nil {
-		return err
-	} else if !active {
-		return failf(exitStopped, "Container is not running")
-	}
-	p := program{Path: "/bin/sh", Arg: args, Capture: true,
-		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=" + os.Getenv("TERM")}}
-	if input != nil {
-		text, err := io.ReadAll(io.LimitReader(input, maxInput+1))
-		if err != nil {
-			return err
-		}
-		if len(text) > maxInput {
-			return failf(exitValue, "the script has more than %d bytes", maxInput)
-		}
-		p.Input = text
-	}
-	var started struct{ Pid int }
-	if err := agent(dom, "guest-exec", p, &started); err != nil {
+	if err := mustRun(dom, nil); err != nil {
 		return err
 	}
-	var e ended
-	for wait := 20 * time.Millisecond; !e.Exited; wait = min(2*wait, 500*time.Millisecond) {
-		time.Sleep(wait)
-		if err := agent(dom, "guest-exec-status", map[string]int{"pid": started.Pid}, &e); err != nil {
-			return err
-		}
-	}
-	os.Stdout.Write(e.Out)
-	os.Stderr.Write(e.Err)
-	if e.OutTruncated || e.ErrTruncated {
-		os.Stderr.WriteString("vzctl: there was more output, which is lost\n")
+	ask := func(command string, arguments, answer any) error { return agent(dom, command, arguments, answer) }
+	e, err := relay(ask, program{Path: "/bin/sh", Arg: args, Env: append([]string{"TERM=" + os.Getenv("TERM")}, basicEnv...)},
+		input, os.Stdout, os.Stderr)
+	if err != nil {
+		return err
 	}
 	if e.Signal != 0 {
 		return exitCode(128 + e.Signal)
@@ -113,6 +122,85 @@ func inside(dom *libvirt.Domain, args []string, input io.Reader) error {
 		return exitCode(e.ExitCode)
 	}
 	return nil
+}
+
+// relay runs a program between an input, or none, and two outputs.
+func relay(ask func(command string, arguments, answer any) error, p program, input io.Reader, out, errs io.Writer) (*ended, error) {
+	var started struct{ Pid int }
+	p.Stream = true
+	if err := ask("guest-exec", p, &started); err != nil {
+		return nil, err
+	}
+	if input == nil {
+		input = strings.NewReader("")
+	}
+	fed := make(chan error, 1)
+	go func() {
+		fed <- feed(input, func(body []byte, end bool) (int, bool, error) {
+			var wrote struct {
+				Count int
+				EOF   bool
+			}
+			err := ask("__org.virtvzd_guest-exec-write", map[string]any{"pid": started.Pid, "buf-b64": body, "end": end}, &wrote)
+			return wrote.Count, wrote.EOF, err
+		})
+	}()
+	for {
+		var e ended
+		if err := ask("__org.virtvzd_guest-exec-read", map[string]int{"pid": started.Pid}, &e); err != nil {
+			return nil, err
+		}
+		if err := errors.Join(pass(out, e.Out), pass(errs, e.Err)); err != nil {
+			return nil, err
+		}
+		if e.Exited {
+			return &e, nil
+		}
+		select {
+		case err := <-fed:
+			if err != nil {
+				return nil, err
+			}
+		default:
+		}
+	}
+}
+
+// pass writes what there is.
+func pass(to io.Writer, body []byte) (err error) {
+	if len(body) > 0 {
+		_, err = to.Write(body)
+	}
+	return err
+}
+
+// maxInput is given at once, with a frame of libvirt's to spare.
+const maxInput = 256 << 10
+
+// feed gives all of an input to write, which takes as much as it can, until it
+// says that it is over. The last time, it is given nothing.
+func feed(from io.Reader, write func(body []byte, end bool) (taken int, over bool, err error)) error {
+	buf := make([]byte, maxInput)
+	for {
+		n, err := from.Read(buf)
+		for body := buf[:n]; len(body) > 0; {
+			taken, over, err := write(body, false)
+			if err != nil || over {
+				return err
+			}
+			if taken < 0 || taken > len(body) {
+				return errors.New("more was taken than was given")
+			}
+			body = body[taken:]
+		}
+		if errors.Is(err, io.EOF) {
+			_, _, err := write(nil, true)
+			return err
+		}
+		if err != nil {
+			return failf(exitSystem, "%v", err)
+		}
+	}
 }
 
 // agent asks the daemon, which answers for an agent inside.

@@ -32,7 +32,7 @@ const usage = `usage: vzctl [-c URI] [--quiet] VERB CTID …
   create CTID [--ostemplate NAME] [--config SAMPLE] [--private DIR] [OPTION…]
   set CTID [OPTION…] [--save]
   start CTID [--wait]               stop CTID [--fast]               restart CTID [--fast] [--wait]
-  status | destroy | mount | umount CTID
+  status | destroy CTID             mount | umount CTID: tell what to do instead
   exec | exec2 CTID COMMAND…        runscript CTID FILE        enter | console CTID
   suspend | resume CTID [--dumpfile FILE]             suspend --suspend | --resume: without a file
   migrate CTID HOST|URI [--online] [--keep-src] [--name NAME]       to another host

@@ -296,8 +296,14 @@ func (s *session) local() bool {
 	return err == nil && u.Host == ""
 }
 
+// mount is not done, nor is umount: on a path of the host, links that the
+// container has made lead into the host, for root there who follows them, and
+// its setuid programs are for all. What it was for, repairing what does not
+// boot, is done from inside.
 func mount(*session, *libvirt.Domain, []string) error {
-	return failf(exitSystem, "A container's root is mounted while it runs, and for nobody outside: use exec, or virtvzd template for its files")
+	return failf(exitSystem, "A container's root is mounted while it runs, and for nobody outside, where its links would lead into the host. "+
+		"To repair one that does not boot, have it start with another init: virt-xml CTID --edit --boot init=/bin/sh; vzctl start CTID; "+
+		"exec, runscript and fleet copy do the rest")
 }
 
 // suspend writes the processes to a file, and ends the container: resume goes

@@ -1,0 +1,2 @@
+#!/bin/sh
+echo filled by $(hostname) >"$1"
