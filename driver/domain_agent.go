@@ -22,24 +22,9 @@ var agents = table{
 	query(protocol.DomainSetUserPassword, domainSetUserPassword),
 	query(protocol.DomainAuthorizedSshKeysGet, domainSSHKeys),
 	query(protocol.DomainAuthorizedSshKeysSet, domainSetSSHKeys),
-	query(protocol.DomainFsfreeze, func(r *request, d *domain, a *protocol.DomainFsfreezeArgs) (ret protocol.DomainFsfreezeRet, err error) {
-		if err := checkFlags(a.Flags); err != nil {
-			return ret, err
-		}
-		return ret, r.ask(d, "guest-fsfreeze-freeze", nil, nil)
-	}),
-	query(protocol.DomainFsthaw, func(r *request, d *domain, a *protocol.DomainFsthawArgs) (ret protocol.DomainFsthawRet, err error) {
-		if err := checkFlags(a.Flags); err != nil {
-			return ret, err
-		}
-		return ret, r.ask(d, "guest-fsfreeze-thaw", nil, nil)
-	}),
-	query(protocol.DomainFstrim, func(r *request, d *domain, a *protocol.DomainFstrimArgs) (v xdr.Void, err error) {
-		if err := checkFlags(a.Flags); err != nil {
-			return v, err
-		}
-		return v, errorf(protocol.ErrOperationUnsupported, "the environment's files lie on a file system of the host, which fstrim.timer of the host trims")
-	}),
+	query(protocol.DomainFsfreeze, domainFreeze),
+	query(protocol.DomainFsthaw, domainThaw),
+	query(protocol.DomainFstrim, domainTrim),
 }
 
 // qemuProgram is QEMU's program as far as it is not about QEMU.
@@ -146,6 +131,59 @@ func (r *request) ask(d *domain, name string, arguments, answer any) error {
 		return err
 	}
 	return json.Unmarshal(body, answer)
+}
+
+// domainFreeze freezes the file systems that are the environment's own, or
+// those of them that are named; a name of another is refused, where an agent
+// would leave it out and freeze less than was asked for.
+func domainFreeze(r *request, d *domain, a *protocol.DomainFsfreezeArgs) (ret protocol.DomainFsfreezeRet, err error) {
+	err = r.onFilesystems(d, a.Flags, func(ctx context.Context, inst *runtime.Instance) error {
+		n, err := inst.FreezeFilesystems(ctx, a.Mountpoints)
+		ret.Filesystems = int32(n)
+		return err
+	})
+	return ret, err
+}
+
+func domainThaw(r *request, d *domain, a *protocol.DomainFsthawArgs) (ret protocol.DomainFsthawRet, err error) {
+	err = r.onFilesystems(d, a.Flags, func(ctx context.Context, inst *runtime.Instance) error {
+		n, err := inst.ThawFilesystems(ctx, a.Mountpoints)
+		ret.Filesystems = int32(n)
+		return err
+	})
+	return ret, err
+}
+
+func domainTrim(r *request, d *domain, a *protocol.DomainFstrimArgs) (v xdr.Void, err error) {
+	return v, r.onFilesystems(d, a.Flags, func(ctx context.Context, inst *runtime.Instance) error {
+		var points []string
+		if a.MountPoint != nil {
+			points = []string{*a.MountPoint}
+		}
+		list, err := inst.TrimFilesystems(ctx, points, a.Minimum)
+		for _, t := range list {
+			if t.Err != nil {
+				err = errors.Join(err, errorf(protocol.ErrOperationFailed, "the file system at %s: %v", t.Point, t.Err))
+			}
+		}
+		if err == nil && len(list) == 0 {
+			err = errorf(protocol.ErrOperationUnsupported, "the environment's files lie on a file system of the host, which fstrim.timer of the host trims")
+		}
+		return err
+	})
+}
+
+func (r *request) onFilesystems(d *domain, flags uint32, do func(context.Context, *runtime.Instance) error) error {
+	if err := checkFlags(flags); err != nil {
+		return err
+	}
+	inst := d.view().instance
+	if inst == nil {
+		return errNotRunning()
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, agentPatience)
+	defer cancel()
+	return unsupportedMode(do(ctx, inst))
 }
 
 func domainSetUserPassword(r *request, d *domain, a *protocol.DomainSetUserPasswordArgs) (v xdr.Void, err error) {

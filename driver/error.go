@@ -107,6 +107,8 @@ func classify(err error) *Error {
 		return &Error{Code: xmlCode(bad.Kind), Detail: bad.Error()}
 	case errors.Is(err, runtime.ErrBusy):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: "Active console session exists for this domain"}
+	case errors.Is(err, runtime.ErrFrozen):
+		return &Error{Code: protocol.ErrOperationInvalid, Detail: err.Error()}
 	case errors.Is(err, runtime.ErrMountBusy), errors.Is(err, runtime.ErrRootBusy):
 		return &Error{Code: protocol.ErrResourceBusy, Detail: err.Error()}
 	case errors.Is(err, runtime.ErrUnsupported):

@@ -119,7 +119,11 @@ func (i *Instance) survey(m *manifest) error {
 	if m.Links, links, err = i.saveLinks(); err != nil {
 		return err
 	}
-	if obstacles := append(mounts, links...); len(obstacles) > 0 {
+	obstacles := append(mounts, links...)
+	if i.recordedFrozen() {
+		obstacles = append(obstacles, ErrFrozen.Error())
+	}
+	if len(obstacles) > 0 {
 		return fmt.Errorf("%s has what cannot be saved: %s: %w", i.Name(), strings.Join(obstacles, "; "), ErrUnsupported)
 	}
 	return nil

@@ -22,6 +22,9 @@ func (r *Runtime) cleanup(ctx context.Context, rec *record) error {
 	if !ok {
 		return fmt.Errorf("record of %s: bad UUID %q", rec.Name, rec.UUID)
 	}
+	if _, _, err := thawAll(rec.Frozen); err != nil {
+		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
+	}
 	atStep("undo scope")
 	if err := endRestore(ctx, rec); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)

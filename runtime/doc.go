@@ -8,6 +8,7 @@
 //	plan.go      from XML, host and root to an OCI spec and unit properties (pure)
 //	record.go    what is written down before each step, so that a crash leaves nothing unknown
 //	filesystem.go its filesystems below the root; filesystem_grow.go a root in an image grows
+//	filesystem_freeze.go those that nobody else has are frozen and trimmed
 //	quota.go     how much its own layer may hold; quota_btrfs.go on btrfs
 //	network.go   its network interfaces
 //	instance.go  the running environment: init's pid and pidfd, its scope, its console

@@ -23,6 +23,7 @@ import (
 //	filesystem_image.go   those in a file or on a block device
 //	filesystem_qcow2.go   a block device of a qcow2 image
 //	filesystem_change.go  into the environment and out of it again
+//	filesystem_freeze.go  frozen, thawed and trimmed
 //
 // All go with the namespace when the last process has ended. Root inside may
 // unmount them, and sees what is below in its root then.
@@ -66,6 +67,8 @@ func (r *Runtime) hostSource(ctx context.Context, fs xml.Filesystem) (source str
 type recordedRoot struct {
 	Source string // image, block device or directory of the host
 	Device Device // what is mounted of an image or block device
+
+	ReadOnly bool `json:",omitempty"`
 }
 
 // openRoot mounts a root that is not in a directory of the host, for the stub.
@@ -74,7 +77,7 @@ func (r *Runtime) openRoot(ctx context.Context, fs xml.Filesystem) (*os.File, re
 	if err != nil {
 		return nil, recordedRoot{}, fmt.Errorf("root: %w", err)
 	}
-	fd, root := -1, recordedRoot{Source: source}
+	fd, root := -1, recordedRoot{Source: source, ReadOnly: fs.ReadOnly}
 	if plain {
 		attr := uint64(0)
 		if fs.ReadOnly {
@@ -112,7 +115,8 @@ func (r *Runtime) VolumePath(ctx context.Context, name string) (string, error) {
 // freshMount is a mount that is nowhere yet.
 type freshMount struct {
 	*os.File
-	deep bool // others are below that came with it
+	deep bool   // others are below that came with it
+	on   Device // of an image or block device
 }
 
 // makeMount makes what is to be mounted of a filesystem that is the host's. It
@@ -142,7 +146,7 @@ func (i *Instance) makeMount(ctx context.Context, fs xml.Filesystem) (m freshMou
 		}
 		switch {
 		case !plain:
-			if fd, _, err = i.r.openImage(ctx, source, fs); err == nil {
+			if fd, m.on, err = i.r.openImage(ctx, source, fs); err == nil {
 				if err = setMount(fd, source, space, 0, false); err != nil {
 					unix.Close(fd)
 				}

@@ -22,6 +22,9 @@ type recordedMount struct {
 	Target string
 	ID     uint64 // of the mount, as in mountinfo
 	Deep   bool   `json:",omitempty"` // see freshMount
+
+	Device   Device // of an image or block device
+	ReadOnly bool   `json:",omitempty"`
 }
 
 // changeFilesystems makes the filesystems of a running environment what after
@@ -134,7 +137,7 @@ func (i *Instance) attachFilesystem(ctx context.Context, fs xml.Filesystem) erro
 		return fail(err)
 	}
 	err = i.noteMounts(func(list []recordedMount) []recordedMount {
-		return append(list, recordedMount{fs.Target, id, m.deep})
+		return append(list, recordedMount{Target: fs.Target, ID: id, Deep: m.deep, Device: m.on, ReadOnly: fs.ReadOnly})
 	})
 	if err != nil {
 		return fail(err)

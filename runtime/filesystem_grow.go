@@ -39,6 +39,11 @@ func (r *Runtime) GrowRoot(ctx context.Context, i *Instance, root xml.Filesystem
 	}
 	var device *os.File
 	if i != nil {
+		release, err := i.keepThawed()
+		if err != nil {
+			return err
+		}
+		defer release()
 		if device, err = i.rootDevice(source); err != nil {
 			return err
 		}

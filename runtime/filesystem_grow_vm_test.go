@@ -39,7 +39,7 @@ func testGrow(t *testing.T, size uint64, mkfs ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &Instance{rec: &record{Name: "web1", Root: &recordedRoot{image, on}}}
+	i := &Instance{rec: &record{Name: "web1", Root: &recordedRoot{Source: image, Device: on}}}
 	before := mountedSize(t, tree)
 	if err := r.GrowRoot(t.Context(), i, root, 2*size); err != nil {
 		t.Fatal(err)

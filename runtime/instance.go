@@ -31,6 +31,8 @@ type Instance struct {
 
 	sockstat sockstat
 
+	freezing sync.Mutex // held by who freezes, thaws or changes file systems
+
 	mu        sync.Mutex
 	rec       *record    // its Name and Phase change
 	consoles  []*Console // without those that were lost, see takeConsole
@@ -169,6 +171,9 @@ func (i *Instance) Suspend(ctx context.Context) error {
 	if !i.Started() {
 		return nil // has not run yet
 	}
+	if err := i.refuseFrozen(); err != nil { // a process that waits for one cannot be frozen itself
+		return err
+	}
 	err := i.r.config.Scopes.Freeze(ctx, i.rec.Scope)
 	if errors.Is(err, systemd.ErrUnitBusy) {
 		return i.freezeCgroup(ctx, true)
@@ -218,10 +223,11 @@ func (i *Instance) Kill(ctx context.Context) error {
 	if err := killCgroup(i.rec.Cgroup); err != nil {
 		return fmt.Errorf("kill %s: %w", i.Name(), err)
 	}
+	_, err := i.ThawFilesystems(ctx, nil) // who waits for one ends only then
 	select {
 	case <-i.exited:
 	case <-ctx.Done():
-		return fmt.Errorf("%s was killed but has not ended yet: %w", i.Name(), ctx.Err())
+		return errors.Join(fmt.Errorf("%s was killed but has not ended yet: %w", i.Name(), ctx.Err()), err)
 	}
 	return awaitCgroupGone(ctx, i.rec.Cgroup)
 }
@@ -247,6 +253,9 @@ func (i *Instance) Release(ctx context.Context) error {
 	case <-i.exited:
 	default:
 		return fmt.Errorf("%s still runs: it cannot be released", i.Name())
+	}
+	if _, err := i.ThawFilesystems(ctx, nil); err != nil {
+		return err
 	}
 	if err := i.r.cleanup(ctx, i.rec); err != nil {
 		return err

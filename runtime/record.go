@@ -36,6 +36,8 @@ type record struct {
 	Killed    bool               `json:",omitempty"` // by Kill: its end is no crash
 	Links     []*recordedLink
 	Mounts    []recordedMount // filesystems below the root
+	Frozen    []ownFilesystem `json:",omitempty"` // filesystems that are
+	Freezing  bool            `json:",omitempty"` // or not yet all of them
 
 	Checkpoint *recordedCheckpoint `json:",omitempty"`
 	Restoring  string              `json:",omitempty"` // cgroup of those who restore it

@@ -126,6 +126,13 @@ func (r *Runtime) adopt(rec *record, stored map[string]*os.File) *Instance {
 	delete(stored, spaceFDName(rec.UUID))
 	i.watch()
 	r.keep(i, rec.claim())
+	if rec.Freezing { // who asked for it was never told that it is done
+		if _, err := i.thawFilesystems(nil); err != nil {
+			i.mu.Lock()
+			i.warnings = append(i.warnings, fmt.Sprintf("file systems of %s may be frozen: %v", rec.Name, err))
+			i.mu.Unlock()
+		}
+	}
 	return i
 }
 

@@ -53,6 +53,11 @@ func (i *Instance) Shutdown(ctx context.Context, mode ShutdownMode, reboot bool)
 		return fmt.Errorf("%s has not been started yet: resume or destroy it", i.Name())
 	}
 	how := requests[i.rec.Kind]
+	if mode != ShutdownParavirt {
+		if _, err := i.ThawFilesystems(ctx, nil); err != nil {
+			return err
+		}
+	}
 	switch mode {
 	case ShutdownParavirt:
 		return fmt.Errorf("an environment has no paravirtual shutdown: %w", ErrUnsupported)

@@ -31,6 +31,13 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	if err := checkDevices(without(after.Devices, before.Devices)); err != nil {
 		return err
 	}
+	if writesInside(before, after) {
+		release, err := i.keepThawed()
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
 	if err := i.unsettle(before, after); err != nil {
 		return err
 	}
@@ -62,6 +69,12 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	}
 	atStep("tune done")
 	return nil
+}
+
+// writesInside tells whether a change needs to write to a file system there, or
+// takes one away.
+func writesInside(before, after *xml.Environment) bool {
+	return !slices.Equal(before.Filesystems, after.Filesystems) || resolverText(before) != resolverText(after)
 }
 
 // changes are what Tune changes besides properties of the scope. Each is whole

@@ -168,8 +168,13 @@ func (c *DeviceChange) Update(def *libvirtxml.Domain) (alias string, err error) 
 	next := reflect.New(devices.Type().Elem()).Elem()
 	next.Set(c.one)
 	separate(next)
-	if a := aliasOf(next); a != nil && *a == nil && old != nil {
-		*a = *old
+	if a := aliasOf(next); a != nil && old != nil && *old != nil {
+		if *a == nil {
+			*a = *old
+		}
+		if def.ID != nil && (*a).Name != (*old).Name { // by which clients know it, and detach it
+			return "", invalid("<"+c.Kind+">", "%s has the alias '%s', which cannot be changed: leave <alias> out", identity(c.one), (*old).Name)
+		}
 	}
 	devices.Index(n).Set(next)
 	if a := aliasOf(next); a != nil && *a != nil {

@@ -8,6 +8,7 @@
 //	stream.go    their input and output while they run: verbs of our own
 //	file.go      files: guest-file-*
 //	system.go    what kind of system it is: guest-get-*, guest-network-*
+//	freeze.go    its file systems stand still: guest-fsfreeze-*, guest-fstrim
 //	account.go   passwords and authorized keys
 package agent
 
@@ -40,6 +41,10 @@ type Guest interface {
 	CPUs() []int
 	Memory() (current, limit uint64, err error)
 	InsideLinks() ([]runtime.InsideLink, error)
+	FreezeFilesystems(ctx context.Context, points []string) (int, error)
+	ThawFilesystems(ctx context.Context, points []string) (int, error)
+	FrozenFilesystems(context.Context) ([]string, error)
+	TrimFilesystems(ctx context.Context, points []string, minimum uint64) ([]runtime.Trimmed, error)
 }
 
 // Agent is that of one environment, from its start to its end.
@@ -119,7 +124,10 @@ func (a *Agent) Call(ctx context.Context, name string, arguments json.RawMessage
 	if !ok {
 		return nil, &Error{name, "The command " + name + " has not been found"}
 	}
-	value, err := do(a, ctx, arguments)
+	value, err := any(nil), a.refuseFrozen(ctx, name)
+	if err == nil {
+		value, err = do(a, ctx, arguments)
+	}
 	var known *Error
 	if err != nil && !errors.As(err, &known) {
 		err = &Error{name, err.Error()}
@@ -179,8 +187,8 @@ func commands() map[string]handler {
 		"guest-get-memory-blocks":      with((*Agent).memoryBlocks),
 		"guest-get-memory-block-info":  with((*Agent).memoryBlockInfo),
 
-		"guest-fsfreeze-status":      with(func(*Agent, context.Context, none) (any, error) { return "thawed", nil }),
-		"guest-fsfreeze-thaw":        with(func(*Agent, context.Context, none) (any, error) { return 0, nil }),
+		"guest-fsfreeze-status":      with((*Agent).freezeStatus),
+		"guest-fsfreeze-thaw":        with((*Agent).thaw),
 		"guest-fsfreeze-freeze":      with((*Agent).freeze),
 		"guest-fsfreeze-freeze-list": with((*Agent).freeze),
 		"guest-fstrim":               with((*Agent).trim),
@@ -227,26 +235,6 @@ func (a *Agent) shutDown(ctx context.Context, args struct {
 		return nil, errors.New("mode is none of powerdown, halt and reboot")
 	}
 	return none{}, a.shutdown(ctx, args.Mode)
-}
-
-// freeze: the root of an environment lies on a file system of the host, which
-// others use as well.
-func (a *Agent) freeze(context.Context, struct {
-	Mountpoints []string `json:"mountpoints"`
-}) (any, error) {
-	return nil, errors.New("its files lie on a file system of the host, which cannot be frozen for it: suspend the environment instead")
-}
-
-// trim tells of each file system that it is not the environment's to trim.
-func (a *Agent) trim(context.Context, struct {
-	Minimum int64 `json:"minimum"`
-}) (any, error) {
-	mounts, err := a.guest.Mounts(maxFilesystems)
-	paths := []map[string]any{}
-	for _, m := range mounts {
-		paths = append(paths, map[string]any{"path": m.Point, "error": "it lies on a file system of the host, which fstrim.timer of the host trims"})
-	}
-	return map[string]any{"paths": paths}, err
 }
 
 // handle is a number for something that is kept, and room for it. a.mu is held.

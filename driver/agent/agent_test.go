@@ -26,6 +26,7 @@ type guest struct {
 	Guest
 	files   map[string]string
 	program func(context.Context, runtime.Command) (syscall.WaitStatus, error)
+	frozen  []string
 }
 
 func (g *guest) Exec(ctx context.Context, c runtime.Command) (syscall.WaitStatus, error) {
@@ -75,6 +76,26 @@ func (g *guest) InsideLinks() ([]runtime.InsideLink, error) {
 		Stats: runtime.InterfaceStats{Received: runtime.Traffic{Bytes: 5}}}}, nil
 }
 
+func (g *guest) FreezeFilesystems(_ context.Context, points []string) (int, error) {
+	if slices.Contains(points, "/") {
+		return 0, errors.New("suspend the environment instead")
+	}
+	g.frozen = []string{"/srv"}
+	return 1, nil
+}
+
+func (g *guest) ThawFilesystems(context.Context, []string) (int, error) {
+	n := len(g.frozen)
+	g.frozen = nil
+	return n, nil
+}
+
+func (g *guest) FrozenFilesystems(context.Context) ([]string, error) { return g.frozen, nil }
+
+func (g *guest) TrimFilesystems(_ context.Context, _ []string, minimum uint64) ([]runtime.Trimmed, error) {
+	return []runtime.Trimmed{{Point: "/srv", Bytes: 4096, Minimum: minimum}, {Point: "/opt", Err: errors.New("no discard")}}, nil
+}
+
 func newAgent(t *testing.T, g *guest) *Agent {
 	a := New(g, func(_ context.Context, mode string) error { return errors.New("asked to " + mode) })
 	t.Cleanup(a.Close)
@@ -105,7 +126,10 @@ func TestCommands(t *testing.T) {
 		{`{"execute":"guest-get-load"}`, `{"return":{"load15m":2,"load1m":0.25,"load5m":1.5}}`},
 		{`{"execute":"guest-fsfreeze-status"}`, `{"return":"thawed"}`},
 		{`{"execute":"guest-info"}`, `{"name":"guest-shutdown","enabled":true,"success-response":false}`},
-		{`{"execute":"guest-fsfreeze-freeze"}`, `!suspend the environment instead`},
+		{`{"execute":"guest-fsfreeze-freeze-list","arguments":{"mountpoints":["/srv","/"]}}`, `!suspend the environment instead`},
+		{`{"execute":"guest-fsfreeze-thaw"}`, `{"return":0}`},
+		{`{"execute":"guest-fstrim","arguments":{"minimum":7}}`, `{"return":{"paths":[{"minimum":7,"path":"/srv","trimmed":4096},{"error":"no discard","path":"/opt"},{"error":"it lies on a file system of the host, which fstrim.timer of the host trims","path":"/"}]}}`},
+		{`{"execute":"guest-fstrim","arguments":{"minimum":-1}}`, `!must not be negative`},
 		{`{"execute":"guest-shutdown"}`, `!asked to powerdown`},
 		{`{"execute":"guest-shutdown","arguments":{"mode":"reboot"}}`, `!asked to reboot`},
 		{`{"execute":"guest-shutdown","arguments":{"mode":"x"}}`, `!none of powerdown, halt and reboot`},
@@ -122,6 +146,32 @@ func TestCommands(t *testing.T) {
 			}
 		} else if err != nil || !strings.Contains(got, c.want) {
 			t.Errorf("%s: %s, %v, want %s", c.command, got, err, c.want)
+		}
+	}
+}
+
+// TestFrozen: while a file system is frozen, no command is begun that might
+// wait for it.
+func TestFrozen(t *testing.T) {
+	a := newAgent(t, &guest{files: map[string]string{"/etc/passwd": "x"}})
+	for _, c := range []struct{ command, want string }{
+		{"guest-fsfreeze-freeze", "1"},
+		{"guest-fsfreeze-status", `"frozen"`},
+		{"guest-ping", "{}"},
+		{"guest-fsfreeze-freeze", "!guest-fsfreeze-freeze has been disabled: the agent is in frozen state"},
+		{"guest-file-open", "!guest-file-open has been disabled"},
+		{"guest-get-users", "!guest-get-users has been disabled"},
+		{"guest-shutdown", "!asked to powerdown"},
+		{"guest-fsfreeze-thaw", "1"},
+		{"guest-fsfreeze-status", `"thawed"`},
+		{"guest-get-users", "[]"},
+	} {
+		got, err := a.Do(t.Context(), `{"execute":"`+c.command+`"}`)
+		if err != nil {
+			got = "!" + err.Error()
+		}
+		if problem, fails := strings.CutPrefix(c.want, "!"); fails && !strings.Contains(got, problem) || !fails && got != `{"return":`+c.want+"}" {
+			t.Errorf("%s: %s, want %s", c.command, got, c.want)
 		}
 	}
 }
