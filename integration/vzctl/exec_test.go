@@ -31,6 +31,8 @@ func (local) Exec(ctx context.Context, c runtime.Command) (syscall.WaitStatus, e
 	return cmd.ProcessState.Sys().(syscall.WaitStatus), ctx.Err()
 }
 
+func (local) FrozenFilesystems(context.Context) ([]string, error) { return nil, nil }
+
 // asker answers by the daemon's agent.
 func asker(t *testing.T) func(string, any, any) error {
 	a := qga.New(local{}, nil)
