@@ -104,7 +104,29 @@ readall two
 second=$(cached)
 echo "cache.first $((first - before))"
 echo "cache.second $((second - first))"
-nsenter -t "$(virsh -c $vz domid one)" -U -m -S 0 -G 0 dd if=/dev/urandom of=/root/data bs=1M count=256 2>/dev/null
+inside() { nsenter -t "$(virsh -c $vz domid one)" -U -m -S 0 -G 0 "$@" 2>/dev/null; }
+stands() { # stands NAME COMMAND…: how long that takes, and one stands still meanwhile
+	python3 -c 'import signal, sys, time
+frozen, end = 0, []
+signal.signal(signal.SIGINT, lambda *_: end.append(1))
+last = time.monotonic()
+while not end:
+    time.sleep(0.002)
+    now, still = time.monotonic(), "frozen 1" in open(sys.argv[1]).read()
+    frozen, last = frozen + still * (now - last), now
+print(int(frozen * 1e6))' /sys/fs/cgroup/machine.slice/machine-vz*one.scope/cgroup.events >$dir/stood &
+	watch=$!
+	sleep 2
+	took "$@"
+	kill -INT $watch
+	wait $watch
+	echo "$1.stood $(cat $dir/stood)"
+}
+inside dd if=/dev/zero of=/root/data bs=1M count=256
+sync
+stands vz.live virsh -q -c $vz snapshot-create-as one live --disk-only
+virsh -q -c $vz snapshot-delete one live >/dev/null
+inside dd if=/dev/zero of=/root/data bs=1M count=1024
 for name in one two copy; do virsh -q -c $vz destroy $name >/dev/null; done
 sync
 used() { du -sk /var/lib/libvirt/vz/private /var/lib/libvirt/vz/layers | awk '{n += $1} END {print n}'; }
