@@ -85,8 +85,8 @@ func (v *VM) TestPackage(ctx context.Context, out io.Writer, path string, args .
 }
 
 // pushTests puts a package's tests at its place below /root/tests, with all
-// testdata of the module around it as go test would find it, and the
-// demonstration, and returns the binary's path there.
+// testdata of the module around it as go test would find it, the recipes of
+// templates and the demonstration, and returns the binary's path there.
 func (v *VM) pushTests(ctx context.Context, path string) (string, error) {
 	top, err := moduleRoot()
 	if err != nil {
@@ -122,8 +122,8 @@ func (v *VM) pushTests(ctx context.Context, path string) (string, error) {
 	return there, v.Push(ctx, binary, there)
 }
 
-// gatherTestdata copies every testdata directory below top to its place below
-// tree.
+// gatherTestdata copies every directory of testdata, and of recipes, below top to
+// its place below tree.
 func gatherTestdata(tree, top string) error {
 	if err := os.Mkdir(tree, 0o755); err != nil {
 		return err
@@ -135,7 +135,7 @@ func gatherTestdata(tree, top string) error {
 		if strings.HasPrefix(d.Name(), ".") && name != top {
 			return fs.SkipDir
 		}
-		if d.Name() != "testdata" {
+		if d.Name() != "testdata" && d.Name() != "templates" {
 			return nil
 		}
 		rel, err := filepath.Rel(top, name)
