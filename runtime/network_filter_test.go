@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 
@@ -57,9 +56,7 @@ func withFilter(t *testing.T) (*Instance, *filterDaemon, linkPlan, *wires) {
 	p := mustPlan(t, n, Plug{}, "vnet0", "eth0")
 	p.Guarded = true
 	made, err := w.add(p)
-	if err != nil && strings.Contains(err.Error(), "the kernel has no") {
-		t.Skip(err)
-	}
+	skipWithout(t, err)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,9 +84,7 @@ func TestTrafficControl(t *testing.T) {
 		if err == nil {
 			err = setIngress(w.host, link, c.out, c.checked, c.sources)
 		}
-		if err != nil && strings.Contains(err.Error(), "the kernel has no") {
-			t.Skip(err)
-		}
+		skipWithout(t, err)
 		if err != nil {
 			t.Fatalf("%+v: %v", c, err)
 		}
