@@ -36,7 +36,7 @@ type Scopes interface {
 	Freeze(ctx context.Context, unit string) error
 	Thaw(ctx context.Context, unit string) error
 	RegisterMachine(ctx context.Context, m systemd.Machine) error
-	ForgetMachine(ctx context.Context, name string) error
+	ForgetMachine(ctx context.Context, unit string) error
 }
 
 // FDStore keeps descriptors over a restart of the daemon; *systemd.Service has it.

@@ -294,7 +294,7 @@ func (s *starter) beginScope(ctx context.Context) error {
 	s.scope = make(chan error, 1)
 	go func() {
 		// What machined cannot forget now is for the registration to tell.
-		s.r.config.Scopes.ForgetMachine(ctx, systemd.MachineName(s.env.Name, s.env.UUID))
+		s.r.config.Scopes.ForgetMachine(ctx, scope.Name)
 		s.scope <- s.r.config.Scopes.StartScope(ctx, scope)
 		close(s.scope)
 	}()

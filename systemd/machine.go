@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -60,13 +59,14 @@ func (c *Conn) UnregisterMachine(ctx context.Context, name string) error {
 	return unlessUnknown(machineError(name, c.call(ctx, machined("UnregisterMachine"), []any{name})))
 }
 
-// ForgetMachine removes the entry that machined may still have of a machine that is gone. Call it before the machine's
-// scope is made anew: an entry whose leader is dead makes a machined that starts stop the unit of that name, whoever
-// is in it by then (manager_enumerate_machines and machine_stop_scope in src/machine). Without such an entry it asks
-// nobody.
-func (c *Conn) ForgetMachine(ctx context.Context, name string) error {
-	// Where sd_machine_get_class(3) looks as well.
-	if _, err := os.Lstat(filepath.Join("/run/systemd/machines", name)); err != nil {
+// ForgetMachine removes the entry that machined may still have of a unit's machine that is gone. Call it before the unit
+// is made anew, whatever name its new machine will have. machined keeps the entry of a dead leader as long as it sees
+// the unit active, and refuses a second one of that unit (EEXIST); and a machined that starts with such an entry stops
+// the unit, whoever is in it by then (manager_enumerate_machines and machine_stop_scope in src/machine). Without an
+// entry it asks nobody.
+func (c *Conn) ForgetMachine(ctx context.Context, unit string) error {
+	name, err := os.Readlink("/run/systemd/machines/unit:" + unit) // written by machine_save
+	if err != nil {
 		return nil
 	}
 	return c.UnregisterMachine(ctx, name)

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -289,6 +290,7 @@ func TestVMMachine(t *testing.T) {
 	unit := ScopeName("machined")
 	for _, domain := range []string{"machined", "odd_näme", strings.Repeat("x", 235)} {
 		p := process(t, "sleep", "1000")
+		must(t, c.ForgetMachine(ctx, unit))
 		must(t, c.StartScope(ctx, Scope{Name: unit, Slice: "machine.slice", PIDs: []uint32{uint32(p.Process.Pid)}, Properties: []Property{CollectMode("inactive-or-failed")}}))
 		m := Machine{Name: MachineName(domain, [16]byte{1, 2, 3}), UUID: [16]byte{1, 2, 3}, Service: "virtvzd", Class: "container", Leader: uint32(p.Process.Pid)}
 		must(t, c.RegisterMachine(ctx, m))
@@ -312,6 +314,35 @@ func TestVMMachine(t *testing.T) {
 		must(t, c.WaitGone(ctx, unit))
 		must(t, c.TerminateMachine(ctx, m.Name))
 	}
+}
+
+// TestVMSlowMachined: a unit's next machine is registered also when machined has not noticed the end of the last one.
+func TestVMSlowMachined(t *testing.T) {
+	c, ctx := connect(t)
+	unit := ScopeName("slow")
+	start := func(name string) (*exec.Cmd, Machine) {
+		p := process(t, "sleep", "1000")
+		must(t, c.ForgetMachine(ctx, unit))
+		must(t, c.StartScope(ctx, Scope{Name: unit, Slice: "machine.slice", PIDs: []uint32{uint32(p.Process.Pid)}, Properties: []Property{CollectMode("inactive-or-failed")}}))
+		return p, Machine{Name: name, UUID: [16]byte{1}, Service: "virtvzd", Class: "container", Leader: uint32(p.Process.Pid)}
+	}
+	first, m := start("vz-first")
+	must(t, c.RegisterMachine(ctx, m))
+	pid, err := strconv.Atoi(strings.TrimSpace(run(t, "systemctl", "show", "--value", "--property=MainPID", "systemd-machined")))
+	must(t, err)
+	machined, err := os.FindProcess(pid)
+	must(t, err)
+	must(t, machined.Signal(syscall.SIGSTOP))
+	time.AfterFunc(2*time.Second, func() { machined.Signal(syscall.SIGCONT) })
+	must(t, first.Process.Kill())
+	first.Wait()
+	must(t, c.WaitGone(ctx, unit))
+	second, m := start("vz-second")
+	must(t, c.RegisterMachine(ctx, m))
+	must(t, c.UnregisterMachine(ctx, m.Name))
+	second.Process.Kill()
+	second.Wait()
+	must(t, c.WaitGone(ctx, unit))
 }
 
 func TestVMWithoutMachined(t *testing.T) {
