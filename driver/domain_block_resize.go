@@ -15,7 +15,7 @@ var blockResizing = table{
 
 // resizeBlock changes how much the root may hold, at once where the environment
 // runs: a limit, which is in the saved definition as well, or the size of an
-// image, which is nowhere but in that.
+// image, which need not be in the definition.
 func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 	if err := checkFlags(a.Flags, protocol.DomainBlockResizeBytes, protocol.DomainBlockResizeCapacity); err != nil {
 		return err
@@ -28,6 +28,8 @@ func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 	switch {
 	case b.name != rootTarget:
 		return errorf(protocol.ErrOperationUnsupported, "the disk '%s' is the host's: resize it there, the environment sees its new size", b.name)
+	case whole && b.kind == rootImage && xml.RootSpace(c.view().definition(false)) != 0:
+		return errorf(protocol.ErrOperationUnsupported, "the image has the size that its <space_hard_limit> gives: give a size")
 	case whole && b.kind == rootImage:
 		return c.growRoot(0)
 	case whole:
@@ -46,10 +48,15 @@ func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 	case size == 0:
 		return errorf(protocol.ErrInvalidArg, "size must not be 0: to have no limit, take <space_hard_limit> out of the filesystem")
 	case b.kind == rootImage:
-		return c.growRoot(size)
+		if err := c.growRoot(size); err != nil {
+			return err
+		}
 	}
 	v := c.view()
 	return c.edit(v.state.active(), v.persistent, func(def *libvirtxml.Domain) error {
+		if b.kind == rootImage && xml.RootSpace(def) == 0 {
+			return nil
+		}
 		return xml.SetRootSpace(def, size)
 	})
 }

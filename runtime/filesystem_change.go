@@ -46,8 +46,8 @@ func (i *Instance) changeFilesystems(ctx context.Context, before, after []xml.Fi
 		var err error
 		switch {
 		case fs.Target == "/":
-			err = i.changeRoot(was, fs)
-			done = append(done, func(context.Context) error { return i.changeRoot(fs, was) })
+			err = i.changeRoot(ctx, was, fs)
+			done = append(done, func(ctx context.Context) error { return i.changeRoot(ctx, fs, was) })
 		case !there:
 			err = i.attachFilesystem(ctx, fs)
 			done = append(done, func(ctx context.Context) error { return i.detachFilesystem(ctx, fs.Target) })
@@ -100,13 +100,21 @@ func (i *Instance) changeFilesystem(ctx context.Context, was, fs xml.Filesystem)
 
 // changeRoot changes the limit of the space of a root and refuses what it is
 // made with.
-func (i *Instance) changeRoot(was, fs xml.Filesystem) error {
+func (i *Instance) changeRoot(ctx context.Context, was, fs xml.Filesystem) error {
 	limited := was
 	limited.HardLimit, limited.SoftLimit = fs.HardLimit, fs.SoftLimit
 	if limited == fs {
-		return i.r.limitSpace(i.uuid, fs)
+		return i.limitRoot(ctx, fs)
 	}
 	return fmt.Errorf("the root of a running environment cannot be another or change between writable and read-only: use --config, it holds from the next start on: %w", ErrUnsupported)
+}
+
+// limitRoot is called with its file systems kept from being frozen.
+func (i *Instance) limitRoot(ctx context.Context, fs xml.Filesystem) error {
+	if fs.Type == "file" {
+		return limitImage(fs, func() error { return i.r.growRoot(ctx, i, fs, fs.HardLimit) })
+	}
+	return i.r.limitSpace(i.uuid, fs)
 }
 
 // attachFilesystem mounts one. Where that is, is looked up inside, as root
@@ -339,8 +347,8 @@ func (i *Instance) restoreFilesystems(ctx context.Context, list []xml.Filesystem
 		}
 		errs = append(errs, i.detachFilesystem(ctx, m.Target))
 	}
-	if len(list) > 0 {
-		errs = append(errs, i.r.limitSpace(i.uuid, list[0]))
+	if len(list) > 0 && list[0].Type != "file" { // an image has its size
+		errs = append(errs, i.limitRoot(ctx, list[0]))
 	}
 	for _, fs := range list {
 		if _, there := i.mountAt(fs.Target); !there && fs.Target != "/" {

@@ -26,6 +26,17 @@ var ErrCannotShrink = errors.New("a file system in an image cannot shrink")
 // GrowRoot makes a root that is in an image, or on a device, a number of bytes
 // large; 0 is as large as what it lies in. i is its running environment, or nil.
 func (r *Runtime) GrowRoot(ctx context.Context, i *Instance, root xml.Filesystem, size uint64) error {
+	if i != nil {
+		release, err := i.keepThawed()
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	return r.growRoot(ctx, i, root, size)
+}
+
+func (r *Runtime) growRoot(ctx context.Context, i *Instance, root xml.Filesystem, size uint64) error {
 	source, plain, err := r.hostSource(ctx, root)
 	switch {
 	case err != nil:
@@ -33,24 +44,19 @@ func (r *Runtime) GrowRoot(ctx context.Context, i *Instance, root xml.Filesystem
 	case plain:
 		return fmt.Errorf("the root %s is a directory, which has the size of its file system: %w", source, ErrUnsupported)
 	case root.ReadOnly:
-		return fmt.Errorf("the root %s is read-only, so its file system cannot grow: %w", source, ErrUnsupported)
+		return readOnlyRoot(source)
 	case root.Format == "qcow2" && i != nil:
 		return fmt.Errorf("the image %s is qcow2, which cannot grow while it is used: shut it off first: %w", source, ErrUnsupported)
 	}
 	var device *os.File
 	if i != nil {
-		release, err := i.keepThawed()
-		if err != nil {
-			return err
-		}
-		defer release()
 		if device, err = i.rootDevice(source); err != nil {
 			return err
 		}
 		defer device.Close()
 	}
 	if err := r.growSource(ctx, source, root.Format, size); err != nil {
-		return fmt.Errorf("the root %s: %w", source, err)
+		return err
 	}
 	tree := -1
 	if device == nil {
@@ -68,8 +74,45 @@ func (r *Runtime) GrowRoot(ctx context.Context, i *Instance, root xml.Filesystem
 	return nil
 }
 
+// limitImage holds the limit of a root that is in an image: that is the image's
+// size. One of another size is for grow, which refuses a larger one.
+func limitImage(root xml.Filesystem, grow func() error) error {
+	if root.SoftLimit != 0 {
+		return fmt.Errorf("<space_soft_limit> of the root %s cannot be held: an image has one size, which <space_hard_limit> gives: %w", root.Source, ErrUnsupported)
+	}
+	if root.HardLimit == 0 {
+		return nil
+	}
+	now, err := ImageSpace(root.Source, root.Format == "qcow2")
+	if err != nil {
+		return fmt.Errorf("root: %w", err)
+	}
+	if now.Capacity == root.HardLimit {
+		return nil
+	}
+	if root.ReadOnly {
+		return readOnlyRoot(root.Source)
+	}
+	switch err := grow(); {
+	case errors.Is(err, ErrCannotShrink):
+		return fmt.Errorf("<space_hard_limit>: %w; give it a limit of that size, 'virsh blockresize' can", err)
+	case err != nil:
+		return fmt.Errorf("<space_hard_limit>: %w", err)
+	}
+	return nil
+}
+
+func readOnlyRoot(source string) error {
+	return fmt.Errorf("the root %s is read-only, so its file system cannot grow: %w", source, ErrUnsupported)
+}
+
 // growSource makes an image size bytes large. A device must be already.
-func (r *Runtime) growSource(ctx context.Context, source, format string, size uint64) error {
+func (r *Runtime) growSource(ctx context.Context, source, format string, size uint64) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("the root %s: %w", source, err)
+		}
+	}()
 	now, err := ImageSpace(source, format == "qcow2")
 	if err != nil || size == 0 || size == now.Capacity {
 		return err

@@ -393,7 +393,7 @@ func refuseLimit(fs xml.Filesystem) error {
 	case fs.Type == "ram":
 		instead = "the size is in its <source>"
 	case fs.Target == "/":
-		instead += ", and 'virsh blockresize' makes an image larger"
+		instead += ", and 'virsh blockresize' makes its file system as large as that"
 	case fs.Type == "mount" || fs.Type == "bind":
 		instead = "a directory can have a limit as the root only"
 	}

@@ -207,17 +207,29 @@ func (s *starter) makeLayers(ctx context.Context) error {
 	root := s.env.Filesystems[0]
 	switch root.Type {
 	case "template":
-	case "file", "block", "volume":
-		if err := refuseLimit(root); err != nil {
+	case "file":
+		if err := s.claimRoot(root, root.Source); err != nil {
 			return err
 		}
-		tree, where, err := s.r.openRoot(ctx, root)
-		s.tree, s.rec.Root = tree, &where
-		s.res.Tree = firstExtraFD + len(s.options.Files)
+		err := limitImage(root, func() error { return s.r.growSource(ctx, root.Source, root.Format, root.HardLimit) })
 		if err != nil {
 			return err
 		}
-		return s.claimRoot(root, where.Source)
+		if err := s.openRoot(ctx, root); err != nil || root.HardLimit == 0 || root.ReadOnly {
+			return err
+		}
+		if err := growMounted(int(s.tree.Fd())); err != nil {
+			return fmt.Errorf("the file system of the root %s: %w", root.Source, err)
+		}
+		return nil
+	case "block", "volume":
+		if err := refuseLimit(root); err != nil {
+			return err
+		}
+		if err := s.openRoot(ctx, root); err != nil {
+			return err
+		}
+		return s.claimRoot(root, s.rec.Root.Source)
 	case "mount":
 		if err := s.claimRoot(root, root.Source); err != nil {
 			return err
@@ -252,6 +264,13 @@ func (s *starter) makeLayers(ctx context.Context) error {
 		return err
 	}
 	return s.rec.save(s.res.Dir)
+}
+
+func (s *starter) openRoot(ctx context.Context, root xml.Filesystem) error {
+	tree, where, err := s.r.openRoot(ctx, root)
+	s.tree, s.rec.Root = tree, &where
+	s.res.Tree = firstExtraFD + len(s.options.Files)
+	return err
 }
 
 func (s *starter) claimRoot(root xml.Filesystem, source string) (err error) {

@@ -75,7 +75,7 @@ type Filesystem struct {
 	Size     uint64 // bytes, of ram
 	Format   string // of a file or volume that is an image: qcow2, …; "": raw
 
-	HardLimit, SoftLimit uint64 // bytes, of a template's own layer; 0: none
+	HardLimit, SoftLimit uint64 // bytes, of a root: its own layer's, a directory's or an image's; 0: none
 }
 
 // Console is a terminal of the environment, by its ConsoleID.

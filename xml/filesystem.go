@@ -132,10 +132,22 @@ func spaceLimits(f libvirtxml.DomainFilesystem) (hard, soft uint64) {
 }
 
 // limitable tells whether a filesystem can have a limit of space: the root, of
-// what is a part of a file system of the host's.
+// what is a part of a file system of the host's, or an image.
 func limitable(f libvirtxml.DomainFilesystem) bool {
 	kind, _ := filesystemSource(f)
-	return path.Clean(f.Target.Dir) == "/" && (kind == "template" || kind == "mount")
+	_, soft := spaceLimits(f)
+	return path.Clean(f.Target.Dir) == "/" && (kind == "template" || kind == "mount" || kind == "file" && soft == 0)
+}
+
+// RootSpace is the hard limit of the root in bytes; 0 is none.
+func RootSpace(def *libvirtxml.Domain) uint64 {
+	for _, f := range def.Devices.Filesystems {
+		if path.Clean(f.Target.Dir) == "/" {
+			hard, _ := spaceLimits(f)
+			return hard
+		}
+	}
+	return 0
 }
 
 // SetRootSpace makes the root's hard limit a number of bytes, and its soft
@@ -147,7 +159,7 @@ func SetRootSpace(def *libvirtxml.Domain, size uint64) error {
 			continue
 		}
 		if kind, _ := filesystemSource(*f); !limitable(*f) {
-			return unsupported("<filesystem>", "of type '%s' at '/' has the size that its source has: only a template's layer or a directory has a limit", kind)
+			return unsupported("<filesystem>", "of type '%s' at '/' has the size that its source has: only a template's layer, a directory or an image has a limit", kind)
 		}
 		f.SpaceHardLimit = &libvirtxml.DomainFilesystemSpaceHardLimit{Value: uint(size), Unit: "bytes"}
 		if _, soft := spaceLimits(*f); soft > size {

@@ -7,7 +7,7 @@ import (
 
 func limitedRoot(kind, limits string) string {
 	return `<domain type='vz'><name>web1</name><memory>131072</memory><devices>` +
-		`<filesystem type='` + kind + `'><source name='t' file='/i'/><target dir='/'/>` + limits + `</filesystem></devices></domain>`
+		`<filesystem type='` + kind + `'><source name='t' file='/i' dev='/i'/><target dir='/'/>` + limits + `</filesystem></devices></domain>`
 }
 
 // TestSpaceLimits reads libvirt's units: bytes when none is given.
@@ -47,15 +47,20 @@ func TestSpaceLimitsRefused(t *testing.T) {
 			t.Errorf("%s: %v", limits, err)
 		}
 	}
-	def, err := Parse(limitedRoot("file", `<space_hard_limit>4096</space_hard_limit>`), HostFacts{}, ParseOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if list := Unrealised(def, HostFacts{}); len(list) != 1 {
-		t.Errorf("of an image: %q", list)
-	}
-	if err := SetRootSpace(def, 1<<20); err == nil || !strings.Contains(err.Error(), "the size that its source has") {
-		t.Errorf("of an image: %v", err)
+	for what, root := range map[string]string{
+		"a device":                   limitedRoot("block", `<space_hard_limit>4096</space_hard_limit>`),
+		"an image with a soft limit": limitedRoot("file", `<space_hard_limit>8192</space_hard_limit><space_soft_limit>4096</space_soft_limit>`),
+	} {
+		def, err := Parse(root, HostFacts{}, ParseOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list := Unrealised(def, HostFacts{}); len(list) != 1 {
+			t.Errorf("of %s: %q", what, list)
+		}
+		if err := SetRootSpace(def, 1<<20); err == nil || !strings.Contains(err.Error(), "the size that its source has") {
+			t.Errorf("of %s: %v", what, err)
+		}
 	}
 }
 

@@ -39,7 +39,7 @@ func Unrealised(def *libvirtxml.Domain, host HostFacts) (list []string) {
 	}
 	for _, f := range d.Filesystems {
 		if hard, soft := spaceLimits(f); hard|soft != 0 && !limitable(f) {
-			return append(list, "<space_hard_limit> of a filesystem that is neither a template nor a directory as the root cannot be held, it does not start with that")
+			return append(list, "<space_hard_limit> of a filesystem that is not a template, a directory or an image (this without a soft limit) as the root cannot be held, it does not start with that")
 		}
 	}
 	return list
