@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -88,4 +89,23 @@ func TestFrozenRefuses(t *testing.T) {
 	if _, err := i.ThawFilesystems(ctx, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a client waits without end: %v", err)
 	}
+}
+
+// TestEnding: a process that was killed is told from one that lives, also when
+// nobody has waited for it.
+func TestEnding(t *testing.T) {
+	lives := exec.Command("sleep", "600")
+	if err := lives.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if ending(lives.Process.Pid) || ending(os.Getpid()) {
+		t.Error("a process that lives ends")
+	}
+	lives.Process.Kill()
+	for end := time.Now().Add(10 * time.Second); !ending(lives.Process.Pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("a process that was killed does not end")
+		}
+	}
+	lives.Wait()
 }

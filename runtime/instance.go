@@ -38,6 +38,7 @@ type Instance struct {
 	consoles  []*Console // without those that were lost, see takeConsole
 	warnings  []string
 	exit      Exit
+	guarded   bool      // see guardFrozen
 	migration *outgoing // sent, and not yet known what became of it
 }
 
@@ -49,9 +50,7 @@ func newInstance(r *Runtime, rec *record, pidfd *os.File) *Instance {
 // watch waits for the end of init in a goroutine.
 func (i *Instance) watch() {
 	if err := i.r.ooms.add(i); err != nil {
-		i.mu.Lock()
-		i.warnings = append(i.warnings, fmt.Sprintf("nobody will be told when %s runs out of memory: %v", i.rec.Name, err))
-		i.mu.Unlock()
+		i.warn(fmt.Sprintf("nobody will be told when %s runs out of memory: %v", i.Name(), err))
 	}
 	go func() {
 		if !awaitExit(i.pidfd) {
@@ -120,6 +119,12 @@ func (i *Instance) Warnings() []string {
 	return slices.Clone(i.warnings)
 }
 
+func (i *Instance) warn(sentence string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.warnings = append(i.warnings, sentence)
+}
+
 // register tells machined. A start that was too short to be registered, or a host
 // without machined, is no reason for a warning.
 func (i *Instance) register(ctx context.Context, m systemd.Machine) {
@@ -129,9 +134,7 @@ func (i *Instance) register(ctx context.Context, m systemd.Machine) {
 	if err == nil || errors.Is(err, systemd.ErrNoMachined) || processState(int(m.Leader)) == 0 {
 		return
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.warnings = append(i.warnings, fmt.Sprintf("machined does not know %s: %v", m.Name, err))
+	i.warn(fmt.Sprintf("machined does not know %s: %v", m.Name, err))
 }
 
 // Started is false for an environment started paused until its first Resume.

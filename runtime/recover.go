@@ -126,11 +126,12 @@ func (r *Runtime) adopt(rec *record, stored map[string]*os.File) *Instance {
 	delete(stored, spaceFDName(rec.UUID))
 	i.watch()
 	r.keep(i, rec.claim())
+	i.mu.Lock()
+	i.guardFrozen()
+	i.mu.Unlock()
 	if rec.Freezing { // who asked for it was never told that it is done
 		if _, err := i.thawFilesystems(nil); err != nil {
-			i.mu.Lock()
-			i.warnings = append(i.warnings, fmt.Sprintf("file systems of %s may be frozen: %v", rec.Name, err))
-			i.mu.Unlock()
+			i.warn(fmt.Sprintf("file systems of %s may be frozen: %v", rec.Name, err))
 		}
 	}
 	return i
