@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"context"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 
@@ -37,7 +39,11 @@ func (drv *Driver) attach(conn *rpc.Conn) {
 	}
 	conn.SetValue(c)
 	conn.OnClose(func() {
-		drv.log.Debug("client left", "client", conn.ID(), "uid", conn.Peer().UID, "reason", conn.Reason())
+		level := slog.LevelDebug
+		if conn.GivenUp() { // a client that nobody closed looks as if it had died
+			level = slog.LevelWarn
+		}
+		drv.log.Log(context.Background(), level, "client left", "client", conn.ID(), "pid", conn.Peer().PID, "uid", conn.Peer().UID, "reason", conn.Reason())
 		drv.events.forget(c)
 		drv.autodestroy(c)
 		drv.forsaken(c)

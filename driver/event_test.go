@@ -2,12 +2,17 @@ package driver
 
 import (
 	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/driver/rpc"
 	"virtvzd/driver/rpc/rpctest"
 	"virtvzd/driver/rpc/xdr"
 )
@@ -67,5 +72,33 @@ func TestEventsWhilePolkitHangs(t *testing.T) {
 	}
 	if n := strings.Count(h.log.String(), "events are lost"); n != 1 {
 		t.Errorf("that events are lost is said %d times", n)
+	}
+}
+
+// TestClientGivenUp: that the daemon closed the connection of a client that did
+// not answer stands in the log, for virsh dies of it without a word. Of one that
+// leaves by itself nothing is said.
+func TestClientGivenUp(t *testing.T) {
+	h := newTestHost(t)
+	server := rpc.NewServer("virtvzd", rpc.Limits{MaxClients: 5, MaxAnonymousClients: 5, MaxClientRequests: 5, MaxWorkers: 1,
+		KeepaliveInterval: 20 * time.Millisecond, KeepaliveCount: 2}, EncodeError)
+	h.drv.Register(server)
+	socket := filepath.Join(t.TempDir(), "sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go server.Serve(l, rpc.ListenerOptions{})
+	dial(t, socket, 0).Close()
+	silent := dial(t, socket, 0)
+	ask(t, silent, protocol.ConnectSupportsFeature.Info, protocol.ConnectSupportsFeatureArgs{Feature: featureKeepalive})
+	silent.Closed()
+	if err := server.Shutdown(t.Context()); err != nil { // when the clients' ends have been told
+		t.Fatal(err)
+	}
+	log := h.log.String()
+	h.want(log, "level=WARN", "the client did not answer keepalive messages", fmt.Sprint("pid=", os.Getpid()))
+	if strings.Count(log, "client left") != 1 {
+		t.Errorf("in the log: %s", log)
 	}
 }

@@ -41,6 +41,7 @@ type Conn struct {
 
 	closeOnce sync.Once
 	reason    atomic.Pointer[string]
+	givenUp   atomic.Bool
 }
 
 func newConn(s *Server, sock *net.UnixConn, o ListenerOptions) (*Conn, error) {
@@ -100,6 +101,10 @@ func (c *Conn) Reason() string {
 	return ""
 }
 
+// GivenUp tells whether the connection was closed because the client was too
+// slow or silent, which nobody but the server can know.
+func (c *Conn) GivenUp() bool { return c.givenUp.Load() }
+
 // OnClose has f called once the client is gone, in the order of
 // registration, on a goroutine of its own.
 func (c *Conn) OnClose(f func()) {
@@ -114,9 +119,12 @@ func (c *Conn) OnClose(f func()) {
 
 // Close ends the connection at once. What was queued is not sent, calls that
 // run see their context end.
-func (c *Conn) Close(reason string) {
+func (c *Conn) Close(reason string) { c.close(reason, false) }
+
+func (c *Conn) close(reason string, givenUp bool) {
 	c.closeOnce.Do(func() {
 		c.reason.Store(&reason)
+		c.givenUp.Store(givenUp)
 		c.cancel()
 		c.link.sock.Close()
 		c.out.close()
@@ -222,7 +230,7 @@ func (c *Conn) Send(program, version, procedure uint32, body xdr.Marshaler) erro
 		return err
 	}
 	if err := c.out.add(packet{kind: kindEvent, frame: frame}); err != nil {
-		c.Close(err.Error())
+		c.close(err.Error(), err == errSlowClient)
 		return err
 	}
 	c.out.flush(c)

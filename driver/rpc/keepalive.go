@@ -59,7 +59,7 @@ func (k *keepalive) tick(c *Conn) {
 	case pingClient:
 		k.send(c, protocol.KeepaliveProcPing)
 	case dropClient:
-		c.Close("the client did not answer keepalive messages")
+		c.close("the client did not answer keepalive messages", true)
 	}
 }
 

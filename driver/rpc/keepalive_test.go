@@ -15,10 +15,15 @@ func TestKeepalive(t *testing.T) {
 
 	silent := rpctest.Dial(t, s.path)
 	call(silent, procAlive, nil)
+	conn := s.client(t, 0)
 	if p := silent.Next(); p.Prog != protocol.KeepaliveProgram || p.Proc != 1 {
 		t.Fatalf("got %+v, want a ping", p.MessageHeader)
 	}
 	silent.Closed()
+	<-conn.Done()
+	if !conn.GivenUp() {
+		t.Errorf("the reason given is %q, of the client", conn.Reason())
+	}
 
 	// A client that was not asked to answer is not pinged, and gets its own
 	// pings answered.

@@ -105,7 +105,7 @@ func TestSlowReader(t *testing.T) {
 		t.Errorf("the sender waited %s", took)
 	}
 	<-conn.Done()
-	if !strings.Contains(conn.Reason(), "does not read") {
-		t.Errorf("the reason given is %q", conn.Reason())
+	if !strings.Contains(conn.Reason(), "does not read") || !conn.GivenUp() {
+		t.Errorf("the reason given is %q, given up: %v", conn.Reason(), conn.GivenUp())
 	}
 }

@@ -74,7 +74,7 @@ func TestOnClose(t *testing.T) {
 	if got := <-order; got != 3 {
 		t.Errorf("got %d", got)
 	}
-	if conn.Reason() != "the client disconnected" {
+	if conn.Reason() != "the client disconnected" || conn.GivenUp() {
 		t.Errorf("the reason is %q", conn.Reason())
 	}
 }
