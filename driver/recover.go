@@ -3,8 +3,10 @@ package driver
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 
+	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 
 	"virtvzd/driver/protocol"
@@ -140,6 +142,9 @@ func (c *change) defineStored(doc string) error {
 // saving.
 func observed(inst *runtime.Instance, s savedStatus) (State, int32, error) {
 	frozen, err := inst.Frozen()
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		err = nil // it ends just now, which who watches it will notice
+	}
 	switch paused := frozen || !inst.Started(); {
 	case paused && s.State != Paused:
 		return Paused, protocol.DomainPausedUnknown, err

@@ -142,15 +142,18 @@ func (i *Instance) sortMounts() (external []externalMount, obstacles []string, e
 const executor = "/systemd-executor"
 
 // freezeSettled freezes the environment at a moment when systemd inside starts
-// nothing: CRIU 4.1 dumps a process that is about to become a service, and
-// fails to restore it.
+// nothing, and has read what it was told: CRIU 4.1 dumps a process that is about
+// to become a service, and fails to restore it.
 func (i *Instance) freezeSettled(ctx context.Context, frozen bool) error {
 	for range 100 {
 		if err := i.Suspend(ctx); err != nil {
 			return err
 		}
-		starting, err := runsIn(i.CgroupPath(), executor)
-		if err != nil || !starting {
+		busy, err := runsIn(i.CgroupPath(), executor)
+		if err == nil && !busy {
+			busy, err = i.unread()
+		}
+		if err != nil || !busy {
 			return err
 		}
 		if frozen {
@@ -165,7 +168,7 @@ func (i *Instance) freezeSettled(ctx context.Context, frozen bool) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	return fmt.Errorf("%s cannot be saved while systemd inside starts services: try again when 'systemctl list-jobs' there is empty", i.Name())
+	return fmt.Errorf("%s cannot be saved while systemd inside starts services, or has not read what they tell it: try again when 'systemctl list-jobs' there is empty", i.Name())
 }
 
 // runsIn tells whether any process of a cgroup and those below runs a program

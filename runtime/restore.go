@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -152,10 +153,26 @@ func (s *starter) settle(ctx context.Context) error {
 		return err
 	}
 	s.rec.Restoring = ""
+	if err := s.i.renewInit(); err != nil {
+		return err
+	}
 	if s.held() { // they are frozen, and systemd has to know it
 		return s.r.config.Scopes.Freeze(ctx, s.rec.Scope)
 	}
 	return nil
+}
+
+// renewInit has a systemd inside write down its state and read it again, as
+// 'systemctl daemon-reload' does: SIGHUP in systemd(1). From version 256 on it
+// knows a process by its number and the inode of a pidfd (pidref_equal in
+// src/basic/pidref.c), which no restore can give back. It would take what a
+// service tells it for another's, and kill at its time those with a watchdog, of
+// which journald and logind are two. Whoever is frozen gets it when thawed.
+func (i *Instance) renewInit() error {
+	if i.rec.Kind != Systemd {
+		return nil
+	}
+	return i.signal(syscall.SIGHUP)
 }
 
 // replaceConsole gives a restored environment a console in place of one that
