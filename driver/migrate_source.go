@@ -302,7 +302,7 @@ func (p *departure) confirmOffline(cancelled bool) error {
 func (p *departure) gone() error {
 	defer p.leave(departureSent)
 	inst := p.view().instance
-	p.control.Down(time.Since(p.control.Stats().Frozen))
+	p.control.Moved(time.Now())
 	s := p.control.Stats()
 	p.drv.log.Info("the domain has moved", "domain", p.view().name, "rounds", s.Round, "stood_still", s.Down,
 		"freezing", s.Freezing, "dumping", s.Dumping, "restoring", s.Restoring)

@@ -104,9 +104,14 @@ func (c *MigrationControl) Switch() {
 	}
 }
 
-// Down notes for how long the environment stood still.
-func (c *MigrationControl) Down(d time.Duration) {
-	c.note(func(s *MigrationStats) { s.Down = d })
+// Moved notes since when the environment runs elsewhere. For how long it stood
+// still is not known where an earlier daemon has stopped it.
+func (c *MigrationControl) Moved(at time.Time) {
+	c.note(func(s *MigrationStats) {
+		if !s.Frozen.IsZero() {
+			s.Down = at.Sub(s.Frozen)
+		}
+	})
 }
 
 // AllowPostCopy lets memory follow when the environment has moved, if PostCopy

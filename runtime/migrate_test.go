@@ -444,3 +444,16 @@ func TestKeptDiskGone(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestMoved: what stood still before this daemon was there has no downtime of 292
+// years.
+func TestMoved(t *testing.T) {
+	c, at := NewMigrationControl(0, DefaultDowntime), time.Now()
+	if c.Moved(at); c.Stats().Down != 0 {
+		t.Errorf("unknown: %v", c.Stats().Down)
+	}
+	c.note(func(s *MigrationStats) { s.Frozen = at.Add(-time.Second) })
+	if c.Moved(at); c.Stats().Down != time.Second {
+		t.Errorf("known: %v", c.Stats().Down)
+	}
+}
