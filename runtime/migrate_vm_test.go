@@ -117,6 +117,7 @@ func TestMigrate(t *testing.T) {
 			vmExec(t, i, "mkdir -p /srv/deep; echo one > /srv/deep/file; ln /srv/deep/file /srv/other; rm -f /etc/hostname; echo kept > /run/in-memory")
 			next(5)
 			before, _ := strconv.Atoi(vmExec(t, i, counted))
+			late := 0 // a hop may need one round only
 			for _, hop := range []struct {
 				from, to *Runtime
 				name     string
@@ -124,6 +125,7 @@ func TestMigrate(t *testing.T) {
 				m, o := beginMove(t, i, env, hop.from, hop.to, hop.name)
 				o.Begun = func(round int) {
 					if round == 2 { // what is written meanwhile comes, too
+						late++
 						vmExec(t, i, "echo two > /srv/deep/file; echo late > /srv/late; echo more >> /run/in-memory")
 					}
 				}
@@ -152,7 +154,7 @@ func TestMigrate(t *testing.T) {
 			if after, _ := strconv.Atoi(vmExec(t, i, counted)); before == 0 || after <= before {
 				t.Errorf("the counter was %d and is %d", before, after)
 			}
-			if got := vmExec(t, i, "cat /srv/deep/file /srv/other /srv/late /run/in-memory; ls /etc/hostname 2>/dev/null; true"); got != "two\ntwo\nlate\nkept\nmore\nmore" {
+			if got := vmExec(t, i, "cat /srv/deep/file /srv/other /srv/late /run/in-memory; ls /etc/hostname 2>/dev/null; true"); late == 0 || got != "two\ntwo\nlate\nkept"+strings.Repeat("\nmore", late) {
 				t.Errorf("it has %q", got)
 			}
 			if template == "debian13-systemd" {
