@@ -25,10 +25,12 @@ func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 		return err
 	}
 	whole := a.Flags&protocol.DomainBlockResizeCapacity != 0
+	v := c.view()
+	limited := xml.RootSpace(v.definition(false)) != 0 || xml.RootSpace(v.definition(true)) != 0
 	switch {
 	case b.name != rootTarget:
 		return errorf(protocol.ErrOperationUnsupported, "the disk '%s' is the host's: resize it there, the environment sees its new size", b.name)
-	case whole && b.kind == rootImage && xml.RootSpace(c.view().definition(false)) != 0:
+	case whole && b.kind == rootImage && limited:
 		return errorf(protocol.ErrOperationUnsupported, "the image has the size that its <space_hard_limit> gives: give a size")
 	case whole && b.kind == rootImage:
 		return c.growRoot(0)
@@ -48,11 +50,10 @@ func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 	case size == 0:
 		return errorf(protocol.ErrInvalidArg, "size must not be 0: to have no limit, take <space_hard_limit> out of the filesystem")
 	case b.kind == rootImage:
-		if err := c.growRoot(size); err != nil {
+		if err := c.growRoot(size); err != nil || !limited {
 			return err
 		}
 	}
-	v := c.view()
 	return c.edit(v.state.active(), v.persistent, func(def *libvirtxml.Domain) error {
 		if b.kind == rootImage && xml.RootSpace(def) == 0 {
 			return nil
