@@ -203,8 +203,7 @@ func TestConsoleOfBusybox(t *testing.T) {
 	defer a.Close()
 	readUntil(t, a, "printed before")
 	a.Write([]byte("echo $((6*7)) && tty\r"))
-	readUntil(t, a, "42")
-	readUntil(t, a, "/dev/")
+	readUntil(t, a, "42\r\n/dev/") // at once: it may come in one piece
 	a.Write([]byte("exit 3\r"))
 	awaitEnd(t, i, 10*time.Second, ExitCrash)
 	if i.Exit().Status != 3 {
