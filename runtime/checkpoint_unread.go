@@ -3,9 +3,6 @@ package runtime
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"os"
-	goruntime "runtime"
 	"strings"
 
 	"github.com/vishvananda/netlink/nl"
@@ -45,24 +42,11 @@ func (i *Instance) unread() (found bool, err error) {
 	if i.rec.Kind != Systemd {
 		return false, nil
 	}
-	space, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", i.rec.Init))
-	if err != nil || dead(i.pidfd) { // the PID may have been another process's by now
-		return false, errors.Join(err, fmt.Errorf("%s has ended", i.Name()))
-	}
-	defer space.Close()
-	done := make(chan error)
-	go func() {
-		goruntime.LockOSThread() // and never unlocked: the thread is elsewhere for good
-		err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			found, err = unreadAt("/systemd/notify") // the system's, and users' below /run/user
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		return false, fmt.Errorf("sockets of %s: %w", i.Name(), err)
-	}
-	return found, nil
+	err = i.inside("sockets", []string{"net"}, func() (err error) {
+		found, err = unreadAt("/systemd/notify") // the system's, and users' below /run/user
+		return err
+	})
+	return found, err
 }
 
 // unreadAt asks for sockets whose path ends so, in the network namespace of the

@@ -104,13 +104,13 @@ func TestCheckpoint(t *testing.T) {
 			env.Interfaces = vmInterfaces()[:2]
 			env.Interfaces[0].Routes = []xml.Route{{To: netip.MustParsePrefix("203.0.113.0/24"), Gateway: netip.MustParseAddr("192.0.2.1")}}
 			i := vmStart(t, r, env, StartOptions{})
-			next := func(int) {}
+			next := func(*Instance, int) {}
 			if template == "debian13-systemd" {
 				eventually(t, i, 240*time.Second, "systemctl is-system-running", "running")
 				next = keptTalk(t, i)
 			}
 			vmExec(t, i, counting)
-			next(5)
+			next(i, 5)
 			before, _ := strconv.Atoi(vmExec(t, i, counted))
 			groups := vmExec(t, i, "find /sys/fs/cgroup -type d | sort; cat $(find /sys/fs/cgroup -name cgroup.subtree_control | sort)")
 			wires := vmExec(t, i, "ip addr; ip route; ip -6 route | sort")
@@ -119,7 +119,7 @@ func TestCheckpoint(t *testing.T) {
 			for range 2 { // once more from what was restored
 				dir = vmCheckpoint(t, r, i, env.Interfaces)
 				i = vmRestore(t, r, env, StartOptions{Checkpoint: dir})
-				next(5)
+				next(i, 5)
 			}
 			after, _ := strconv.Atoi(vmExec(t, i, counted))
 			if before == 0 || after <= before {
@@ -190,7 +190,7 @@ setsid sh /run/busy </dev/null >/dev/null 2>&1 & until [ -s /run/now ]; do sleep
 
 // keptTalk has bash inside say numbers to this process, each once the one
 // before was answered. What it returns hears some more of them.
-func keptTalk(t *testing.T, i *Instance) func(count int) {
+func keptTalk(t *testing.T, i *Instance) func(now *Instance, count int) {
 	exec.Command("ip", "addr", "add", "192.0.2.1/24", "dev", vmBridge).Run()
 	listener, err := net.Listen("tcp", "192.0.2.1:0")
 	if err != nil {
@@ -206,7 +206,7 @@ func keptTalk(t *testing.T, i *Instance) func(count int) {
 	}
 	t.Cleanup(func() { conn.Close() })
 	lines, said := bufio.NewReader(conn), 0
-	return func(count int) {
+	return func(i *Instance, count int) {
 		t.Helper()
 		for range count {
 			said++
@@ -214,7 +214,7 @@ func keptTalk(t *testing.T, i *Instance) func(count int) {
 			conn.Write([]byte("go on\n"))
 			line, err := lines.ReadString('\n')
 			if err != nil || line != strconv.Itoa(said)+"\n" {
-				t.Fatalf("line %d of the connection: %q, %v", said, line, err)
+				t.Fatalf("line %d of the connection: %q, %v: %s", said, line, err, vmExec(t, i, "cat /run/talk.log; ps ax"))
 			}
 		}
 	}

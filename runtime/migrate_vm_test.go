@@ -108,14 +108,14 @@ func TestMigrate(t *testing.T) {
 			env.Interfaces = vmInterfaces()[:2]
 			env.Interfaces[0].Routes = []xml.Route{{To: netip.MustParsePrefix("203.0.113.0/24"), Gateway: netip.MustParseAddr("192.0.2.1")}}
 			i := vmStart(t, a, env, StartOptions{})
-			next := func(int) {}
+			next := func(*Instance, int) {}
 			if template == "debian13-systemd" {
 				eventually(t, i, 240*time.Second, "systemctl is-system-running", "running")
 				next = keptTalk(t, i)
 			}
 			vmExec(t, i, counting)
 			vmExec(t, i, "mkdir -p /srv/deep; echo one > /srv/deep/file; ln /srv/deep/file /srv/other; rm -f /etc/hostname; echo kept > /run/in-memory")
-			next(5)
+			next(i, 5)
 			before, _ := strconv.Atoi(vmExec(t, i, counted))
 			late := 0 // a hop may need one round only
 			for _, hop := range []struct {
@@ -148,7 +148,7 @@ func TestMigrate(t *testing.T) {
 				}
 				vmLeft(t, hop.from, i)
 				i, env = moved, m.env
-				next(5)
+				next(i, 5)
 			}
 			t.Cleanup(func() { vmEnd(t, a, i) })
 			if after, _ := strconv.Atoi(vmExec(t, i, counted)); before == 0 || after <= before {

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	goruntime "runtime"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -31,16 +30,13 @@ func openWires(space *os.File) (*wires, error) {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
 	w := &wires{host: host, space: space}
-	done := make(chan error)
-	go func() {
-		goruntime.LockOSThread() // and never unlocked: the thread is elsewhere for good
-		err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
+	err = onOwnThread(func() (err error) {
+		if err = unix.Setns(int(space.Fd()), unix.CLONE_NEWNET); err == nil {
 			w.inside, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+		return err
+	})
+	if err != nil {
 		w.close()
 		return nil, fmt.Errorf("enter the network namespace: %w", err)
 	}
