@@ -170,7 +170,7 @@ func (s *starter) restoreLinks(ctx context.Context) (lines []string, err error) 
 		}
 		peer := fmt.Sprintf("vz%d-%d", s.stub.pid(), k)
 		err := i.restoreLink(ctx, w, s.env.Interfaces[at], s.env.Interfaces, saved, peer)
-		if err == nil && s.options.Arrival != nil { // it is in use elsewhere until it is decided
+		if err == nil { // until its sockets are there: the kernel refuses what comes for none
 			err = i.unplugLinks()
 		}
 		if err != nil {

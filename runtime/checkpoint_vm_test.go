@@ -118,7 +118,18 @@ func TestCheckpoint(t *testing.T) {
 			var dir string
 			for range 2 { // once more from what was restored
 				dir = vmCheckpoint(t, r, i, env.Interfaces)
+				early := ""
+				atStep = func(step string) error {
+					if step == "run" {
+						early = vmPlugged()
+					}
+					return nil
+				}
 				i = vmRestore(t, r, env, StartOptions{Checkpoint: dir})
+				atStep = func(string) error { return nil }
+				if early != "" || vmPlugged() == "" {
+					t.Errorf("connected before its processes are there:\n%s\nand after:\n%s", early, vmPlugged())
+				}
 				next(i, 5)
 			}
 			after, _ := strconv.Atoi(vmExec(t, i, counted))
@@ -188,6 +199,12 @@ setsid sh /run/busy </dev/null >/dev/null 2>&1 & until [ -s /run/now ]; do sleep
 	}
 }
 
+// vmPlugged tells which of the tests' links something may pass.
+func vmPlugged() string {
+	out, _ := exec.Command("sh", "-c", "ip -o link show master "+vmBridge+"; ip route show dev vztest-venet").Output()
+	return string(out)
+}
+
 // keptTalk has bash inside say numbers to this process, each once the one
 // before was answered. What it returns hears some more of them.
 func keptTalk(t *testing.T, i *Instance) func(now *Instance, count int) {
@@ -205,6 +222,11 @@ func keptTalk(t *testing.T, i *Instance) func(now *Instance, count int) {
 		t.Fatalf("%v: %s", err, vmExec(t, i, "cat /run/talk.log"))
 	}
 	t.Cleanup(func() { conn.Close() })
+	// The peer also says something by itself while the socket is not there.
+	err = conn.(*net.TCPConn).SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 120})
+	if err != nil {
+		t.Fatal(err)
+	}
 	lines, said := bufio.NewReader(conn), 0
 	return func(i *Instance, count int) {
 		t.Helper()

@@ -157,9 +157,14 @@ func (s *starter) settle(ctx context.Context) error {
 		return err
 	}
 	if s.held() { // they are frozen, and systemd has to know it
-		return s.r.config.Scopes.Freeze(ctx, s.rec.Scope)
+		if err := s.r.config.Scopes.Freeze(ctx, s.rec.Scope); err != nil {
+			return err
+		}
 	}
-	return nil
+	if s.options.Arrival != nil { // its addresses are in use elsewhere until it is decided
+		return nil
+	}
+	return interfaceError(s.i.replugLinks(s.env.Interfaces))
 }
 
 // renewInit has a systemd inside write down its state and read it again, as
