@@ -2,13 +2,13 @@
 //
 // The way of a start, file by file:
 //
-//	start.go     Start: the order of the steps, and their undo
+//	start.go     Start: the order of the steps, and their undo; start_root.go what its root is made of
 //	stub.go      our own binary again, in a private mount namespace
 //	stubroot.go  mounts the root there (roots.go reads what init it has)
 //	plan.go      from XML, host and root to an OCI spec and unit properties (pure)
 //	record.go    what is written down before each step, so that a crash leaves nothing unknown
 //	filesystem.go its filesystems below the root; filesystem_grow.go a root in an image grows
-//	filesystem_freeze.go those that nobody else has are frozen and trimmed
+//	filesystem_freeze.go those that nobody else has are frozen, filesystem_trim.go and trimmed
 //	quota.go     how much its own layer may hold; quota_btrfs.go on btrfs
 //	network.go   its network interfaces
 //	instance.go  the running environment: init's pid and pidfd, its scope, its console

@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -291,69 +288,6 @@ func (i *Instance) noteFrozen(list []ownFilesystem, freezing bool) error {
 	return i.rec.save(i.dir)
 }
 
-// guardInterval is how soon it is noticed that init ends.
-const guardInterval = time.Second
-
-// guardFrozen thaws when init ends, as long as anything is frozen: an init has
-// not ended before all processes of the environment have, and so, as long as one
-// waits for a file system, nobody is told of it. i.mu is held.
-func (i *Instance) guardFrozen() {
-	if i.guarded || len(i.rec.Frozen) == 0 {
-		return
-	}
-	i.guarded = true
-	go func() {
-		tick := time.NewTicker(guardInterval)
-		defer tick.Stop()
-		warned := false
-		for i.stillGuards() {
-			if ending(i.rec.Init) {
-				if _, err := i.ThawFilesystems(context.Background(), nil); err != nil && !warned {
-					warned = true
-					i.warn(fmt.Sprintf("%s cannot end before its file systems are thawed: %v", i.Name(), err))
-				}
-			}
-			<-tick.C
-		}
-	}()
-}
-
-// stillGuards ends with what is frozen, with init, and when the instance is forgotten.
-func (i *Instance) stillGuards() bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.guarded = len(i.rec.Frozen) > 0 && !dead(i.pidfd)
-	return i.guarded
-}
-
-// ending tells whether a process has been killed or exits, with all its threads,
-// also while it waits for others to end.
-func ending(pid int) bool {
-	if !threadEnds(pid) { // so with a process that lives, mostly
-		return false
-	}
-	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	return err == nil && !slices.ContainsFunc(tasks, func(task fs.DirEntry) bool {
-		tid, _ := strconv.Atoi(task.Name())
-		return !threadEnds(tid)
-	})
-}
-
-func threadEnds(tid int) bool {
-	const (
-		flags, pending = 6, 28 // of statFields
-		exiting        = 0x4   // PF_EXITING of <linux/sched.h>
-		killed         = 1 << (unix.SIGKILL - 1)
-	)
-	f := statFields(tid)
-	if len(f) <= pending {
-		return true // it has ended
-	}
-	is, _ := strconv.ParseUint(f[flags], 10, 64)
-	signals, _ := strconv.ParseUint(f[pending], 10, 64)
-	return is&exiting != 0 || signals&killed != 0
-}
-
 // ThawFilesystems lets go on who writes to those that FreezeFilesystems froze,
 // or to those of them at points. It tells how many were frozen still.
 func (i *Instance) ThawFilesystems(ctx context.Context, points []string) (int, error) {
@@ -460,71 +394,4 @@ func (i *Instance) keepThawed() (release func(), err error) {
 		return nil, err
 	}
 	return i.freezing.Unlock, nil
-}
-
-// Trimmed is what came of trimming one file system.
-type Trimmed struct {
-	Point   string
-	Bytes   uint64 // that are free and were given back
-	Minimum uint64 // of those in one place
-	Err     error
-}
-
-// trimStep is how much of a file system is trimmed at once: in between it can
-// be ended.
-const trimStep = 1 << 30
-
-// TrimFilesystems gives what the environment's own file systems have free back
-// to what they lie in, where at least minimum bytes are in one place. points
-// are as of FreezeFilesystems. An error of one does not keep it from the others.
-func (i *Instance) TrimFilesystems(ctx context.Context, points []string, minimum uint64) (list []Trimmed, err error) {
-	if err := i.refuseFrozen(); err != nil {
-		return nil, err
-	}
-	own, err := i.ownFilesystems()
-	if err != nil {
-		return nil, err
-	}
-	if own, err = pick(own, points, "no writable file system that is the environment's own is mounted there: one of the host's is trimmed by fstrim.timer of the host"); err != nil {
-		return nil, err
-	}
-	for _, o := range own {
-		t := Trimmed{Point: o.Target}
-		top, err := o.open()
-		if err == nil {
-			t.Bytes, t.Minimum, err = i.trim(ctx, top, minimum)
-			top.Close()
-		}
-		if err == unix.EOPNOTSUPP || err == unix.ENOTTY {
-			err = errors.New("what it lies in can take nothing back")
-		}
-		t.Err = err
-		list = append(list, t)
-	}
-	return list, ctx.Err()
-}
-
-func (i *Instance) trim(ctx context.Context, top *os.File, minimum uint64) (trimmed, least uint64, err error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(top.Fd()), &st); err != nil {
-		return 0, 0, err
-	}
-	size := st.Blocks * uint64(st.Bsize)
-	for start := uint64(0); ; start += trimStep {
-		if err := errors.Join(ctx.Err(), i.refuseFrozen()); err != nil {
-			return trimmed, least, err
-		}
-		args := struct{ Start, Length, Minimum uint64 }{start, trimStep, minimum}
-		last := start+trimStep >= size
-		if last {
-			args.Length = math.MaxUint64 - start // a file system has more than it counts
-		}
-		if err := ioctl(top, fiTrim, unsafe.Pointer(&args)); err != nil {
-			return trimmed, least, err
-		}
-		trimmed, least = trimmed+args.Length, args.Minimum
-		if last {
-			return trimmed, least, nil
-		}
-	}
 }
