@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// dirtier has as many MiB of memory, and writes to 64 pages of it each time it
-// wakes up.
-const dirtier = `my ($mib, $pause) = @ARGV; my @page = map { pack("Q", rand(2**53)) x 512 } 1 .. $mib * 256; open(F, ">", "/run/begun"); close(F);
+// dirtier has as many MiB of memory, which no compression makes less, and writes
+// to 64 pages of it each time it wakes up.
+const dirtier = `my ($mib, $pause) = @ARGV; open(R, "<:raw", "/dev/urandom"); my @page = map { read(R, my $p, 4096); $p } 1 .. $mib * 256; open(F, ">", "/run/begun"); close(F);
 for (my $n = 0; ; $n++) { if ($pause <= 0) { sleep 1; next } substr($page[($n * 64 + $_) % @page], 0, 8) = pack("Q", $n) for 0 .. 63; select(undef, undef, undef, $pause) }`
 
 const server = `<domain type='vz'><name>web1</name><memory unit='MiB'>512</memory>
