@@ -140,7 +140,10 @@ func (c *change) defineStored(doc string) error {
 // observed is the state an environment is in. The kernel is right where the
 // saved status is not: a daemon may have been killed between freezing and
 // saving.
-func observed(inst *runtime.Instance, s savedStatus) (State, int32, error) {
+func observed(inst interface {
+	Frozen() (bool, error)
+	Started() bool
+}, s savedStatus) (State, int32, error) {
 	frozen, err := inst.Frozen()
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		err = nil // it ends just now, which who watches it will notice
