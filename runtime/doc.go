@@ -7,7 +7,7 @@
 //	stubroot.go  mounts the root there (roots.go reads what init it has)
 //	plan.go      from XML, host and root to an OCI spec and unit properties (pure)
 //	record.go    what is written down before each step, so that a crash leaves nothing unknown
-//	filesystem.go its filesystems below the root; filesystem_grow.go a root in an image grows
+//	filesystem.go its filesystems below the root; filesystem_grow.go a root in an image grows (qcow2: filesystem_qcow2_grow.go)
 //	filesystem_freeze.go those that nobody else has are frozen, filesystem_trim.go and trimmed
 //	quota.go     how much its own layer may hold; quota_btrfs.go on btrfs
 //	network.go   its network interfaces

@@ -15,8 +15,8 @@ import (
 )
 
 // An image grows with the file system in it, which the kernel does while that
-// is mounted: the file is made longer, the loop device takes that over, and
-// the file system is told. Killed in between it is a file system that is smaller
+// is mounted: the file is made longer, the loop device takes that over (for qcow2
+// see filesystem_qcow2_grow.go), and the file system is told. Killed in between it is a file system that is smaller
 // than its image, and growing it again goes on. A block device is the host's, so
 // here only the file system grows, up to it.
 
@@ -45,33 +45,41 @@ func (r *Runtime) growRoot(ctx context.Context, i *Instance, root xml.Filesystem
 		return fmt.Errorf("the root %s is a directory, which has the size of its file system: %w", source, ErrUnsupported)
 	case root.ReadOnly:
 		return readOnlyRoot(source)
-	case root.Format == "qcow2" && i != nil:
-		return fmt.Errorf("the image %s is qcow2, which cannot grow while it is used: shut it off first: %w", source, ErrUnsupported)
 	}
 	var device *os.File
 	if i != nil {
-		if device, err = i.rootDevice(source); err != nil {
+		if device, err = i.rootDevice(source, root.Format); err != nil {
 			return err
 		}
 		defer device.Close()
 	}
-	if err := r.growSource(ctx, source, root.Format, size); err != nil {
+	mounted := func() error {
+		tree, err := -1, error(nil)
+		if device == nil {
+			tree, _, err = r.openImage(ctx, source, root)
+		} else {
+			tree, err = mountAgain(device)
+		}
+		if err != nil {
+			return err
+		}
+		defer unix.Close(tree)
+		if err := growMounted(tree); err != nil {
+			return fmt.Errorf("the file system of the root %s: %w", source, err)
+		}
+		return nil
+	}
+	// First as large as it is: one that may not grow, because there are errors in it,
+	// says so before its image is larger.
+	if device != nil {
+		if err := mounted(); err != nil {
+			return err
+		}
+	}
+	if err := r.growSource(ctx, i, source, root.Format, size); err != nil {
 		return err
 	}
-	tree := -1
-	if device == nil {
-		tree, _, err = r.openImage(ctx, source, root)
-	} else {
-		tree, err = mountAgain(device)
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(tree)
-	if err := growMounted(tree); err != nil {
-		return fmt.Errorf("the file system of the root %s: %w", source, err)
-	}
-	return nil
+	return mounted()
 }
 
 // limitImage holds the limit of a root that is in an image: that is the image's
@@ -106,8 +114,9 @@ func readOnlyRoot(source string) error {
 	return fmt.Errorf("the root %s is read-only, so its file system cannot grow: %w", source, ErrUnsupported)
 }
 
-// growSource makes an image size bytes large. A device must be already.
-func (r *Runtime) growSource(ctx context.Context, source, format string, size uint64) (err error) {
+// growSource makes an image size bytes large, i's root or that of none that
+// runs. A device must be already.
+func (r *Runtime) growSource(ctx context.Context, i *Instance, source, format string, size uint64) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("the root %s: %w", source, err)
@@ -123,7 +132,10 @@ func (r *Runtime) growSource(ctx context.Context, source, format string, size ui
 	if size > maxImageSize {
 		return fmt.Errorf("%d KiB are more than a file system can have", kib(size))
 	}
-	if format == "qcow2" {
+	switch {
+	case format == "qcow2" && i != nil:
+		return i.growServed(ctx, source, size)
+	case format == "qcow2":
 		return r.growQcow2(ctx, source, size)
 	}
 	image, err := os.OpenFile(source, os.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
@@ -158,8 +170,8 @@ func (r *Runtime) growQcow2(ctx context.Context, source string, size uint64) err
 }
 
 // rootDevice opens the device that an environment's root is on: source itself,
-// or the loop device of that file.
-func (i *Instance) rootDevice(source string) (*os.File, error) {
+// the loop device of that file, or what serves it.
+func (i *Instance) rootDevice(source, format string) (*os.File, error) {
 	if i.rec.Root == nil || i.rec.Root.Device == (Device{}) {
 		return nil, fmt.Errorf("the root of %s is on no device: %w", i.Name(), ErrUnsupported)
 	}
@@ -174,7 +186,11 @@ func (i *Instance) rootDevice(source string) (*os.File, error) {
 	var st, of unix.Stat_t
 	err = errors.Join(unix.Fstat(int(device.Fd()), &st), unix.Stat(source, &of))
 	same := (Device{unix.Major(st.Rdev), unix.Minor(st.Rdev)}) == i.rec.Root.Device
-	if err == nil && same && of.Mode&unix.S_IFMT == unix.S_IFREG {
+	switch {
+	case err != nil || !same:
+	case format == "qcow2":
+		_, err = i.rootServer(source)
+	case of.Mode&unix.S_IFMT == unix.S_IFREG:
 		var loop *unix.LoopInfo64
 		loop, err = unix.IoctlLoopGetStatus64(int(device.Fd()))
 		same = err == nil && loop.Inode == of.Ino

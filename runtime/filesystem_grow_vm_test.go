@@ -93,3 +93,30 @@ func TestGrowExt4(t *testing.T) { testGrow(t, 24<<20, "mkfs.ext4", "-q") }
 func TestGrowXFS(t *testing.T) { testGrow(t, 320<<20, "mkfs.xfs", "-q") }
 
 func TestGrowBtrfs(t *testing.T) { testGrow(t, 128<<20, "mkfs.btrfs", "-q") }
+
+// TestGrowRefused: a file system with errors in it does not grow, and its image
+// is as it was.
+func TestGrowRefused(t *testing.T) {
+	const size = 24 << 20
+	image := filepath.Join(t.TempDir(), "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, size)); err != nil {
+		t.Fatal(err)
+	}
+	for _, argv := range [][]string{{"mkfs.ext4", "-q", image}, {"debugfs", "-w", "-R", "set_super_value state 2", image}} {
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", argv, err, out)
+		}
+	}
+	tree, on, err := openRaw(image, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(tree)
+	r, i := &Runtime{}, &Instance{rec: &record{Name: "web1", Root: &recordedRoot{Source: image, Device: on}}}
+	if err := r.GrowRoot(t.Context(), i, xml.Filesystem{Type: "file", Source: image, Target: "/"}, 2*size); err == nil {
+		t.Error("it has grown")
+	}
+	if info, err := os.Stat(image); err != nil || info.Size() != size {
+		t.Errorf("the image has %d bytes, %v", info.Size(), err)
+	}
+}

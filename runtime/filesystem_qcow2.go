@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -151,6 +152,16 @@ func qcow2Path(source string) (string, error) {
 
 // serveQcow2 starts the server and connects the kernel with it.
 func (r *Runtime) serveQcow2(ctx context.Context, id, path string, readOnly bool) (*os.File, error) {
+	server, e, err := r.startQcow2(ctx, id, filepath.Join(r.imagesDir(), id), path, readOnly)
+	if err != nil {
+		return nil, err
+	}
+	defer server.Close()
+	return attachNBD(server, e, imageUnit(id), readOnly)
+}
+
+// startQcow2 starts the server and connects to its socket, which it makes in dir.
+func (r *Runtime) startQcow2(ctx context.Context, id, dir, path string, readOnly bool) (*net.UnixConn, export, error) {
 	const sockets = "/socket" // by the server
 	argv := []string{qemuNBD, "--fork", "--socket=" + sockets + "/nbd", "--cache=writeback"}
 	if readOnly {
@@ -159,18 +170,17 @@ func (r *Runtime) serveQcow2(ctx context.Context, id, path string, readOnly bool
 		argv = append(argv, "--discard=unmap")
 	}
 	argv = append(argv, `json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"`+imageSeen+`"}}`)
-	props := append(imageService(path, readOnly, systemd.Bind{Source: filepath.Join(r.imagesDir(), id), Target: sockets}),
+	props := append(imageService(path, readOnly, systemd.Bind{Source: dir, Target: sockets}),
 		systemd.Description("qcow2 image "+path), systemd.ServiceType("forking"), systemd.ExecStart(argv...))
 	atStep("image serve")
 	if err := r.config.Scopes.StartService(ctx, imageUnit(id), props...); err != nil {
-		return nil, fmt.Errorf("qemu-nbd cannot open it: 'journalctl -u %s' tells why: %w", imageUnit(id), err)
+		return nil, export{}, fmt.Errorf("qemu-nbd cannot open it: 'journalctl -u %s' tells why: %w", imageUnit(id), err)
 	}
 	atStep("image connect")
-	server, err := (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(r.imagesDir(), id, "nbd"))
+	server, err := (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, "nbd"))
 	if err != nil {
-		return nil, fmt.Errorf("qemu-nbd: %w", errnoOf(err))
+		return nil, export{}, fmt.Errorf("qemu-nbd: %w", errnoOf(err))
 	}
-	defer server.Close()
 	deadline := time.Now().Add(30 * time.Second)
 	if at, ok := ctx.Deadline(); ok && at.Before(deadline) {
 		deadline = at
@@ -178,9 +188,10 @@ func (r *Runtime) serveQcow2(ctx context.Context, id, path string, readOnly bool
 	server.SetDeadline(deadline)
 	e, err := nbdHandshake(server)
 	if err != nil {
-		return nil, fmt.Errorf("qemu-nbd: %w", err)
+		server.Close()
+		return nil, export{}, fmt.Errorf("qemu-nbd: %w", err)
 	}
-	return attachNBD(server.(*net.UnixConn), e, imageUnit(id), readOnly)
+	return server.(*net.UnixConn), e, nil
 }
 
 // imageSeen is where a service sees the image that it is for.
@@ -217,8 +228,12 @@ func (r *Runtime) endUnfinishedImages(ctx context.Context) error {
 		return nil // there never was one
 	}
 	for _, e := range entries {
-		if validLayerID(e.Name()) {
-			err = errors.Join(err, r.endImage(ctx, e.Name()))
+		switch id, served := strings.CutSuffix(e.Name(), againSuffix); {
+		case !validLayerID(id):
+		case served:
+			err = errors.Join(err, os.RemoveAll(filepath.Join(r.imagesDir(), e.Name())))
+		default:
+			err = errors.Join(err, r.endImage(ctx, id))
 		}
 	}
 	return err

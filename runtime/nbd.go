@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -24,13 +25,15 @@ import (
 const (
 	nbdConnect, nbdDisconnect, nbdReconfigure = 1, 2, 3
 
-	nbdIndex       = 1
-	nbdSize        = 2
-	nbdBlockSize   = 3
-	nbdServerFlags = 5
-	nbdClientFlags = 6
-	nbdSockets     = 7
-	nbdBackend     = 10
+	nbdIndex         = 1
+	nbdSize          = 2
+	nbdBlockSize     = 3
+	nbdAnswerTimeout = 4
+	nbdServerFlags   = 5
+	nbdClientFlags   = 6
+	nbdSockets       = 7
+	nbdServerTimeout = 8
+	nbdBackend       = 10
 
 	nbdSocketItem, nbdSocketFD = 1, 1
 
@@ -85,12 +88,7 @@ func attachNBD(server *net.UnixConn, e export, backend string, readOnly bool) (*
 		return nil, err
 	}
 	defer socket.Close()
-	sockets := nl.NewRtAttr(unix.NLA_F_NESTED|nbdSockets, nil)
-	sockets.AddRtAttr(unix.NLA_F_NESTED|nbdSocketItem, nil).AddRtAttr(nbdSocketFD, nl.Uint32Attr(uint32(socket.Fd())))
-	identity := nl.NewRtAttr(nbdBackend, nl.ZeroTerminated(backend))
-	const sector = 512
-	answer, err := nbdRequest(nbdConnect, nl.NewRtAttr(nbdSize, nl.Uint64Attr(e.size&^(sector-1))),
-		nl.NewRtAttr(nbdBlockSize, nl.Uint64Attr(sector)), nl.NewRtAttr(nbdServerFlags, nl.Uint64Attr(uint64(e.flags))), sockets, identity)
+	answer, err := nbdRequest(nbdConnect, append(e.sizes(), nl.NewRtAttr(nbdServerFlags, nl.Uint64Attr(uint64(e.flags))), nbdSocket(socket), nbdName(backend))...)
 	if err != nil {
 		return nil, fmt.Errorf("network block device: %w", err)
 	}
@@ -107,12 +105,60 @@ func attachNBD(server *net.UnixConn, e export, backend string, readOnly bool) (*
 		return nil, err
 	}
 	// Not before: somebody else, such as udev, might have been its last user.
-	_, err = nbdRequest(nbdReconfigure, nl.NewRtAttr(nbdIndex, nl.Uint32Attr(index)), nl.NewRtAttr(nbdClientFlags, nl.Uint64Attr(nbdEndOnClose)), identity)
-	if err != nil {
+	if err := renewNBD(index, backend, nl.NewRtAttr(nbdClientFlags, nl.Uint64Attr(nbdEndOnClose))); err != nil {
 		device.Close()
-		return nil, fmt.Errorf("network block device: %w", err)
+		return nil, err
 	}
 	return device, nil
+}
+
+// reattachNBD connects a block device of attachNBD's with another server, once
+// the one before has ended, and gives it that one's size.
+func reattachNBD(server *net.UnixConn, e export, index uint32, backend string) error {
+	socket, err := server.File()
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	if err := renewNBD(index, backend, nbdSocket(socket)); err != nil {
+		return err
+	}
+	// Not with that: the kernel changes a size when nothing is under way, and what is waits for the server.
+	return renewNBD(index, backend, e.sizes()...)
+}
+
+// nbdTimes are how long a device waits, in whole seconds, for the answer to a
+// request before it asks again, and for another server once it has none; 0 for
+// ever, and not at all.
+type nbdTimes struct{ answer, server time.Duration }
+
+func (t nbdTimes) attributes() []*nl.RtAttr {
+	return []*nl.RtAttr{
+		nl.NewRtAttr(nbdAnswerTimeout, nl.Uint64Attr(uint64(t.answer/time.Second))),
+		nl.NewRtAttr(nbdServerTimeout, nl.Uint64Attr(uint64(t.server/time.Second))),
+	}
+}
+
+// renewNBD changes what there is of a block device of attachNBD's.
+func renewNBD(index uint32, backend string, attributes ...*nl.RtAttr) error {
+	_, err := nbdRequest(nbdReconfigure, append(attributes, nl.NewRtAttr(nbdIndex, nl.Uint32Attr(index)), nbdName(backend))...)
+	if err != nil {
+		return fmt.Errorf("network block device: %w", err)
+	}
+	return nil
+}
+
+func (e export) sizes() []*nl.RtAttr {
+	const sector = 512
+	return []*nl.RtAttr{nl.NewRtAttr(nbdSize, nl.Uint64Attr(e.size&^(sector-1))), nl.NewRtAttr(nbdBlockSize, nl.Uint64Attr(sector))}
+}
+
+func nbdName(backend string) *nl.RtAttr { return nl.NewRtAttr(nbdBackend, nl.ZeroTerminated(backend)) }
+
+func nbdSocket(socket *os.File) *nl.RtAttr {
+	list := nl.NewRtAttr(unix.NLA_F_NESTED|nbdSockets, nil)
+	list.AddRtAttr(unix.NLA_F_NESTED|nbdSocketItem, nil).AddRtAttr(nbdSocketFD, nl.Uint32Attr(uint32(socket.Fd())))
+	return list
 }
 
 func nbdIndexOf(answer [][]byte) (uint32, bool) {

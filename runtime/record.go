@@ -38,6 +38,7 @@ type record struct {
 	Mounts    []recordedMount // filesystems below the root
 	Frozen    []ownFilesystem `json:",omitempty"` // filesystems that are
 	Freezing  bool            `json:",omitempty"` // or not yet all of them
+	Server    *recordedServer `json:",omitempty"` // of the root's image, which grows
 
 	Checkpoint *recordedCheckpoint `json:",omitempty"`
 	Restoring  string              `json:",omitempty"` // cgroup of those who restore it

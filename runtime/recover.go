@@ -42,6 +42,7 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 		}
 		if i := r.adopt(rec, stored); i != nil {
 			adopted = append(adopted, i)
+			failures = append(failures, i.serveAgain(ctx))
 			continue
 		}
 		if space := stored[spaceFDName(rec.UUID)]; space != nil {

@@ -39,7 +39,7 @@ func (s *starter) makeLayers(ctx context.Context) error {
 		if err := s.claimRoot(root, root.Source); err != nil {
 			return err
 		}
-		err := limitImage(root, func() error { return s.r.growSource(ctx, root.Source, root.Format, root.HardLimit) })
+		err := limitImage(root, func() error { return s.r.growSource(ctx, nil, root.Source, root.Format, root.HardLimit) })
 		if err != nil {
 			return err
 		}
@@ -62,7 +62,7 @@ func (s *starter) makeLayers(ctx context.Context) error {
 		if err := s.claimRoot(root, root.Source); err != nil {
 			return err
 		}
-		return s.r.limitSpace(s.env.UUID, root)
+		return s.r.limitSpace(ctx, s.env.UUID, root)
 	default:
 		return refuseLimit(root)
 	}
@@ -88,7 +88,7 @@ func (s *starter) makeLayers(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.r.limitSpace(s.env.UUID, root); err != nil {
+	if err := s.r.limitSpace(ctx, s.env.UUID, root); err != nil {
 		return err
 	}
 	return s.rec.save(s.res.Dir)
