@@ -114,7 +114,7 @@ func (i *Instance) limitRoot(ctx context.Context, fs xml.Filesystem) error {
 	if fs.Type == "file" {
 		return limitImage(fs, func() error { return i.r.growRoot(ctx, i, fs, fs.HardLimit) })
 	}
-	return i.r.limitSpace(i.uuid, fs)
+	return i.r.limitSpace(ctx, i.uuid, fs)
 }
 
 // attachFilesystem mounts one. Where that is, is looked up inside, as root

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -47,7 +48,7 @@ func (r *Runtime) stageDisk(s *session, o *MigrationOffer, fs xml.Filesystem) er
 	if err := d.save(dir); err != nil {
 		return err
 	}
-	return r.limitSpaceOf(dir, fs)
+	return r.limitSpaceOf(context.Background(), dir, fs) // there is nothing in it yet
 }
 
 // placeDisk has the disk that came take the place of the one that is here.

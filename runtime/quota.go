@@ -1,11 +1,13 @@
 package runtime
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -128,7 +130,7 @@ func (q *quota) set(project uint32, hard, soft uint64) error {
 
 // limit makes what fs says the limit, making the directory and what is in it a
 // project if it is none. There must not be more in it than that already.
-func (q *quota) limit(fs xml.Filesystem) error {
+func (q *quota) limit(ctx context.Context, fs xml.Filesystem, numbers *projectNumbers) error {
 	project, err := projectOf(q.dir)
 	if err != nil {
 		return err
@@ -145,10 +147,11 @@ func (q *quota) limit(fs xml.Filesystem) error {
 		if hard == 0 && soft == 0 && !q.isNew() {
 			return nil // it would take long for nothing
 		}
-		if project, err = q.newProject(); err != nil {
+		if project, err = numbers.reserve(q); err != nil {
 			return err
 		}
-		if err := q.give(project); err != nil {
+		defer numbers.release(project)
+		if err := q.give(ctx, project); err != nil {
 			return fmt.Errorf("make %s a project of its own for the quota: %w", q.dir.Name(), err)
 		}
 	}
@@ -182,10 +185,19 @@ func (q *quota) free() error {
 // kib is a limit as the kernel has it.
 func kib(bytes uint64) uint64 { return (bytes + quotaUnit - 1) / quotaUnit }
 
-// newProject finds a number that nobody uses: no sibling of the directory has
-// it, and nothing is counted for it. A limit that is left of one whose directory
+// projectNumbers are numbers that directories are being given: that takes as long
+// as there are files, and only then is it seen at the directory.
+type projectNumbers struct {
+	mu    sync.Mutex
+	given map[uint32]bool
+}
+
+// reserve finds a number that nobody uses: no sibling of the directory has it,
+// and nothing is counted for it. A limit that is left of one whose directory
 // somebody removed will be replaced.
-func (q *quota) newProject() (uint32, error) {
+func (p *projectNumbers) reserve(q *quota) (uint32, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	taken := map[uint32]bool{}
 	parent, err := os.Open(filepath.Dir(q.dir.Name()))
 	if err != nil {
@@ -207,16 +219,26 @@ func (q *quota) newProject() (uint32, error) {
 		f.Close()
 	}
 	for id := uint32(firstProject); id < firstProject+projects; id++ {
-		if taken[id] {
+		if taken[id] || p.given[id] {
 			continue
 		}
 		if d, err := q.get(id); err != nil {
 			return 0, err
 		} else if d.Used == 0 && d.Inodes == 0 {
+			if p.given == nil {
+				p.given = map[uint32]bool{}
+			}
+			p.given[id] = true
 			return id, nil
 		}
 	}
 	return 0, fmt.Errorf("no project number is free between %d and %d", firstProject, firstProject+projects)
+}
+
+func (p *projectNumbers) release(id uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.given, id)
 }
 
 // isNew tells whether nothing is in the layer yet.
@@ -232,13 +254,13 @@ func (q *quota) isNew() bool {
 
 // give makes the directory and what is in it a project, itself at last: one
 // that has a number is wholly of that project.
-func (q *quota) give(project uint32) error {
+func (q *quota) give(ctx context.Context, project uint32) error {
 	names, err := readNames(int(q.dir.Fd()))
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		if err := giveBelow(q.dir, name, project, 0); err != nil {
+		if err := giveBelow(ctx, q.dir, name, project, 0); err != nil {
 			return err
 		}
 	}
@@ -263,7 +285,10 @@ const maxDepth = 1000
 // environment may be running and making and moving files meanwhile, so nothing
 // is opened that is not known to be a file or a directory, and a directory
 // comes before what is in it. Links and nodes stay outside: they take no space.
-func giveBelow(dir *os.File, name string, project uint32, depth int) error {
+func giveBelow(ctx context.Context, dir *os.File, name string, project uint32, depth int) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if depth > maxDepth {
 		return fmt.Errorf("directories are nested more than %d deep", maxDepth)
 	}
@@ -286,7 +311,7 @@ func giveBelow(dir *os.File, name string, project uint32, depth int) error {
 		return err
 	}
 	for _, name := range names {
-		if err := giveBelow(f, name, project, depth+1); err != nil {
+		if err := giveBelow(ctx, f, name, project, depth+1); err != nil {
 			return err
 		}
 	}
@@ -336,7 +361,10 @@ func openPlain(dir *os.File, name string) (*os.File, error) {
 	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
 		return nil, nil
 	}
-	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDONLY, 0)
+	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = fmt.Errorf("somebody inside has a lease of the file %s: end what holds it, 'lslocks' tells", name)
+	}
 	return f, errnoOf(err)
 }
 
@@ -350,19 +378,17 @@ func ioctl(f *os.File, request uintptr, data unsafe.Pointer) error {
 
 // limitSpace puts the limit of a root in force: of the environment's own layer,
 // or of the directory that is its root.
-func (r *Runtime) limitSpace(uuid [16]byte, fs xml.Filesystem) error {
+func (r *Runtime) limitSpace(ctx context.Context, uuid [16]byte, fs xml.Filesystem) error {
 	switch fs.Type {
 	case "template":
-		return r.limitSpaceOf(r.privateDir(uuid), fs)
+		return r.limitSpaceOf(ctx, r.privateDir(uuid), fs)
 	case "mount":
-		return r.limitSpaceOf(fs.Source, fs)
+		return r.limitSpaceOf(ctx, fs.Source, fs)
 	}
 	return refuseLimit(fs)
 }
 
-func (r *Runtime) limitSpaceOf(dir string, fs xml.Filesystem) error {
-	r.quotas.Lock() // numbers are found one at a time
-	defer r.quotas.Unlock()
+func (r *Runtime) limitSpaceOf(ctx context.Context, dir string, fs xml.Filesystem) error {
 	switch btrfs, _ := onBtrfs(dir); {
 	case btrfs && fs.Type == "template":
 		return limitSubvolume(dir, fs)
@@ -380,7 +406,7 @@ func (r *Runtime) limitSpaceOf(dir string, fs xml.Filesystem) error {
 		return err
 	}
 	defer q.close()
-	return q.limit(fs)
+	return q.limit(ctx, fs, &r.projects)
 }
 
 // refuseLimit refuses a limit of a filesystem that can have none.

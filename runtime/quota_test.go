@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -57,7 +58,8 @@ func TestNoQuota(t *testing.T) {
 	}
 }
 
-// TestGiveBelow gives up on a tree that would take all descriptors.
+// TestGiveBelow gives up on a tree that would take all descriptors, and when
+// nobody waits for it any more.
 func TestGiveBelow(t *testing.T) {
 	dir := t.TempDir()
 	f, err := os.Open(dir)
@@ -65,7 +67,12 @@ func TestGiveBelow(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := giveBelow(f, ".", 1, maxDepth+1); err == nil || !strings.Contains(err.Error(), "nested") {
+	if err := giveBelow(t.Context(), f, ".", 1, maxDepth+1); err == nil || !strings.Contains(err.Error(), "nested") {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := giveBelow(ctx, f, ".", 1, 0); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }

@@ -58,8 +58,8 @@ type Runtime struct {
 	stop   chan struct{}
 	ooms   *oomWatch
 
-	quotas  sync.Mutex // held while one is set
-	binding sync.Mutex // held while a filter is renewed or taken away
+	projects projectNumbers
+	binding  sync.Mutex // held while a filter is renewed or taken away
 
 	counting sync.Mutex // held while traffic is read and added to an account
 
