@@ -76,33 +76,35 @@ func (i *Instance) setTerminals(before, after xml.CountLimits) error {
 	if before.Terminals == n {
 		return nil
 	}
-	return i.inside("numpty", []string{"mnt"}, func() error {
-		t, err := openTreeRoot("/")
-		if err != nil {
-			return err
-		}
-		defer t.Close()
-		dir, err := openDevpts(t)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(dir)
-		config, err := unix.Fspick(dir, "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(config)
-		options := [][2]string{{"mode", "620"}, {"ptmxmode", "666"}, {"max", strconv.FormatUint(min(n, maxTerminals), 10)}}
-		if gid := hostID(ranges(i.rec.IDMap.GIDs), 5); i.rec.IDMap.Mode == xml.Privileged {
-			options = append(options, [2]string{"gid", "5"})
-		} else if gid != 65534 {
-			options = append(options, [2]string{"gid", strconv.FormatUint(uint64(gid), 10)})
-		}
-		for _, o := range options {
-			if err := unix.FsconfigSetString(config, o[0], o[1]); err != nil {
+	return i.inTime(func() error {
+		return i.inside("numpty", []string{"mnt"}, func() error {
+			t, err := openTreeRoot("/")
+			if err != nil {
 				return err
 			}
-		}
-		return unix.FsconfigReconfigure(config)
+			defer t.Close()
+			dir, err := openDevpts(t)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(dir)
+			config, err := unix.Fspick(dir, "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(config)
+			options := [][2]string{{"mode", "620"}, {"ptmxmode", "666"}, {"max", strconv.FormatUint(min(n, maxTerminals), 10)}}
+			if gid := hostID(ranges(i.rec.IDMap.GIDs), 5); i.rec.IDMap.Mode == xml.Privileged {
+				options = append(options, [2]string{"gid", "5"})
+			} else if gid != 65534 {
+				options = append(options, [2]string{"gid", strconv.FormatUint(uint64(gid), 10)})
+			}
+			for _, o := range options {
+				if err := unix.FsconfigSetString(config, o[0], o[1]); err != nil {
+					return err
+				}
+			}
+			return unix.FsconfigReconfigure(config)
+		})
 	})
 }

@@ -55,6 +55,12 @@ func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (v
 	}
 }
 
+// inTime is patiently for what gives nothing back.
+func (i *Instance) inTime(do func() error) error {
+	_, err := patiently(context.Background(), i, func() (struct{}, error) { return struct{}{}, do() })
+	return err
+}
+
 // Owner is a user and a group by their numbers inside; root is the zero value.
 type Owner struct{ UID, GID uint32 }
 

@@ -112,5 +112,7 @@ func (i *Instance) setResolver(before, after *xml.Environment) error {
 	if slices.Equal(before.Nameservers, after.Nameservers) && slices.Equal(before.SearchDomains, after.SearchDomains) {
 		return nil
 	}
-	return i.insideAsRoot(resolverPath, func(t *tree) error { return writeResolver(t, resolverText(after)) })
+	return i.inTime(func() error {
+		return i.insideAsRoot(resolverPath, func(t *tree) error { return writeResolver(t, resolverText(after)) })
+	})
 }

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -175,25 +176,32 @@ func ttyName(id string) string {
 // openTerminal opens a pty in the devpts of the environment. Its slave belongs
 // to root there.
 func (i *Instance) openTerminal(link string) (master *os.File, number int, err error) {
-	err = i.insideAsRoot("console", func(t *tree) error {
-		fd, err := openMaster(t)
-		if err != nil {
-			return err
-		}
-		if number, err = unlockSlave(fd); err != nil {
-			unix.Close(fd)
-			return err
-		}
-		master = masterFile(fd)
-		if link != "" {
-			if dev, err := t.open("dev", unix.O_PATH|unix.O_DIRECTORY); err == nil {
-				unix.Symlinkat(fmt.Sprintf("pts/%d", number), dev, link) // a name that is taken stays what it is
-				unix.Close(dev)
+	type terminal struct {
+		master *os.File
+		number int
+	}
+	t, err := patiently(context.Background(), i, func() (made terminal, err error) {
+		err = i.insideAsRoot("console", func(t *tree) error {
+			fd, err := openMaster(t)
+			if err != nil {
+				return err
 			}
-		}
-		return nil
+			if made.number, err = unlockSlave(fd); err != nil {
+				unix.Close(fd)
+				return err
+			}
+			made.master = masterFile(fd)
+			if link != "" {
+				if dev, err := t.open("dev", unix.O_PATH|unix.O_DIRECTORY); err == nil {
+					unix.Symlinkat(fmt.Sprintf("pts/%d", made.number), dev, link) // a name that is taken stays what it is
+					unix.Close(dev)
+				}
+			}
+			return nil
+		})
+		return made, err
 	})
-	return master, number, err
+	return t.master, t.number, err
 }
 
 func openMaster(t *tree) (int, error) {
@@ -239,16 +247,18 @@ func (i *Instance) removeLink(link, target string) error {
 	if link == "" {
 		return nil
 	}
-	return i.insideAsRoot("console", func(t *tree) error {
-		dev, err := t.open("dev", unix.O_PATH|unix.O_DIRECTORY)
-		if err != nil {
-			return nil // without a /dev there is no link either
-		}
-		defer unix.Close(dev)
-		buf := make([]byte, 64)
-		if n, err := unix.Readlinkat(dev, link, buf); err == nil && string(buf[:n]) == target {
-			unix.Unlinkat(dev, link, 0)
-		}
-		return nil
+	return i.inTime(func() error {
+		return i.insideAsRoot("console", func(t *tree) error {
+			dev, err := t.open("dev", unix.O_PATH|unix.O_DIRECTORY)
+			if err != nil {
+				return nil // without a /dev there is no link either
+			}
+			defer unix.Close(dev)
+			buf := make([]byte, 64)
+			if n, err := unix.Readlinkat(dev, link, buf); err == nil && string(buf[:n]) == target {
+				unix.Unlinkat(dev, link, 0)
+			}
+			return nil
+		})
 	})
 }
