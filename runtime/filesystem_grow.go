@@ -53,7 +53,7 @@ func (r *Runtime) growRoot(ctx context.Context, i *Instance, root xml.Filesystem
 		}
 		defer device.Close()
 	}
-	mounted := func() error {
+	mounted := func(do func(tree int) error) error {
 		tree, err := -1, error(nil)
 		if device == nil {
 			tree, _, err = r.openImage(ctx, source, root)
@@ -64,22 +64,30 @@ func (r *Runtime) growRoot(ctx context.Context, i *Instance, root xml.Filesystem
 			return err
 		}
 		defer unix.Close(tree)
-		if err := growMounted(tree); err != nil {
+		if err := do(tree); err != nil {
 			return fmt.Errorf("the file system of the root %s: %w", source, err)
 		}
 		return nil
 	}
-	// First as large as it is: one that may not grow, because there are errors in it,
-	// says so before its image is larger.
 	if device != nil {
-		if err := mounted(); err != nil {
+		if err := mounted(mayGrow); err != nil {
 			return err
 		}
 	}
 	if err := r.growSource(ctx, i, source, root.Format, size); err != nil {
 		return err
 	}
-	return mounted()
+	return mounted(growMounted)
+}
+
+// mayGrow has an ext4 with errors in it say, before its image is larger, that it
+// does not grow. Others with errors are not mounted again.
+func mayGrow(tree int) error {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(tree, &fs); err != nil || fs.Type != unix.EXT4_SUPER_MAGIC {
+		return err
+	}
+	return growMounted(tree) // as large as it is
 }
 
 // limitImage holds the limit of a root that is in an image: that is the image's
