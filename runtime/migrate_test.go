@@ -457,3 +457,20 @@ func TestMoved(t *testing.T) {
 		t.Errorf("known: %v", c.Stats().Down)
 	}
 }
+
+// TestFailedRound: what was written to before a dump that failed may be neither in
+// an earlier round nor known any more, so the last is of everything.
+func TestFailedRound(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	ch := newChannel(ours)
+	defer ch.close(nil)
+	i := newInstance(emptyRuntime(t), &record{UUID: "6f9619ff-8b86-4011-b42d-00cf4fc964ff", Phase: running}, nil)
+	m := &outgoing{
+		Outgoing: Outgoing{Control: NewMigrationControl(0, DefaultDowntime), Begun: func(int) {}},
+		i:        i, ch: ch, dir: t.TempDir(), parent: "round-1",
+	}
+	if err := m.rounds(t.Context()); err != nil || m.round != 1 || m.parent != "" {
+		t.Errorf("%v after round %d, and the next dump lacks what is in %q", err, m.round, m.parent)
+	}
+}
