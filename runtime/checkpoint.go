@@ -100,6 +100,9 @@ func writeManifest(dir string, m *manifest) error {
 // Savable tells what keeps the environment from being checkpointed now, all of it
 // at once, and what to do about it.
 func (i *Instance) Savable() error {
+	if err := i.RefuseLeaving(); err != nil { // one of the two would be too many, and it has a checkpoint
+		return err
+	}
 	if err := i.r.probeCRIU(); err != nil {
 		return err
 	}

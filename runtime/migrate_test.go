@@ -474,3 +474,39 @@ func TestFailedRound(t *testing.T) {
 		t.Errorf("%v after round %d, and the next dump lacks what is in %q", err, m.round, m.parent)
 	}
 }
+
+// TestLeaving: of an environment that may run elsewhere nothing makes another, and
+// nothing connects it again.
+func TestLeaving(t *testing.T) {
+	r := emptyRuntime(t)
+	i := newInstance(r, &record{
+		UUID: "6f9619ff-8b86-4011-b42d-00cf4fc964ff", Name: "web", Phase: running, Unsettled: true,
+		Migration: &Leave{Session: NewSession(), Sent: true}, Checkpoint: &recordedCheckpoint{Dir: "/migrate"},
+	}, nil)
+	before, after := &xml.Environment{}, &xml.Environment{Interfaces: []xml.Interface{{MAC: "02:00:00:00:00:01", Type: "bridge"}}}
+	file := filepath.Join(t.TempDir(), "file")
+	progress := func(done, total uint64) {}
+	snapshot := func() error {
+		_, err := i.Snapshot(t.Context(), SavedHeader{}, nil, false, progress)
+		return err
+	}
+	for name, err := range map[string]error{
+		"a save":       i.Save(t.Context(), file, SavedHeader{}, nil, progress),
+		"a dump":       i.Dump(t.Context(), file, nil, false, progress),
+		"a snapshot":   snapshot(),
+		"a checkpoint": i.Checkpoint(t.Context(), t.TempDir(), nil),
+		"a migration":  i.Migrate(t.Context(), Outgoing{}),
+		"an interface": i.Tune(t.Context(), before, after, nil),
+		"another":      i.Tune(t.Context(), after, before, nil),
+	} {
+		if !errors.Is(err, ErrLeaving) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := i.Enforce(t.Context(), after); err != nil || !i.rec.Unsettled {
+		t.Errorf("what a daemon left undone: %v", err)
+	}
+	if c := i.rec.Checkpoint; c == nil || c.Dir != "/migrate" || i.Leaving() == nil {
+		t.Errorf("the migration is forgotten: %+v, %+v", c, i.rec.Migration)
+	}
+}
