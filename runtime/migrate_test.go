@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"virtvzd/systemd"
 	"virtvzd/xml"
 )
 
@@ -508,5 +509,46 @@ func TestLeaving(t *testing.T) {
 	}
 	if c := i.rec.Checkpoint; c == nil || c.Dir != "/migrate" || i.Leaving() == nil {
 		t.Errorf("the migration is forgotten: %+v, %+v", c, i.rec.Migration)
+	}
+}
+
+// thawing is systemd, and counts what was thawed.
+type thawing struct {
+	Scopes
+	thawed int
+}
+
+func (s *thawing) Thaw(context.Context, string) error {
+	s.thawed++
+	return nil
+}
+
+func (*thawing) RegisterMachine(context.Context, systemd.Machine) error { return nil }
+
+// TestFinishUnplugged: one that came, and whose interfaces cannot be connected,
+// runs here all the same: it waits to be resumed, and a later daemon keeps it.
+func TestFinishUnplugged(t *testing.T) {
+	r := emptyRuntime(t)
+	scopes := &thawing{}
+	r.config.Scopes = scopes
+	s := &session{Session: NewSession(), UUID: "6f9619ff-8b86-4011-b42d-00cf4fc964ff", Root: "mount", Outcome: Committed, Began: time.Now()}
+	if err := r.saveSession(s); err != nil {
+		t.Fatal(err)
+	}
+	i := newInstance(r, &record{Version: 1, UUID: s.UUID, Name: "web", Phase: held, Session: s.ID, Init: 1 << 30}, nil) // of no process
+	if err := errors.Join(os.Mkdir(i.dir, 0o700), i.rec.save(i.dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.FinishMigration(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "web has ended") {
+		t.Errorf("it cannot be connected, and that is told: %v", err)
+	}
+	if scopes.thawed != 0 {
+		t.Error("it runs without its network")
+	}
+	if rec, err := loadRecord(i.dir); err != nil || rec.Phase != running || rec.Session != "" {
+		t.Errorf("%+v, %v", rec, err)
+	}
+	if err := i.Resume(t.Context()); err != nil || scopes.thawed != 1 {
+		t.Errorf("it is resumed: %v, thawed %d times", err, scopes.thawed)
 	}
 }
