@@ -552,3 +552,34 @@ func TestFinishUnplugged(t *testing.T) {
 		t.Errorf("it is resumed: %v, thawed %d times", err, scopes.thawed)
 	}
 }
+
+// units is systemd, and knows the properties of what was started.
+type units struct {
+	Scopes
+	props map[string]any
+}
+
+func (u *units) StartService(_ context.Context, _ string, props ...systemd.Property) error {
+	u.props = map[string]any{}
+	for _, p := range props {
+		u.props[p.Name] = p.Value.Value()
+	}
+	return nil
+}
+
+func (*units) Stop(context.Context, string) error { return nil }
+
+// TestLazyDumpLasts: who has memory that follows is not ended because the network
+// is slow.
+func TestLazyDumpLasts(t *testing.T) {
+	r, u := emptyRuntime(t), &units{}
+	r.config.Scopes = u
+	for lazy, want := range map[bool]any{true: nil, false: uint64(dumpTimeout.Microseconds())} {
+		if err := r.runDump(t.Context(), "6f9619ff-8b86-4011-b42d-00cf4fc964ff", "/criu.conf", []string{"/bin/true"}, lazy); err != nil {
+			t.Fatal(err)
+		}
+		if got := u.props["TimeoutStartUSec"]; got != want || u.props["Type"] != "oneshot" || (u.props["PrivateNetwork"] == true) != lazy {
+			t.Errorf("lazy %v: it may take %v to start: %v", lazy, got, u.props)
+		}
+	}
+}
