@@ -59,7 +59,7 @@ func (r *request) depart(d *domain, how migration) (p *departure, doc string, ou
 	p = &departure{change: c, owner: r.client, how: how, session: runtime.NewSession()}
 	doc, out, err = p.begin()
 	if err != nil {
-		c.done()
+		p.leave(departureBegun)
 		return nil, "", nil, err
 	}
 	d.leaving.Store(p)
