@@ -583,3 +583,50 @@ func TestLazyDumpLasts(t *testing.T) {
 		}
 	}
 }
+
+// TestAllowFaults: page faults are handled for as long as any restore needs it, and
+// after that, or in the next daemon, the sysctl is what it was.
+func TestAllowFaults(t *testing.T) {
+	real := faultsInside
+	defer func() { faultsInside = real }()
+	faultsInside = filepath.Join(t.TempDir(), filepath.Base(real))
+	r := emptyRuntime(t)
+	allow := func() func() {
+		t.Helper()
+		done, err := r.allowFaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return done
+	}
+	is := func(when, want string) {
+		t.Helper()
+		if got := strings.TrimSpace(readWhole(faultsInside)); got != want {
+			t.Errorf("%s it is %q, and not %q", when, got, want)
+		}
+	}
+	if _, err := r.allowFaults(); err == nil || !strings.Contains(err.Error(), "CONFIG_USERFAULTFD") {
+		t.Errorf("without the sysctl: %v", err)
+	}
+	for _, was := range []string{"0", "1"} {
+		os.WriteFile(faultsInside, []byte(was+"\n"), 0o600)
+		first := allow()
+		second := allow()
+		is("while two restore", "1")
+		first()
+		is("while one still restores", "1")
+		second()
+		is("afterwards", was)
+	}
+	os.WriteFile(faultsInside, []byte("0\n"), 0o600)
+	allow() // and then the daemon is killed
+	is("in a restore", "1")
+	r = &Runtime{config: r.config}
+	if _, err := r.recoverSessions(); err != nil {
+		t.Error(err)
+	}
+	is("in the next daemon", "0")
+	if exists(r.faultsNote()) {
+		t.Error("it would be put back again")
+	}
+}
