@@ -172,6 +172,9 @@ func reset(c *change, a *protocol.DomainResetArgs) error {
 		return err
 	}
 	inst := c.view().instance
+	if err := inst.RefuseLeaving(); err != nil {
+		return err
+	}
 	if err := c.noteRestart(); err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func (r *request) depart(d *domain, how migration) (p *departure, doc string, ou
 	p = &departure{change: c, owner: r.client, how: how, session: runtime.NewSession()}
 	doc, out, err = p.begin()
 	if err != nil {
-		c.done()
+		p.leave(departureBegun)
 		return nil, "", nil, err
 	}
 	d.leaving.Store(p)
@@ -83,8 +83,8 @@ func (p *departure) begin() (doc string, out []byte, err error) {
 		return "", nil, p.refuseSaved("migrate")
 	}
 	if v.instance != nil {
-		if v.instance.Leaving() != nil {
-			return "", nil, errorf(protocol.ErrOperationInvalid, "domain '%s' was sent to another host, and what became of it there is not known yet: 'virsh resume' if it does not run there, 'virsh destroy' if it does", v.name)
+		if err := v.instance.RefuseLeaving(); err != nil {
+			return "", nil, err
 		}
 	}
 	def := v.definition(offline)

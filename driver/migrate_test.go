@@ -6,14 +6,18 @@ import (
 	"io"
 	"math"
 	"net"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"libvirt.org/go/libvirtxml"
+
 	"virtvzd/driver/protocol"
 	"virtvzd/runtime"
+	"virtvzd/xml"
 )
 
 // refused is an error with that code and these words.
@@ -318,4 +322,32 @@ func TestMigrationSettings(t *testing.T) {
 	if _, err := setMaxDowntime(nil, d, &protocol.DomainMigrateSetMaxDowntimeArgs{Downtime: 500}); err != nil || drv.downtime(d) != 500*time.Millisecond {
 		t.Errorf("%s, %v", drv.downtime(d), err)
 	}
+}
+
+// TestMigrationNotBegun: of a migration that cannot begin nothing is left in the
+// root, and the domain can be changed again.
+func TestMigrationNotBegun(t *testing.T) {
+	drv := statsDriver(t, "web")
+	drv.config.Migration = MigrationConfig{Address: "127.0.0.1", Ports: [2]int{1, 0}}
+	d, root := drv.domains.lookupName("web"), t.TempDir()
+	setView(d, func(v *view) {
+		v.config = xml.Copy(v.config)
+		v.config.Devices.Filesystems[0] = libvirtxml.DomainFilesystem{
+			Source: &libvirtxml.DomainFilesystemSource{Mount: &libvirtxml.DomainFilesystemSourceMount{Dir: root}},
+			Target: &libvirtxml.DomainFilesystemTarget{Dir: "/"},
+		}
+	})
+	r := &request{ctx: t.Context(), drv: drv, info: protocol.DomainMigrateBegin3Params.Info}
+	how := migration{flags: protocol.MigrateOffline | protocol.MigratePersistDest | protocol.MigrateChangeProtection}
+	bad := how
+	bad.persistent = "<domain"
+	for want, how := range map[string]migration{"no port between 1 and 0 is free": how, "XML": bad} {
+		if _, _, err := r.beginMigration(d, how); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+		if left, err := os.ReadDir(root); len(left) != 0 || err != nil || d.leaving.Load() != nil {
+			t.Errorf("%s: in the root there is %v, %v", want, left, err)
+		}
+	}
+	setView(d, func(*view) {}) // the job was given back
 }

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"virtvzd/systemd"
 	"virtvzd/xml"
 )
 
@@ -100,6 +99,9 @@ func writeManifest(dir string, m *manifest) error {
 // Savable tells what keeps the environment from being checkpointed now, all of it
 // at once, and what to do about it.
 func (i *Instance) Savable() error {
+	if err := i.RefuseLeaving(); err != nil { // one of the two would be too many, and it has a checkpoint
+		return err
+	}
 	if err := i.r.probeCRIU(); err != nil {
 		return err
 	}
@@ -257,17 +259,15 @@ func (i *Instance) dumpTo(ctx context.Context, dir string, o dumpOptions) error 
 	} else {
 		argv = append(argv, "--leave-running", "--manage-cgroups-mode=soft", "--ext-unix-sk")
 	}
-	var more []systemd.Property
 	if o.lazy {
 		lines = append(lines, lazyOptions...)
-		more = append(more, systemd.PrivateNetwork())
 	}
 	argv = append(argv, "--tcp-established", "--file-locks", i.rec.UUID)
 	config := filepath.Join(dir, "criu.conf")
 	if err := os.WriteFile(config, []byte(criuConfig(lines...)), 0o600); err != nil {
 		return err
 	}
-	err := i.r.runDump(ctx, i.rec.UUID, config, argv, more...)
+	err := i.r.runDump(ctx, i.rec.UUID, config, argv, o.lazy)
 	if _, e := RestoreCgroupOptions(); e != nil {
 		err = errors.Join(err, e)
 	}

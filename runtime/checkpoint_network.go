@@ -1,13 +1,15 @@
 package runtime
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -97,26 +99,58 @@ func unplug(host *netlink.Handle, link netlink.Link) error {
 	return err
 }
 
+// unlockTimeout leaves enough of stopTimeout for the rest: how much there is to
+// list is root's inside.
+const unlockTimeout = stopTimeout / 3
+
 // unlockNetwork takes away what keeps all packets from sockets inside while
 // CRIU dumps: one that was killed has left that.
 func (i *Instance) unlockNetwork(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, unlockTimeout)
+	defer cancel()
 	return i.inside("packet filter", []string{"net"}, func() error {
 		// This thread's network namespace is what the program gets.
-		list, err := exec.CommandContext(ctx, nft, "list", "tables").Output()
+		list := exec.CommandContext(ctx, nft, "list", "tables", "inet")
+		out, err := list.StdoutPipe()
+		if err == nil {
+			err = list.Start()
+		}
 		if err != nil {
+			return err
+		}
+		names, err := lockTables(out)
+		out.Close()
+		if err = errors.Join(err, list.Wait()); err != nil {
 			return fmt.Errorf("nft list tables: %w", err)
 		}
-		for line := range strings.Lines(string(list)) {
-			f := strings.Fields(line) // table FAMILY NAME
-			if len(f) != 3 || !strings.HasPrefix(f[2], "CRIU-") {
-				continue
-			}
-			if text, err := exec.CommandContext(ctx, nft, "delete", "table", f[1], f[2]).CombinedOutput(); err != nil {
-				return fmt.Errorf("nft delete table %s %s: %w: %s", f[1], f[2], err, printable(string(text), 200))
+		for _, name := range names {
+			text, e := exec.CommandContext(ctx, nft, "delete", "table", "inet", name).CombinedOutput()
+			if e != nil {
+				err = errors.Join(err, fmt.Errorf("nft delete table inet %s: %w: %s", name, e, printable(string(text), 200)))
 			}
 		}
-		return nil
+		return err
 	})
+}
+
+// lockTable is how nft lists a table of CRIU's, which has the ID of a run in its
+// name, before CRIU 4.1 a process's. nft would take more than a name for commands.
+var lockTable = regexp.MustCompile(`^table inet (CRIU-([0-9]{1,10}|[[:xdigit:]]{8}(-[[:xdigit:]]{4}){3}-[[:xdigit:]]{12}))$`)
+
+// maxLocks is more than there can be left: each dump that failed is undone.
+const maxLocks = 8
+
+// lockTables finds CRIU's tables in a list. The last are those that were made
+// last, so that root inside hides none behind others of such names.
+func lockTables(list io.Reader) (names []string, err error) {
+	lines := bufio.NewScanner(list)
+	for lines.Scan() {
+		if m := lockTable.FindStringSubmatch(lines.Text()); m != nil {
+			names = append(names, m[1])
+			names = names[max(0, len(names)-maxLocks):]
+		}
+	}
+	return names, lines.Err()
 }
 
 // nft is where Debian and others have it.

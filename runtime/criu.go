@@ -63,15 +63,22 @@ func criuConfig(lines ...string) string {
 // its own, so that all of it can be ended, also by a daemon that did not begin it.
 func dumpUnit(uuid string) string { return "virtvzd-checkpoint-" + uuid + ".service" }
 
-// runDump runs a program that may take as long as there is memory to write.
-func (r *Runtime) runDump(ctx context.Context, uuid, config string, argv []string, more ...systemd.Property) error {
+// runDump runs a program that may take as long as there is memory to write, and
+// with lazy as long as nobody has asked for all of it: that is whose memory it is,
+// and has to last.
+func (r *Runtime) runDump(ctx context.Context, uuid, config string, argv []string, lazy bool) error {
 	props := []systemd.Property{
 		systemd.Description("Checkpoint of " + uuid), systemd.ServiceType("oneshot"), systemd.RemainAfterExit(), systemd.ExecStart(argv...),
 		systemd.Environment("CRIU_CONFIG_FILE="+config, "PATH="+runtimePath),
 		systemd.CollectMode("inactive-or-failed"), systemd.DefaultDependencies(false),
-		systemd.TimeoutStart(dumpTimeout), systemd.TimeoutStop(10 * time.Second),
+		systemd.TimeoutStop(10 * time.Second),
 	}
-	if err := r.config.Scopes.StartService(ctx, dumpUnit(uuid), append(props, more...)...); err != nil {
+	if lazy { // a service of this type has no time to start within unless it is said
+		props = append(props, systemd.PrivateNetwork())
+	} else {
+		props = append(props, systemd.TimeoutStart(dumpTimeout))
+	}
+	if err := r.config.Scopes.StartService(ctx, dumpUnit(uuid), props...); err != nil {
 		return err
 	}
 	return r.endDump(ctx, uuid)

@@ -412,7 +412,9 @@ func (in *Incoming) settle(o Outcome) {
 }
 
 // FinishMigration lets an environment go that came here, also one that an earlier
-// daemon had decided about. An error leaves it frozen, and here.
+// daemon had decided about. After an error it is here all the same, and Resume
+// lets it go if that did not: with an interface that is not connected it stays
+// frozen.
 func (i *Instance) FinishMigration(ctx context.Context, interfaces []xml.Interface) error {
 	i.mu.Lock()
 	id := i.rec.Session
@@ -424,23 +426,19 @@ func (i *Instance) FinishMigration(ctx context.Context, interfaces []xml.Interfa
 	if err != nil {
 		return err
 	}
-	if err := i.replugLinks(interfaces); err != nil {
-		return err
-	}
+	failed := i.replugLinks(interfaces)
 	i.mu.Lock()
 	i.rec.Session, i.rec.Phase = "", running
 	err = i.rec.save(i.dir)
 	i.mu.Unlock()
 	if err != nil {
-		return err
+		return errors.Join(failed, err)
 	}
-	if !s.Paused {
-		if err := i.thaw(ctx); err != nil {
-			return err
-		}
+	if failed == nil && !s.Paused {
+		failed = i.thaw(ctx)
 	}
 	go i.register(context.WithoutCancel(ctx), i.machine())
-	return errors.Join(i.announce(), i.r.keepDisk(s))
+	return errors.Join(failed, i.announce(), i.r.keepDisk(s))
 }
 
 // Abort gives it up: nothing of it is left, and what was here is again. It

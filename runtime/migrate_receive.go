@@ -292,7 +292,7 @@ func (in *Incoming) beginLazy(ch *channel) (done func(), err error) {
 	if err := os.MkdirAll(filepath.Join(in.dir(), "work"), 0o700); err != nil {
 		return nil, err
 	}
-	if done, err = allowFaults(); err != nil {
+	if done, err = in.r.allowFaults(); err != nil {
 		return nil, err
 	}
 	l, err := startLazy(in.dir())

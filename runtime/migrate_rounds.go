@@ -37,7 +37,7 @@ func (m *outgoing) rounds(ctx context.Context) error {
 			if m.Strict || ctx.Err() != nil || m.ch.ended() != nil {
 				return err
 			}
-			return nil // the last round has all of it
+			return nil // the last round has all of what this one has not, see oneRound
 		}
 		took := time.Since(began)
 		if m.round == 1 {
@@ -72,11 +72,15 @@ func (m *outgoing) oneRound(ctx context.Context) (uint64, error) {
 		return 0, err
 	}
 	name := fmt.Sprintf("round-%d", m.round)
-	if err := m.i.dumpTo(ctx, m.dir, dumpOptions{images: name, parent: m.parent, before: true}); err != nil {
-		return 0, err
-	}
 	before := m.Control.Stats().MemorySent
-	if err := m.sendImages(ctx, name, nil); err != nil {
+	err := m.i.dumpTo(ctx, m.dir, dumpOptions{images: name, parent: m.parent, before: true})
+	if err == nil {
+		err = m.sendImages(ctx, name, nil)
+	}
+	if err != nil {
+		// CRIU has the kernel count anew what is written to before it writes what was:
+		// that may be nowhere now. What is dumped next has to be whole.
+		m.parent = ""
 		return 0, err
 	}
 	m.parent = name

@@ -104,6 +104,7 @@ func (r *Runtime) forgetSession(id string) error { return os.RemoveAll(r.session
 // finishes what was. It tells where the source may ask for the rest.
 func (r *Runtime) recoverSessions() (addresses []string, err error) {
 	list, err := r.sessions()
+	err = errors.Join(err, r.resetFaults())
 	for _, s := range list {
 		switch {
 		case s.Outcome == Undecided:

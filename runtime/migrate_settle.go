@@ -45,6 +45,18 @@ func (i *Instance) Leaving() *Leave {
 	return nil
 }
 
+// ErrLeaving is returned for what would make another of an environment that may
+// run elsewhere, or connect it again.
+var ErrLeaving = errors.New("it was sent to another host, and what became of it there is not known yet: 'virsh resume' if it does not run there, 'virsh destroy' if it does")
+
+// RefuseLeaving is for that.
+func (i *Instance) RefuseLeaving() error {
+	if i.Leaving() != nil {
+		return fmt.Errorf("%s: %w", i.Name(), ErrLeaving)
+	}
+	return nil
+}
+
 // settleTimeout bounds one question to the destination. It may have to end
 // processes before it can answer.
 const settleTimeout = time.Minute

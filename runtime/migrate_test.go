@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"virtvzd/systemd"
 	"virtvzd/xml"
 )
 
@@ -455,5 +456,177 @@ func TestMoved(t *testing.T) {
 	c.note(func(s *MigrationStats) { s.Frozen = at.Add(-time.Second) })
 	if c.Moved(at); c.Stats().Down != time.Second {
 		t.Errorf("known: %v", c.Stats().Down)
+	}
+}
+
+// TestFailedRound: what was written to before a dump that failed may be neither in
+// an earlier round nor known any more, so the last is of everything.
+func TestFailedRound(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	ch := newChannel(ours)
+	defer ch.close(nil)
+	i := newInstance(emptyRuntime(t), &record{UUID: "6f9619ff-8b86-4011-b42d-00cf4fc964ff", Phase: running}, nil)
+	m := &outgoing{
+		Outgoing: Outgoing{Control: NewMigrationControl(0, DefaultDowntime), Begun: func(int) {}},
+		i:        i, ch: ch, dir: t.TempDir(), parent: "round-1",
+	}
+	if err := m.rounds(t.Context()); err != nil || m.round != 1 || m.parent != "" {
+		t.Errorf("%v after round %d, and the next dump lacks what is in %q", err, m.round, m.parent)
+	}
+}
+
+// TestLeaving: of an environment that may run elsewhere nothing makes another, and
+// nothing connects it again.
+func TestLeaving(t *testing.T) {
+	r := emptyRuntime(t)
+	i := newInstance(r, &record{
+		UUID: "6f9619ff-8b86-4011-b42d-00cf4fc964ff", Name: "web", Phase: running, Unsettled: true,
+		Migration: &Leave{Session: NewSession(), Sent: true}, Checkpoint: &recordedCheckpoint{Dir: "/migrate"},
+	}, nil)
+	before, after := &xml.Environment{}, &xml.Environment{Interfaces: []xml.Interface{{MAC: "02:00:00:00:00:01", Type: "bridge"}}}
+	file := filepath.Join(t.TempDir(), "file")
+	progress := func(done, total uint64) {}
+	snapshot := func() error {
+		_, err := i.Snapshot(t.Context(), SavedHeader{}, nil, false, progress)
+		return err
+	}
+	for name, err := range map[string]error{
+		"a save":       i.Save(t.Context(), file, SavedHeader{}, nil, progress),
+		"a dump":       i.Dump(t.Context(), file, nil, false, progress),
+		"a snapshot":   snapshot(),
+		"a checkpoint": i.Checkpoint(t.Context(), t.TempDir(), nil),
+		"a migration":  i.Migrate(t.Context(), Outgoing{}),
+		"an interface": i.Tune(t.Context(), before, after, nil),
+		"another":      i.Tune(t.Context(), after, before, nil),
+	} {
+		if !errors.Is(err, ErrLeaving) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := i.Enforce(t.Context(), after); err != nil || !i.rec.Unsettled {
+		t.Errorf("what a daemon left undone: %v", err)
+	}
+	if c := i.rec.Checkpoint; c == nil || c.Dir != "/migrate" || i.Leaving() == nil {
+		t.Errorf("the migration is forgotten: %+v, %+v", c, i.rec.Migration)
+	}
+}
+
+// thawing is systemd, and counts what was thawed.
+type thawing struct {
+	Scopes
+	thawed int
+}
+
+func (s *thawing) Thaw(context.Context, string) error {
+	s.thawed++
+	return nil
+}
+
+func (*thawing) RegisterMachine(context.Context, systemd.Machine) error { return nil }
+
+// TestFinishUnplugged: one that came, and whose interfaces cannot be connected,
+// runs here all the same: it waits to be resumed, and a later daemon keeps it.
+func TestFinishUnplugged(t *testing.T) {
+	r := emptyRuntime(t)
+	scopes := &thawing{}
+	r.config.Scopes = scopes
+	s := &session{Session: NewSession(), UUID: "6f9619ff-8b86-4011-b42d-00cf4fc964ff", Root: "mount", Outcome: Committed, Began: time.Now()}
+	if err := r.saveSession(s); err != nil {
+		t.Fatal(err)
+	}
+	i := newInstance(r, &record{Version: 1, UUID: s.UUID, Name: "web", Phase: held, Session: s.ID, Init: 1 << 30}, nil) // of no process
+	if err := errors.Join(os.Mkdir(i.dir, 0o700), i.rec.save(i.dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.FinishMigration(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "web has ended") {
+		t.Errorf("it cannot be connected, and that is told: %v", err)
+	}
+	if scopes.thawed != 0 {
+		t.Error("it runs without its network")
+	}
+	if rec, err := loadRecord(i.dir); err != nil || rec.Phase != running || rec.Session != "" {
+		t.Errorf("%+v, %v", rec, err)
+	}
+	if err := i.Resume(t.Context()); err != nil || scopes.thawed != 1 {
+		t.Errorf("it is resumed: %v, thawed %d times", err, scopes.thawed)
+	}
+}
+
+// units is systemd, and knows the properties of what was started.
+type units struct {
+	Scopes
+	props map[string]any
+}
+
+func (u *units) StartService(_ context.Context, _ string, props ...systemd.Property) error {
+	u.props = map[string]any{}
+	for _, p := range props {
+		u.props[p.Name] = p.Value.Value()
+	}
+	return nil
+}
+
+func (*units) Stop(context.Context, string) error { return nil }
+
+// TestLazyDumpLasts: who has memory that follows is not ended because the network
+// is slow.
+func TestLazyDumpLasts(t *testing.T) {
+	r, u := emptyRuntime(t), &units{}
+	r.config.Scopes = u
+	for lazy, want := range map[bool]any{true: nil, false: uint64(dumpTimeout.Microseconds())} {
+		if err := r.runDump(t.Context(), "6f9619ff-8b86-4011-b42d-00cf4fc964ff", "/criu.conf", []string{"/bin/true"}, lazy); err != nil {
+			t.Fatal(err)
+		}
+		if got := u.props["TimeoutStartUSec"]; got != want || u.props["Type"] != "oneshot" || (u.props["PrivateNetwork"] == true) != lazy {
+			t.Errorf("lazy %v: it may take %v to start: %v", lazy, got, u.props)
+		}
+	}
+}
+
+// TestAllowFaults: page faults are handled for as long as any restore needs it, and
+// after that, or in the next daemon, the sysctl is what it was.
+func TestAllowFaults(t *testing.T) {
+	real := faultsInside
+	defer func() { faultsInside = real }()
+	faultsInside = filepath.Join(t.TempDir(), filepath.Base(real))
+	r := emptyRuntime(t)
+	allow := func() func() {
+		t.Helper()
+		done, err := r.allowFaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return done
+	}
+	is := func(when, want string) {
+		t.Helper()
+		if got := strings.TrimSpace(readWhole(faultsInside)); got != want {
+			t.Errorf("%s it is %q, and not %q", when, got, want)
+		}
+	}
+	if _, err := r.allowFaults(); err == nil || !strings.Contains(err.Error(), "CONFIG_USERFAULTFD") {
+		t.Errorf("without the sysctl: %v", err)
+	}
+	for _, was := range []string{"0", "1"} {
+		os.WriteFile(faultsInside, []byte(was+"\n"), 0o600)
+		first := allow()
+		second := allow()
+		is("while two restore", "1")
+		first()
+		is("while one still restores", "1")
+		second()
+		is("afterwards", was)
+	}
+	os.WriteFile(faultsInside, []byte("0\n"), 0o600)
+	allow() // and then the daemon is killed
+	is("in a restore", "1")
+	r = &Runtime{config: r.config}
+	if _, err := r.recoverSessions(); err != nil {
+		t.Error(err)
+	}
+	is("in the next daemon", "0")
+	if exists(r.faultsNote()) {
+		t.Error("it would be put back again")
 	}
 }

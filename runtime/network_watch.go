@@ -62,10 +62,9 @@ const (
 func (r *Runtime) watchHost() {
 	h := &hostWatch{r: r, counts: map[int]seenCounts{}}
 	for {
-		if err := h.listen(); err != nil {
-			return // without netlink there are no interfaces either
-		}
-		// Either stopped, or more came than there was room for.
+		h.listen()
+		// Either stopped, or more came than there was room for, or there was none for
+		// another socket.
 		select {
 		case <-r.stop:
 			return
@@ -91,17 +90,23 @@ func (r *Runtime) tend() {
 	}
 }
 
-// listen returns when the kernel has lost a message, or the runtime is closed.
-func (h *hostWatch) listen() error {
+// subscribe is netlink's; a test lets it fail.
+var subscribe = netlink.LinkSubscribe
+
+// listen returns when the kernel has lost a message or tells nothing, or the
+// runtime is closed.
+func (h *hostWatch) listen() {
 	done := make(chan struct{})
 	links, addresses := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64)
-	if err := netlink.LinkSubscribe(links, done); err != nil {
+	if err := subscribe(links, done); err != nil {
 		close(done)
-		return err
+		return
 	}
 	if err := netlink.AddrSubscribe(addresses, done); err != nil {
 		close(done)
-		return err
+		for range links {
+		}
+		return
 	}
 	defer func() {
 		close(done)
@@ -115,7 +120,7 @@ func (h *hostWatch) listen() error {
 	for waits, open := false, true; open; {
 		select {
 		case <-h.r.stop:
-			return nil
+			return
 		case <-next.C:
 			h.look()
 			next.Reset(lookTime)
@@ -132,7 +137,6 @@ func (h *hostWatch) listen() error {
 			waits = true
 		}
 	}
-	return nil
 }
 
 // look tells the environments that a change may concern.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -153,4 +154,23 @@ func TestSeenCounts(t *testing.T) {
 	if got := h.counts[7].InterfaceStats; got != (InterfaceStats{much.Received, less.Sent}) {
 		t.Errorf("%+v", got)
 	}
+}
+
+// TestWatchAgain: the host's links are watched again when that has failed.
+func TestWatchAgain(t *testing.T) {
+	real := subscribe
+	defer func() { subscribe = real }()
+	synctest.Test(t, func(t *testing.T) {
+		r, tries, began := &Runtime{stop: make(chan struct{})}, 0, time.Now()
+		subscribe = func(chan<- netlink.LinkUpdate, <-chan struct{}) error {
+			if tries++; tries == 3 {
+				close(r.stop)
+			}
+			return unix.EMFILE
+		}
+		r.watchHost()
+		if paused := time.Since(began); tries != 3 || paused < time.Second {
+			t.Errorf("tried %d times within %s", tries, paused)
+		}
+	})
 }

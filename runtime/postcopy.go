@@ -214,23 +214,64 @@ func findProgram(name string) (string, error) {
 
 // faultsInside is the sysctl that says whether processes without rights on the
 // host may have their page faults handled by another.
-const faultsInside = "/proc/sys/vm/unprivileged_userfaultfd"
+var faultsInside = "/proc/sys/vm/unprivileged_userfaultfd"
+
+// faultsNote is a file with what that was before any restore, while there is one,
+// for a later daemon. Like the sysctl it does not outlast the host.
+func (r *Runtime) faultsNote() string {
+	return filepath.Join(r.config.StateDir, filepath.Base(faultsInside))
+}
 
 // allowFaults is for the time of a restore: CRIU opens each userfaultfd as the
-// environment's root, who has no rights on the host. What it returns undoes that.
-func allowFaults() (func(), error) {
-	was, err := os.ReadFile(faultsInside)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, errors.New("this kernel cannot have memory follow (CONFIG_USERFAULTFD): migrate without --postcopy")
+// environment's root, who has no rights on the host. What it returns undoes that,
+// when the last of several restores has ended.
+func (r *Runtime) allowFaults() (done func(), err error) {
+	r.faults.Lock()
+	defer r.faults.Unlock()
+	if r.restoring == 0 {
+		err = r.setFaults()
 	}
 	if err != nil {
 		return nil, err
 	}
-	if strings.TrimSpace(string(was)) == "1" {
-		return func() {}, nil
+	r.restoring++
+	return func() {
+		r.faults.Lock()
+		defer r.faults.Unlock()
+		if r.restoring--; r.restoring == 0 {
+			r.resetFaults()
+		}
+	}, nil
+}
+
+func (r *Runtime) setFaults() error {
+	was, err := os.ReadFile(faultsInside)
+	if errors.Is(err, os.ErrNotExist) {
+		return errors.New("this kernel cannot have memory follow (CONFIG_USERFAULTFD): migrate without --postcopy")
+	}
+	if err != nil || strings.TrimSpace(string(was)) == "1" {
+		return err
+	}
+	if err := replaceFile(r.faultsNote(), was, 0o600); err != nil {
+		return err
 	}
 	if err := os.WriteFile(faultsInside, []byte("1"), 0); err != nil {
-		return nil, err
+		return errors.Join(err, os.Remove(r.faultsNote()))
 	}
-	return func() { os.WriteFile(faultsInside, was, 0) }, nil
+	return nil
+}
+
+// resetFaults undoes setFaults, also an earlier daemon's.
+func (r *Runtime) resetFaults() error {
+	was, err := os.ReadFile(r.faultsNote())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.WriteFile(faultsInside, was, 0)
+	}
+	if err == nil {
+		err = os.Remove(r.faultsNote())
+	}
+	return err
 }

@@ -61,6 +61,9 @@ type Runtime struct {
 	projects projectNumbers
 	binding  sync.Mutex // held while a filter is renewed or taken away
 
+	faults    sync.Mutex // held while it is changed who may handle page faults
+	restoring int        // how many restores need that, see allowFaults
+
 	counting sync.Mutex // held while traffic is read and added to an account
 
 	mu        sync.Mutex

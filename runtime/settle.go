@@ -31,12 +31,13 @@ func (i *Instance) Settle() error {
 
 // Enforce puts the limits of env in force once more if an earlier daemon was
 // killed while it changed them. What cannot be put in force keeps the rest
-// from nothing, and is tried again by the next daemon.
+// from nothing, and is tried again by the next daemon. So is all of an
+// environment that may run elsewhere: its interfaces are to stay cut off.
 func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
 	i.mu.Lock()
 	unsettled, states := i.rec.Unsettled, i.rec.InForce
 	i.mu.Unlock()
-	if !unsettled {
+	if !unsettled || i.Leaving() != nil {
 		return nil
 	}
 	errs := []error{i.enforceProperties(ctx, env, states)}

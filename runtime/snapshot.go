@@ -13,6 +13,9 @@ import (
 // is what it was. The environment goes on, also after an error; with end it is
 // left frozen and cut off if all went well, for Kill. progress is told of bytes.
 func (i *Instance) Snapshot(ctx context.Context, h SavedHeader, interfaces []xml.Interface, end bool, progress func(done, total uint64)) (layer string, err error) {
+	if err := i.RefuseLeaving(); err != nil { // its checkpoint is not what goOn is for
+		return "", err
+	}
 	dir, err := i.r.workDir(i.uuid, "snapshot")
 	if err != nil {
 		return "", err

@@ -31,6 +31,11 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	if err := checkDevices(without(after.Devices, before.Devices)); err != nil {
 		return err
 	}
+	if !reflect.DeepEqual(before.Interfaces, after.Interfaces) { // they are cut off, see unplugLinks
+		if err := i.RefuseLeaving(); err != nil {
+			return err
+		}
+	}
 	if writesInside(before, after) {
 		release, err := i.keepThawed()
 		if err != nil {
