@@ -133,9 +133,10 @@ func (i *Instance) unlockNetwork(ctx context.Context) error {
 	})
 }
 
-// lockTable is how nft lists a table of CRIU's, which has the ID of a run in its
-// name, before CRIU 4.1 a process's. nft would take more than a name for commands.
-var lockTable = regexp.MustCompile(`^table inet (CRIU-([0-9]{1,10}|[[:xdigit:]]{8}(-[[:xdigit:]]{4}){3}-[[:xdigit:]]{12}))$`)
+// lockTable is how nft lists a table of CRIU's, which has as much of the ID of a
+// run in its name as fits, before CRIU 4.1 a process's. nft would take more than a
+// name for commands.
+var lockTable = regexp.MustCompile(`^table inet (CRIU-[[:xdigit:]][[:xdigit:]-]{0,35})$`)
 
 // maxLocks is more than there can be left: each dump that failed is undone.
 const maxLocks = 8

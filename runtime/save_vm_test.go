@@ -106,12 +106,26 @@ func TestSnapshot(t *testing.T) {
 		}
 	}
 
-	// One that fails leaves neither layer nor image.
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	// One that fails leaves neither layer nor image, and lets the network go on that
+	// CRIU has locked by then.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	locked := make(chan bool)
+	go func() {
+		defer close(locked)
+		for has := false; !has && ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
+			i.inside("packet filter", []string{"net"}, func() error {
+				out, err := exec.Command(nft, "list", "tables").Output()
+				has = strings.Contains(string(out), "CRIU-")
+				return err
+			})
+		}
+		cancel()
+	}()
 	if _, err := i.Snapshot(ctx, SavedHeader{}, env.Interfaces, false, quiet); err == nil {
 		t.Error("it was made though that was given up")
 	}
+	<-locked
 	goesOn(t, i)
 	savesLeft(t)
 	images, _ := filepath.Glob(vmData + "/memory/*")
