@@ -312,7 +312,7 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 // namespace or, if that is gone or lacks it, from the kernel.
 func bringBack(host *netlink.Handle, l *recordedLink, w *wires) error {
 	if back, err := host.LinkByName(l.Host); err == nil && l.mayBe(back) && back.Attrs().HardwareAddr.String() == l.MAC {
-		return nil // it was brought back, or has never left
+		return restore(host, back, l) // it was brought back, perhaps not all the way, or has never left
 	}
 	if w != nil {
 		if found, err := w.moveOut(l); found || err != nil {

@@ -188,3 +188,38 @@ func TestHiddenLink(t *testing.T) {
 		t.Errorf("of a parent that is gone: %v", err)
 	}
 }
+
+// TestRefusedMove: what cannot be moved stays as it was, and what a daemon that
+// was killed had brought back is set up by the next.
+func TestRefusedMove(t *testing.T) {
+	w := newSpace(t)
+	link := addLink(t, w, cable("nic0"), "192.0.2.9/24")
+	route := insideRoute(xml.Route{To: netip.MustParsePrefix("198.51.100.0/24"), Gateway: netip.MustParseAddr("192.0.2.1")}, link.Attrs().Index)
+	if err := errors.Join(w.host.RouteAdd(route), w.inside.LinkAdd(cable("nic0"))); err != nil {
+		t.Fatal(err)
+	}
+	was := state(t, w.host)
+	r := &Runtime{config: Config{StateDir: t.TempDir(), DataDir: t.TempDir()}, links: linkState{host: w.host, claims: map[string]string{}}}
+	i := &Instance{r: r, uuid: testUUID, rec: &record{UUID: formatUUID(testUUID), Name: "web1"}, dir: t.TempDir()}
+	n := xml.Interface{Type: "hostdev", Source: "nic0", Guest: "wan"}
+	if err := i.addInterface(t.Context(), w, n, []xml.Interface{n}); !errors.Is(err, unix.EEXIST) {
+		t.Fatalf("there is one of its name inside: %v", err)
+	}
+	l := i.link(n.ID())
+	isUp := func() bool {
+		nic, err := w.host.LinkByName("nic0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nic.Attrs().Flags&net.FlagUp != 0
+	}
+	if got := state(t, w.host); got != was || !isUp() {
+		t.Errorf("refused, up %v:\n%s", isUp(), got)
+	}
+	if err := w.host.LinkSetDown(link); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.removeLink(t.Context(), testUUID, l, w, false); err != nil || !isUp() {
+		t.Errorf("left down, and removed: %v, up %v", err, isUp())
+	}
+}
