@@ -47,7 +47,8 @@ type recordedLink struct {
 	Routed      bool    `json:",omitempty"` // held to its addresses, and to none when it has no more
 	Isolated    bool    `json:",omitempty"` // with VLAN, as a port of Parent
 	VLAN        xml.VLAN
-	Filter      xml.Filter // which may be bound to Host
+	Filter      xml.Filter // that is bound to Host
+	Rebinding   bool       `json:",omitempty"` // or another, or none: it is being changed, or that failed halfway
 	Ports       []recordedPort
 	Proxies     []proxy
 	Claims      []string // what no other environment may have
@@ -289,7 +290,7 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 	if err != nil {
 		return err
 	}
-	if l.Filter.Name != "" {
+	if !l.has(xml.Filter{}) {
 		atStep("undo filter")
 		if err := r.unbind(ctx, l.Host); err != nil {
 			return err

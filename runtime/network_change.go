@@ -136,7 +136,7 @@ func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.I
 
 // rewire brings a link from one plan to another.
 func (i *Instance) rewire(ctx context.Context, w *wires, l *recordedLink, was, p linkPlan, plugged bool) error {
-	p.Guarded = !reflect.DeepEqual(was.Filter, p.Filter) && p.Filter.Name != ""
+	p.Guarded = p.Filter.Name != "" && !l.has(p.Filter)
 	claims := p.claims()
 	fresh := without(claims, l.Claims)
 	if err := i.r.claimLinks(i.Name(), fresh); err != nil {
