@@ -212,7 +212,7 @@ func (i *Instance) prepare(w *wires, l *recordedLink, p *linkPlan) error {
 		err = w.lend(p)
 	}
 	if err != nil {
-		i.r.releaseLinks(claims)
+		i.r.releaseLinks(i.Name(), claims)
 		return err
 	}
 	return i.noteLink(func() {
@@ -257,9 +257,16 @@ func (i *Instance) removeInterface(ctx context.Context, w *wires, id string) err
 	if err != nil {
 		return fmt.Errorf("network interface %s: %w", id, err)
 	}
-	return i.noteLink(func() {
+	return i.forgetLink(l)
+}
+
+// forgetLink is for one that was removed: what it had may be another's from now on.
+func (i *Instance) forgetLink(l *recordedLink) error {
+	err := i.noteLink(func() {
 		i.rec.Links = slices.DeleteFunc(i.rec.Links, func(other *recordedLink) bool { return other == l })
 	})
+	i.r.releaseLinks(i.Name(), l.Claims)
+	return err
 }
 
 // removeLink removes all that a record has of a link. Without an environment
@@ -305,7 +312,6 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 			return err
 		}
 	}
-	r.releaseLinks(l.Claims)
 	return nil
 }
 
@@ -361,11 +367,21 @@ func removeMacvlan(h *netlink.Handle, l *recordedLink) error {
 	return deleteLink(h, link.Attrs().Index, "macvlan")
 }
 
-// removeLinks removes the links of an environment that has ended.
+// removeLinks removes the links of an environment that has ended. Those that it
+// cannot remove keep what they have until it is called again, and the namespace.
 func (r *Runtime) removeLinks(ctx context.Context, uuid [16]byte, rec *record) error {
+	r.mu.Lock()
+	i, space := r.instances[uuid], r.links.spaces[uuid]
+	r.mu.Unlock()
+	if i == nil {
+		i = newInstance(r, rec, nil)
+	}
 	var w *wires
-	if space := r.takeSpace(uuid); space != nil {
-		var err error
+	if space != nil {
+		space, err := dupFile(space)
+		if err != nil {
+			return err
+		}
 		if w, err = openWires(space); err != nil {
 			return err
 		}
@@ -376,10 +392,18 @@ func (r *Runtime) removeLinks(ctx context.Context, uuid [16]byte, rec *record) e
 	resumes := rec.Checkpoint != nil || rec.Migration != nil || rec.Session != "" || rec.Phase == starting
 	var errs []error
 	for _, l := range slices.Backward(rec.Links) {
-		if err := r.removeLink(ctx, uuid, l, w, resumes); err != nil {
+		r.claimLinks(rec.Name, l.Claims) // after a restart of the daemon; else it has them
+		err := r.removeLink(ctx, uuid, l, w, resumes)
+		if err == nil {
+			err = i.forgetLink(l)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("network interface %s: %w", l.ID, err))
 		}
 	}
-	r.dropFD(spaceFDName(rec.UUID))
-	return errors.Join(errs...)
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	r.dropSpace(uuid)
+	return nil
 }
