@@ -134,6 +134,11 @@ func (c *change) enter(state State, reason int32, edit func(*view), events ...ev
 	for _, e := range events {
 		c.drv.events.emit(c.domain, e)
 	}
+	// A connection's context ends before its client's domains are looked for, and
+	// is asked after the view says whose this is: one of the two sees the other.
+	if who := c.view().autodestroy; who != nil && who.conn.Context().Err() != nil {
+		go c.drv.autodestroy(who)
+	}
 	return err
 }
 

@@ -49,15 +49,16 @@ func (c *change) dump(path string, flags uint32) error {
 	err = c.working(protocol.DomainJobOperationDump, func(ctx context.Context, w *work) error {
 		return v.instance.Dump(ctx, path, env.Interfaces, end, w.progress)
 	})
-	switch {
-	case err != nil || !end:
+	if err != nil || !end {
 		if held {
 			err = errors.Join(err, c.enter(Running, protocol.DomainRunningUnpaused, nil, lifecycleEvent(protocol.DomainEventResumed, protocol.DomainEventResumedUnpaused)))
 		}
 		return unsupportedMode(err)
-	case c.controlled(v.instance.Kill(c.ctx)) != nil:
-		return errorf(protocol.ErrOperationFailed, "the domain was dumped, and cannot be ended")
-	case again:
+	}
+	if err := c.controlled(v.instance.Kill(c.ctx)); err != nil {
+		return errorf(protocol.ErrOperationFailed, "the domain was dumped, and cannot be ended: %v", err)
+	}
+	if again {
 		return c.restart(v.instance)
 	}
 	return c.stopped(v.instance, protocol.DomainShutoffCrashed, protocol.DomainEventStoppedCrashed)

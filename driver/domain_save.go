@@ -162,10 +162,10 @@ func (c *change) finishSave() error {
 
 // endSaved ends an environment of which there is an image.
 func (c *change) endSaved(inst *runtime.Instance) error {
+	c.lookForSaved()
 	if err := c.controlled(inst.Kill(c.ctx)); err != nil {
 		return err
 	}
-	c.lookForSaved()
 	return c.stopped(inst, protocol.DomainShutoffSaved, protocol.DomainEventStoppedSaved)
 }
 

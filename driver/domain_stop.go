@@ -179,7 +179,8 @@ func reset(c *change, a *protocol.DomainResetArgs) error {
 		return err
 	}
 	if err := c.controlled(inst.Kill(c.ctx)); err != nil {
-		return err
+		c.publish(func(v *view) { v.restarting = false })
+		return errors.Join(err, c.save())
 	}
 	return c.restart(inst)
 }

@@ -48,11 +48,18 @@ func (f *packetFilters) Bind(ctx context.Context, b runtime.Binding) error {
 			return err
 		}
 		if err := f.delete(ctx, client, have); err != nil {
-			return err
+			return &runtime.UnboundError{Err: err}
 		}
 	} else if !answers(err, protocol.ErrNoNwfilterBinding) {
 		return err
 	}
+	if err := f.create(ctx, client, b); err != nil {
+		return &runtime.UnboundError{Err: err}
+	}
+	return nil
+}
+
+func (f *packetFilters) create(ctx context.Context, client *relay.Client, b runtime.Binding) error {
 	doc, err := bindingOf(b).Marshal()
 	if err != nil {
 		return err

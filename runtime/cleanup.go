@@ -25,14 +25,16 @@ func (r *Runtime) cleanup(ctx context.Context, rec *record) error {
 	if _, _, err := thawAll(rec.Frozen); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
+	ending, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
 	atStep("undo scope")
-	if err := endRestore(ctx, rec); err != nil {
+	if err := endRestore(ending, rec); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
-	if err := r.endScope(ctx, rec); err != nil {
+	if err := r.endScope(ending, rec); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
-	if err := r.endCheckpoint(ctx, rec.UUID, rec.Checkpoint); err != nil {
+	if err := r.endCheckpoint(ending, rec.UUID, rec.Checkpoint); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
 	atStep("undo links")

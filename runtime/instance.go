@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -218,8 +219,11 @@ func (i *Instance) freezeCgroup(ctx context.Context, frozen bool) error {
 
 // Kill ends all processes of the environment at once and returns when init
 // is reaped and the cgroup is gone. It needs no D-Bus and no cooperation, and works
-// on a frozen environment.
+// on a frozen environment. What waits in the kernel ends when the kernel lets it:
+// then Kill gives up after a while, and Exited is closed when it has.
 func (i *Instance) Kill(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
 	if err := i.noteKill(); err != nil {
 		return err
 	}
@@ -230,7 +234,7 @@ func (i *Instance) Kill(ctx context.Context) error {
 	select {
 	case <-i.exited:
 	case <-ctx.Done():
-		return errors.Join(fmt.Errorf("%s was killed but has not ended yet: %w", i.Name(), ctx.Err()), err)
+		return errors.Join(errNotEnded(i.Name(), i.rec.Cgroup, ctx.Err()), err)
 	}
 	return awaitCgroupGone(ctx, i.rec.Cgroup)
 }
@@ -248,6 +252,31 @@ func (i *Instance) noteKill() error {
 	return i.rec.save(i.dir)
 }
 
+// notEndedError is about what was killed.
+type notEndedError struct {
+	text  string
+	cause error
+}
+
+func (e *notEndedError) Error() string { return e.text }
+func (e *notEndedError) Unwrap() error { return e.cause }
+
+// errNotEnded tells of what was killed why it is still there.
+func errNotEnded(what, cgroup string, cause error) error {
+	why := "systemd has not removed its cgroup " + cgroup + ": try again later"
+	processesBelow(cgroup, func(pid int) error {
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		process := fmt.Sprintf("process %d (%q)", pid, strings.TrimSpace(string(name)))
+		why = process + " is still ending: try again later"
+		if processState(pid) != 'D' {
+			return nil
+		}
+		why = process + " waits in the kernel, as a rule for storage or a server that does not answer: see to that, and it ends"
+		return fs.SkipAll
+	})
+	return &notEndedError{fmt.Sprintf("%s was killed but has not ended yet: %s", what, why), cause}
+}
+
 // Release removes everything the environment left on the host, except its
 // private layer. It is called after Exited, once or again after an error; until
 // it succeeds the environment cannot be started again.
@@ -257,7 +286,9 @@ func (i *Instance) Release(ctx context.Context) error {
 	default:
 		return fmt.Errorf("%s still runs: it cannot be released", i.Name())
 	}
-	if _, err := i.ThawFilesystems(ctx, nil); err != nil {
+	thaw, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	if _, err := i.ThawFilesystems(thaw, nil); err != nil {
 		return err
 	}
 	if err := i.r.cleanup(ctx, i.rec); err != nil {
@@ -293,7 +324,7 @@ func awaitCgroupGone(ctx context.Context, cgroup string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the cgroup %s does not go away: %w", cgroup, ctx.Err())
+			return errNotEnded(filepath.Base(cgroup), cgroup, ctx.Err())
 		case <-time.After(wait):
 		}
 	}

@@ -276,7 +276,7 @@ func (r *Runtime) checkLink(ctx context.Context, w *wires, env *xml.Environment,
 	if err := r.claimLinks(env.Name, claims); err != nil {
 		return err
 	}
-	r.releaseLinks(claims)
+	r.releaseLinks(env.Name, claims)
 	if p.Type == "bridge" && p.Parent != "" {
 		_, err := w.bridge(p.Parent)
 		return err

@@ -47,7 +47,8 @@ type recordedLink struct {
 	Routed      bool    `json:",omitempty"` // held to its addresses, and to none when it has no more
 	Isolated    bool    `json:",omitempty"` // with VLAN, as a port of Parent
 	VLAN        xml.VLAN
-	Filter      xml.Filter // which may be bound to Host
+	Filter      xml.Filter // that is bound to Host
+	Rebinding   bool       `json:",omitempty"` // or another, or none: it is being changed, or that failed halfway
 	Ports       []recordedPort
 	Proxies     []proxy
 	Claims      []string // what no other environment may have
@@ -211,7 +212,7 @@ func (i *Instance) prepare(w *wires, l *recordedLink, p *linkPlan) error {
 		err = w.lend(p)
 	}
 	if err != nil {
-		i.r.releaseLinks(claims)
+		i.r.releaseLinks(i.Name(), claims)
 		return err
 	}
 	return i.noteLink(func() {
@@ -256,9 +257,16 @@ func (i *Instance) removeInterface(ctx context.Context, w *wires, id string) err
 	if err != nil {
 		return fmt.Errorf("network interface %s: %w", id, err)
 	}
-	return i.noteLink(func() {
+	return i.forgetLink(l)
+}
+
+// forgetLink is for one that was removed: what it had may be another's from now on.
+func (i *Instance) forgetLink(l *recordedLink) error {
+	err := i.noteLink(func() {
 		i.rec.Links = slices.DeleteFunc(i.rec.Links, func(other *recordedLink) bool { return other == l })
 	})
+	i.r.releaseLinks(i.Name(), l.Claims)
+	return err
 }
 
 // removeLink removes all that a record has of a link. Without an environment
@@ -289,7 +297,7 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 	if err != nil {
 		return err
 	}
-	if l.Filter.Name != "" {
+	if !l.has(xml.Filter{}) {
 		atStep("undo filter")
 		if err := r.unbind(ctx, l.Host); err != nil {
 			return err
@@ -304,7 +312,6 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 			return err
 		}
 	}
-	r.releaseLinks(l.Claims)
 	return nil
 }
 
@@ -312,7 +319,7 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 // namespace or, if that is gone or lacks it, from the kernel.
 func bringBack(host *netlink.Handle, l *recordedLink, w *wires) error {
 	if back, err := host.LinkByName(l.Host); err == nil && l.mayBe(back) && back.Attrs().HardwareAddr.String() == l.MAC {
-		return nil // it was brought back, or has never left
+		return restore(host, back, l) // it was brought back, perhaps not all the way, or has never left
 	}
 	if w != nil {
 		if found, err := w.moveOut(l); found || err != nil {
@@ -360,11 +367,21 @@ func removeMacvlan(h *netlink.Handle, l *recordedLink) error {
 	return deleteLink(h, link.Attrs().Index, "macvlan")
 }
 
-// removeLinks removes the links of an environment that has ended.
+// removeLinks removes the links of an environment that has ended. Those that it
+// cannot remove keep what they have until it is called again, and the namespace.
 func (r *Runtime) removeLinks(ctx context.Context, uuid [16]byte, rec *record) error {
+	r.mu.Lock()
+	i, space := r.instances[uuid], r.links.spaces[uuid]
+	r.mu.Unlock()
+	if i == nil {
+		i = newInstance(r, rec, nil)
+	}
 	var w *wires
-	if space := r.takeSpace(uuid); space != nil {
-		var err error
+	if space != nil {
+		space, err := dupFile(space)
+		if err != nil {
+			return err
+		}
 		if w, err = openWires(space); err != nil {
 			return err
 		}
@@ -375,10 +392,18 @@ func (r *Runtime) removeLinks(ctx context.Context, uuid [16]byte, rec *record) e
 	resumes := rec.Checkpoint != nil || rec.Migration != nil || rec.Session != "" || rec.Phase == starting
 	var errs []error
 	for _, l := range slices.Backward(rec.Links) {
-		if err := r.removeLink(ctx, uuid, l, w, resumes); err != nil {
+		r.claimLinks(rec.Name, l.Claims) // after a restart of the daemon; else it has them
+		err := r.removeLink(ctx, uuid, l, w, resumes)
+		if err == nil {
+			err = i.forgetLink(l)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("network interface %s: %w", l.ID, err))
 		}
 	}
-	r.dropFD(spaceFDName(rec.UUID))
-	return errors.Join(errs...)
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	r.dropSpace(uuid)
+	return nil
 }

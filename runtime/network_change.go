@@ -136,7 +136,7 @@ func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.I
 
 // rewire brings a link from one plan to another.
 func (i *Instance) rewire(ctx context.Context, w *wires, l *recordedLink, was, p linkPlan, plugged bool) error {
-	p.Guarded = !reflect.DeepEqual(was.Filter, p.Filter) && p.Filter.Name != ""
+	p.Guarded = p.Filter.Name != "" && !l.has(p.Filter)
 	claims := p.claims()
 	fresh := without(claims, l.Claims)
 	if err := i.r.claimLinks(i.Name(), fresh); err != nil {
@@ -148,7 +148,7 @@ func (i *Instance) rewire(ctx context.Context, w *wires, l *recordedLink, was, p
 		added.Addresses = without(p.Addresses, was.Addresses)
 		var err error
 		if proxies, err = w.planProxies(added); err != nil {
-			i.r.releaseLinks(fresh)
+			i.r.releaseLinks(i.Name(), fresh)
 			return err
 		}
 	}
@@ -196,7 +196,7 @@ func (i *Instance) dropStale(ctx context.Context, w *wires, l *recordedLink, p l
 			return err
 		}
 	}
-	i.r.releaseLinks(without(l.Claims, claims))
+	i.r.releaseLinks(i.Name(), without(l.Claims, claims))
 	return i.noteLink(func() {
 		l.Parent, l.Claims, l.Proxies = p.Parent, claims, without(l.Proxies, stale)
 		l.Ports = slices.Clone(l.Ports[len(ports):])

@@ -47,11 +47,14 @@ func (r *Runtime) claimLinks(name string, claims []string) error {
 	return nil
 }
 
-func (r *Runtime) releaseLinks(claims []string) {
+// releaseLinks gives up what an environment has of these.
+func (r *Runtime) releaseLinks(name string, claims []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, c := range claims {
-		delete(r.links.claims, c)
+		if r.links.claims[c] == name {
+			delete(r.links.claims, c)
+		}
 	}
 }
 
@@ -95,13 +98,16 @@ func (r *Runtime) holdSpace(uuid [16]byte, space *os.File) {
 	r.links.spaces[uuid] = space
 }
 
-// takeSpace gives the namespace that was kept for an environment, or nil.
-func (r *Runtime) takeSpace(uuid [16]byte) *os.File {
+// dropSpace lets the namespace end that was kept for an environment.
+func (r *Runtime) dropSpace(uuid [16]byte) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	space := r.links.spaces[uuid]
 	delete(r.links.spaces, uuid)
-	return space
+	r.mu.Unlock()
+	if space != nil {
+		space.Close()
+	}
+	r.dropFD(spaceFDName(formatUUID(uuid)))
 }
 
 // freeName chooses a name for the host's end, vnetN as libvirt does, or what a

@@ -15,7 +15,8 @@ import (
 // keeps them up to date when a filter changes, and over its own restarts.
 type Filters interface {
 	// Bind makes the rules for the host's end of an interface those of b, in
-	// place of any that it had.
+	// place of any that it had. When it fails these are still there, unless the
+	// error is an UnboundError.
 	Bind(ctx context.Context, b Binding) error
 	// Unbind removes them. That there are none is no error.
 	Unbind(ctx context.Context, device string) error
@@ -29,29 +30,51 @@ type Binding struct {
 	Filter           xml.Filter
 }
 
+// UnboundError is why an interface may have lost the rules it had.
+type UnboundError struct{ Err error }
+
+func (e *UnboundError) Error() string { return e.Err.Error() }
+func (e *UnboundError) Unwrap() error { return e.Err }
+
+// has tells whether a filter is bound, so that nothing need be held back.
+func (l *recordedLink) has(f xml.Filter) bool { return !l.Rebinding && reflect.DeepEqual(l.Filter, f) }
+
 // bindFilter gives a link the filter that is planned, and then lets pass what
-// comes from inside.
+// comes from inside. One that it has stays in force while libvirt's daemon is away.
 func (i *Instance) bindFilter(ctx context.Context, w *wires, l *recordedLink, p linkPlan) error {
 	if p.Filter.Name == "" {
-		if l.Filter.Name == "" {
+		if l.has(p.Filter) {
 			return nil
 		}
 		if err := i.r.unbind(ctx, l.Host); err != nil {
 			return err
 		}
-		return i.noteLink(func() { l.Filter = xml.Filter{} })
+		return i.noteLink(func() { l.Filter, l.Rebinding = xml.Filter{}, false })
 	}
 	if i.r.config.Filters == nil {
 		return errors.New("this daemon has no way to libvirt's network filters")
 	}
-	if !reflect.DeepEqual(l.Filter, p.Filter) {
-		if err := i.noteLink(func() { l.Filter = p.Filter }); err != nil {
-			return err
-		}
+	unsure := l.Rebinding
+	if err := i.noteLink(func() { l.Rebinding = true }); err != nil {
+		return err
 	}
 	atStep("filter")
-	if err := i.newBinding(ctx, l); err != nil {
+	err := i.newBinding(ctx, l, p.Filter)
+	noted := i.noteLink(func() {
+		switch {
+		case err == nil:
+			l.Filter, l.Rebinding = p.Filter, false
+		case errors.As(err, new(*UnboundError)):
+			l.Filter = xml.Filter{}
+		default:
+			l.Rebinding = unsure
+		}
+	})
+	if err != nil && !l.has(p.Filter) {
 		return fmt.Errorf("network interface %s: %w", p.ID, err)
+	}
+	if noted != nil {
+		return noted
 	}
 	if !p.Guarded {
 		return nil
@@ -65,19 +88,19 @@ func (i *Instance) bindFilter(ctx context.Context, w *wires, l *recordedLink, p 
 }
 
 // newBinding is in place of one that was left over of the same name.
-func (i *Instance) newBinding(ctx context.Context, l *recordedLink) error {
+func (i *Instance) newBinding(ctx context.Context, l *recordedLink, f xml.Filter) error {
 	i.r.binding.Lock()
 	defer i.r.binding.Unlock()
-	if err := i.bind(ctx, l); err != nil {
+	if err := i.bind(ctx, l, f); err != nil {
 		return err
 	}
 	os.Remove(i.r.debt(unbound, l.Host))
 	return nil
 }
 
-func (i *Instance) bind(ctx context.Context, l *recordedLink) error {
+func (i *Instance) bind(ctx context.Context, l *recordedLink, f xml.Filter) error {
 	return i.r.config.Filters.Bind(ctx, Binding{
-		Device: l.Host, MAC: l.MAC, Owner: i.Name(), OwnerUUID: formatUUID(i.uuid), Filter: l.Filter,
+		Device: l.Host, MAC: l.MAC, Owner: i.Name(), OwnerUUID: formatUUID(i.uuid), Filter: f,
 	})
 }
 
@@ -88,23 +111,24 @@ func (i *Instance) renewFilters(ctx context.Context) {
 		return
 	}
 	for _, link := range i.Links() {
-		if l, ok := i.filtered(link.ID); ok {
-			i.renewFilter(ctx, &l)
-		}
+		i.renewFilter(ctx, link.ID)
 	}
 }
 
-// renewFilter leaves alone what is being removed: the link goes first, then
-// its rules, which wait for these here.
-func (i *Instance) renewFilter(ctx context.Context, l *recordedLink) {
+// renewFilter leaves alone what is being removed, or changed: the link goes
+// first, then its rules, which wait for these here.
+func (i *Instance) renewFilter(ctx context.Context, id string) {
 	i.r.binding.Lock()
 	defer i.r.binding.Unlock()
-	if host := i.r.hostLinks(); host == nil {
-		return
-	} else if _, err := host.LinkByIndex(l.HostIndex); err != nil {
+	l, ok := i.filtered(id)
+	host := i.r.hostLinks()
+	if !ok || host == nil {
 		return
 	}
-	i.bind(ctx, l) // what was there is, if libvirt's daemon is not
+	if _, err := host.LinkByIndex(l.HostIndex); err != nil {
+		return
+	}
+	i.bind(ctx, &l, l.Filter) // what was there is, if libvirt's daemon is not
 }
 
 // filtered copies the record of an interface that has a filter.
@@ -112,7 +136,7 @@ func (i *Instance) filtered(id string) (recordedLink, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, l := range i.rec.Links {
-		if l.ID == id && l.Filter.Name != "" {
+		if l.ID == id && l.Filter.Name != "" && !l.Rebinding {
 			return *l, true
 		}
 	}

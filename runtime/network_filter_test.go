@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -15,6 +16,7 @@ import (
 type filterDaemon struct {
 	mu    sync.Mutex
 	away  bool
+	loses bool // takes away what it cannot replace
 	bound map[string]Binding
 	calls []string
 	gone  func() // runs while something is bound
@@ -26,6 +28,10 @@ func (d *filterDaemon) Bind(_ context.Context, b Binding) error {
 	d.calls = append(d.calls, "bind "+b.Device)
 	if d.away {
 		return errors.New("away")
+	}
+	if d.loses {
+		delete(d.bound, b.Device)
+		return &UnboundError{errors.New("no such filter")}
 	}
 	d.bound[b.Device] = b
 	if d.gone != nil {
@@ -50,7 +56,7 @@ func withFilter(t *testing.T) (*Instance, *filterDaemon, linkPlan, *wires) {
 	addLink(t, w, cable("up0"))
 	addLink(t, w, bridgeNamed("br0"))
 	d := &filterDaemon{bound: map[string]Binding{}}
-	r := &Runtime{config: Config{StateDir: t.TempDir(), Filters: d}, links: linkState{host: w.host}}
+	r := &Runtime{config: Config{StateDir: t.TempDir(), DataDir: t.TempDir(), Filters: d}, links: linkState{host: w.host}}
 	i := &Instance{r: r, uuid: testUUID, rec: &record{UUID: formatUUID(testUUID), Name: "web1"}, dir: t.TempDir()}
 	n := xml.Interface{Type: "bridge", Source: "br0", MAC: "52:54:00:00:00:01", Filter: xml.Filter{Name: "clean-traffic"}}
 	p := mustPlan(t, n, Plug{}, "vnet0", "eth0")
@@ -162,5 +168,98 @@ func TestFilterRenewed(t *testing.T) {
 	i.renewFilters(ctx)
 	if len(d.bound) != 0 {
 		t.Errorf("bound %v after it was removed", d.bound)
+	}
+}
+
+// TestFilterRefused: while the filter that an interface has stays bound, what
+// comes from inside passes, whatever else is refused or is changed. When it may
+// be gone nothing does until another is bound.
+func TestFilterRefused(t *testing.T) {
+	i, d, p, w := withFilter(t)
+	i.r.links.claims = map[string]string{}
+	ctx, l := t.Context(), i.rec.Links[0]
+	l.Guest, l.Parent = "eth0", "br0"
+	if err := i.bindFilter(ctx, w, l, p); err != nil {
+		t.Fatal(err)
+	}
+	a := xml.Interface{Type: "bridge", Source: "br0", MAC: l.MAC, Filter: p.Filter}
+	b := a
+	b.Filter = xml.Filter{Name: "other"}
+	down := a
+	down.Down = true
+	change := func(from, to xml.Interface) error {
+		err := i.changeInterface(ctx, w, from, to, []xml.Interface{to})
+		if err != nil { // as changeInterfaces does
+			err = errors.Join(err, i.changeInterface(ctx, w, to, from, []xml.Interface{from}))
+		}
+		return err
+	}
+	expect := func(what string, err error, refused, guarded bool, bound string) {
+		t.Helper()
+		link, e := w.host.LinkByName("vnet0")
+		if e != nil {
+			t.Fatal(e)
+		}
+		if got := traffic(t, w.host, link); (err != nil) != refused || (got != "") != guarded || d.bound["vnet0"].Filter.Name != bound {
+			t.Errorf("%s: %v, %q, bound %q", what, err, got, d.bound["vnet0"].Filter.Name)
+		}
+	}
+	d.away = true
+	expect("another, which cannot be bound", change(a, b), true, false, "clean-traffic")
+	expect("down", change(a, down), false, false, "clean-traffic")
+	expect("up", change(down, a), false, false, "clean-traffic")
+	d.away, d.loses = false, true
+	expect("another, which takes the first away", change(a, b), true, true, "")
+	d.away, d.loses = true, false
+	expect("once more, with nothing bound", change(a, b), true, true, "")
+	expect("down, with nothing bound", change(a, down), true, true, "")
+	d.away = false
+	i.renewFilters(ctx)
+	expect("it is back", change(a, b), false, false, "other")
+	d.loses = true
+	change(b, a)
+	d.loses = false
+	if err := i.r.removeLink(ctx, testUUID, l, w, false); err != nil || !slices.Contains(d.calls, "unbind vnet0") {
+		t.Errorf("removed: %v, %v", err, d.calls)
+	}
+}
+
+// TestFilterNoted: the record says what is bound and not what was to be, and
+// whether that is known.
+func TestFilterNoted(t *testing.T) {
+	d := &filterDaemon{bound: map[string]Binding{}}
+	r := &Runtime{config: Config{StateDir: t.TempDir(), Filters: d}}
+	i := &Instance{r: r, uuid: testUUID, rec: &record{UUID: formatUUID(testUUID), Name: "web1"}, dir: t.TempDir()}
+	a, b := xml.Filter{Name: "a"}, xml.Filter{Name: "b"}
+	i.rec.Links = []*recordedLink{{ID: "52:54:00:00:00:01", Host: "vnet0", Filter: a}} // as an earlier daemon wrote it
+	d.bound["vnet0"] = Binding{Filter: a}
+	for _, c := range []struct {
+		to          xml.Filter
+		away, loses bool
+		refused     bool
+		has         xml.Filter
+		rebinding   bool
+	}{
+		{to: b, away: true, refused: true, has: a},
+		{to: a, away: true, has: a},
+		{to: b, has: b},
+		{to: a, loses: true, refused: true, rebinding: true},
+		{to: b, away: true, refused: true, rebinding: true},
+		{to: a, has: a},
+		{to: xml.Filter{}},
+		{to: b, away: true, refused: true},
+		{to: b, loses: true, refused: true, rebinding: true},
+		{to: xml.Filter{}},
+	} {
+		d.away, d.loses = c.away, c.loses
+		err := i.bindFilter(t.Context(), nil, i.rec.Links[0], linkPlan{Filter: c.to})
+		rec, e := loadRecord(i.dir)
+		if e != nil {
+			t.Fatal(e)
+		}
+		l := rec.Links[0]
+		if (err != nil) != c.refused || l.Filter.Name != c.has.Name || l.Rebinding != c.rebinding || l.has(c.has) == c.rebinding || d.bound["vnet0"].Filter.Name != c.has.Name {
+			t.Errorf("%+v: %v, noted %+v, bound %v", c, err, l.Filter, d.bound)
+		}
 	}
 }

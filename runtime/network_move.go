@@ -62,13 +62,11 @@ func (w *wires) lend(p *linkPlan) error {
 }
 
 // moveIn gives the environment an interface. Its index changes only if there
-// is one of that number inside.
+// is one of that number inside. The kernel sets down what it moves, and leaves
+// what it refuses to move as it is.
 func (w *wires) moveIn(p linkPlan) (made madeLink, err error) {
 	link, err := w.movable(p.Parent)
 	if err != nil {
-		return made, err
-	}
-	if err := w.host.LinkSetDown(link); err != nil {
 		return made, err
 	}
 	if err := w.host.LinkSetNsFd(link, int(w.space.Fd())); err != nil {

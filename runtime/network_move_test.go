@@ -188,3 +188,96 @@ func TestHiddenLink(t *testing.T) {
 		t.Errorf("of a parent that is gone: %v", err)
 	}
 }
+
+// TestRefusedMove: what cannot be moved stays as it was, and what a daemon that
+// was killed had brought back is set up by the next.
+func TestRefusedMove(t *testing.T) {
+	w := newSpace(t)
+	link := addLink(t, w, cable("nic0"), "192.0.2.9/24")
+	route := insideRoute(xml.Route{To: netip.MustParsePrefix("198.51.100.0/24"), Gateway: netip.MustParseAddr("192.0.2.1")}, link.Attrs().Index)
+	if err := errors.Join(w.host.RouteAdd(route), w.inside.LinkAdd(cable("nic0"))); err != nil {
+		t.Fatal(err)
+	}
+	was := state(t, w.host)
+	r := &Runtime{config: Config{StateDir: t.TempDir(), DataDir: t.TempDir()}, links: linkState{host: w.host, claims: map[string]string{}}}
+	i := &Instance{r: r, uuid: testUUID, rec: &record{UUID: formatUUID(testUUID), Name: "web1"}, dir: t.TempDir()}
+	n := xml.Interface{Type: "hostdev", Source: "nic0", Guest: "wan"}
+	if err := i.addInterface(t.Context(), w, n, []xml.Interface{n}); !errors.Is(err, unix.EEXIST) {
+		t.Fatalf("there is one of its name inside: %v", err)
+	}
+	l := i.link(n.ID())
+	isUp := func() bool {
+		nic, err := w.host.LinkByName("nic0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nic.Attrs().Flags&net.FlagUp != 0
+	}
+	if got := state(t, w.host); got != was || !isUp() {
+		t.Errorf("refused, up %v:\n%s", isUp(), got)
+	}
+	if err := w.host.LinkSetDown(link); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.removeLink(t.Context(), testUUID, l, w, false); err != nil || !isUp() {
+		t.Errorf("left down, and removed: %v, up %v", err, isUp())
+	}
+}
+
+// TestRemovedTwice: what could not be removed of an environment that has ended
+// is when it is tried again, and nothing of what others have got meanwhile.
+func TestRemovedTwice(t *testing.T) {
+	w := newSpace(t)
+	bridge := addLink(t, w, bridgeNamed("br0"))
+	nic := addLink(t, w, cable("nic0"))
+	space, err := dupFile(w.space)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Runtime{config: Config{StateDir: t.TempDir(), DataDir: t.TempDir()}}
+	r.links = linkState{host: w.host, claims: map[string]string{}, spaces: map[[16]byte]*os.File{testUUID: space}, next: map[string]int{}}
+	i := newInstance(r, &record{UUID: formatUUID(testUUID), Name: "web1", Phase: running}, nil)
+	r.instances = map[[16]byte]*Instance{testUUID: i}
+	if err := os.MkdirAll(i.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	port := xml.Interface{Type: "bridge", Source: "br0", MAC: "52:54:00:00:00:01", Addresses: addresses("192.0.2.2/24")}
+	lent := xml.Interface{Type: "hostdev", Source: "nic0"}
+	for _, n := range []xml.Interface{port, lent} {
+		if err := i.addInterface(t.Context(), w, n, []xml.Interface{n}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer := proxy{netip.MustParseAddr("198.51.100.7"), "br0"}
+	claims := i.link(port.ID()).Claims
+	i.link(port.ID()).Proxies = []proxy{answer}
+	blocker := addLink(t, w, bridgeNamed("nic0")) // in the way of what is to come back
+	if err := r.removeLinks(t.Context(), testUUID, i.rec); err == nil || !strings.Contains(err.Error(), "bring nic0 back") {
+		t.Fatalf("with another in its place: %v", err)
+	}
+	rec, err := loadRecord(i.dir)
+	if err != nil || len(rec.Links) != 1 || rec.Links[0].ID != lent.ID() {
+		t.Errorf("noted: %+v, %v", rec, err)
+	}
+	if err := r.claimLinks("web2", rec.Links[0].Claims); err == nil {
+		t.Error("what is not yet back is another's")
+	}
+	if err := errors.Join(r.claimLinks("web2", claims), w.addProxies([]proxy{answer})); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.host.LinkDel(blocker); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.removeLinks(t.Context(), testUUID, i.rec); err != nil {
+		t.Fatal(err)
+	}
+	if back, err := w.host.LinkByName("nic0"); err != nil || back.Attrs().HardwareAddr.String() != nic.Attrs().HardwareAddr.String() {
+		t.Errorf("not back: %v, %v", back, err)
+	}
+	if len(r.links.claims) != len(claims) || r.links.spaces[testUUID] != nil {
+		t.Errorf("claims %v, spaces %v", r.links.claims, r.links.spaces)
+	}
+	if list, err := w.host.NeighProxyList(bridge.Attrs().Index, unix.AF_INET); err != nil || len(list) != 1 {
+		t.Errorf("another's are not answered for: %v, %v", list, err)
+	}
+}

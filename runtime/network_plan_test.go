@@ -101,7 +101,11 @@ func TestClaims(t *testing.T) {
 	if err == nil || err.Error() != "the address 192.0.2.2 on br0 is in use by web1, which runs" || len(r.links.claims) != 3 {
 		t.Errorf("%v, %v", err, r.links.claims)
 	}
-	r.releaseLinks(p.claims())
+	r.releaseLinks("web2", p.claims())
+	if len(r.links.claims) != 3 {
+		t.Errorf("another has given them up: %v", r.links.claims)
+	}
+	r.releaseLinks("web1", p.claims())
 	if len(r.links.claims) != 0 {
 		t.Error(r.links.claims)
 	}

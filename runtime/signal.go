@@ -67,7 +67,12 @@ func numbered(host int, pid int64) bool {
 
 // processes visits the environment's, by their numbers on the host.
 func (i *Instance) processes(visit func(host int) error) error {
-	return filepath.WalkDir(i.CgroupPath(), func(path string, entry fs.DirEntry, err error) error {
+	return processesBelow(i.rec.Cgroup, visit)
+}
+
+// processesBelow visits those of a cgroup and of all in it.
+func processesBelow(cgroup string, visit func(host int) error) error {
+	return filepath.WalkDir(filepath.Join(cgroupRoot, cgroup), func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.IsDir() {
 			return ignoreGone(err)
 		}
