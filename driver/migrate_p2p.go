@@ -74,6 +74,7 @@ func (m *peerToPeer) run(how migration, told []byte) error {
 		relay.Call(context.WithoutCancel(m.ctx), m.peer, protocol.DomainMigrateFinish3Params, finish)
 		return err
 	}
+	m.phase.Store(departureSettling) // also if the client goes
 	if !how.has(protocol.MigrateOffline) {
 		if finish.CookieIn, err = (cookie{Session: m.session, Sent: newSent(m.control)}).encode(); err != nil {
 			finish.CookieIn = told // the numbers are not worth a failure
@@ -81,7 +82,6 @@ func (m *peerToPeer) run(how migration, told []byte) error {
 	}
 	_, failure := relay.Call(context.WithoutCancel(m.ctx), m.peer, protocol.DomainMigrateFinish3Params, finish)
 	if how.has(protocol.MigrateOffline) {
-		m.phase.Store(departureBegun)
 		return errors.Join(errThere(failure), m.confirmOffline(failure != nil))
 	}
 	if failure == nil {
