@@ -340,6 +340,76 @@ func TestEndTwice(t *testing.T) {
 	}
 }
 
+// followed is an environment that was let go and whose memory still comes, and
+// the channel of its source.
+func followed(t *testing.T) (*Incoming, *channel) {
+	t.Helper()
+	r, s := emptyRuntime(t), NewSession()
+	in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+	link, served := serve(t.Context(), r)
+	ch := newChannel(link)
+	t.Cleanup(func() {
+		ch.close(nil)
+		<-served
+	})
+	err := errors.Join(ch.send(hello{Version: migrationVersion, Session: s}), ch.receive(t.Context(), &welcome{}))
+	if err == nil {
+		err = sendAll(t, ch, []any{part{What: partDisk, Still: true}, mirrorRecord(recordEnd, nil), part{What: partEnd}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.mu.Lock()
+	in.lazy = &lazyPages{ended: make(chan struct{})}
+	in.instance = newInstance(r, &record{UUID: formatUUID(in.env.UUID), Name: in.env.Name, Phase: running}, nil)
+	in.mu.Unlock()
+	if _, err := in.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return in, ch
+}
+
+// TestMemoryFollows: while it does, the client may go, and no source is told that
+// the environment runs at the destination: it would end, with what is missing.
+func TestMemoryFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		in, ch := followed(t)
+		if err := in.Abort(t.Context()); err != errCommitted {
+			t.Errorf("a client that goes: %v", err)
+		}
+		i := &Instance{rec: &record{Migration: &Leave{Session: in.options.Session, Sent: true}}, migration: &outgoing{ch: ch, lazy: true}}
+		told := make(chan Outcome, 1)
+		began := time.Now()
+		go func() {
+			outcome, err := i.SettleMigration(t.Context(), func(context.Context) (io.ReadWriteCloser, error) {
+				return nil, errors.New("it asks on another connection")
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			told <- outcome
+		}()
+		time.Sleep(2 * settleTimeout)
+		select {
+		case outcome := <-told:
+			t.Fatalf("after %v it is told that it is %q", time.Since(began), outcome)
+		default:
+		}
+		soon, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if outcome, err := in.r.SettleSession(soon, in.options.Session); outcome == Committed || err == nil {
+			t.Errorf("on another connection it is told %q, %v", outcome, err)
+		}
+		close(in.lazy.ended)
+		if outcome := <-told; outcome != Committed {
+			t.Errorf("in the end it is told %q", outcome)
+		}
+		if err := in.AwaitMemory(); err != nil || len(in.r.incoming) != 0 {
+			t.Errorf("%v; there is left: %v", err, in.r.incoming)
+		}
+	})
+}
+
 // FuzzIncoming has a source that knows the secret send anything.
 func FuzzIncoming(f *testing.F) {
 	message := func(text string) string { return frameBytes(frameMessage, text) }
