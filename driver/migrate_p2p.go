@@ -89,7 +89,7 @@ func (m *peerToPeer) run(how migration, told []byte) error {
 	}
 	finish.Cancelled = 1
 	err = m.settle(func(ctx context.Context) (runtime.Outcome, error) { return m.askPeer(ctx, finish) })
-	if m.phase.Load() == departureOver && m.view().state == Shutoff {
+	if err == nil && m.view().state == Shutoff {
 		return nil // it runs there all the same
 	}
 	return errors.Join(errThere(failure), err)
@@ -165,6 +165,8 @@ func askOver(ctx context.Context, uri, certificates string, finish *protocol.Dom
 		return runtime.Committed, nil
 	case errors.As(err, &answered) && answered.Code == protocol.ErrMigrateFinishOk:
 		return runtime.Aborted, nil
+	case errors.As(err, &answered) && answered.Code == protocol.ErrMigratePersistFailed:
+		return runtime.Lost, nil
 	}
 	return runtime.Forgotten, err
 }

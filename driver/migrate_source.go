@@ -350,7 +350,7 @@ const settleAgain = 5 * time.Second
 // connection.
 func (p *departure) settle(call func(context.Context) (runtime.Outcome, error)) error {
 	outcome, err := p.ask(call)
-	if outcome == runtime.Committed || outcome == runtime.Aborted {
+	if outcome.Moved() || outcome == runtime.Aborted {
 		return p.follow(outcome)
 	}
 	p.drv.log.Error("it is not known whether a domain that was sent to another host runs there: it stays frozen here, and is asked about again",
@@ -365,8 +365,11 @@ func (p *departure) settle(call func(context.Context) (runtime.Outcome, error)) 
 
 // follow does what follows from an answer.
 func (p *departure) follow(outcome runtime.Outcome) error {
-	if outcome == runtime.Committed {
+	switch outcome {
+	case runtime.Committed:
 		return p.gone()
+	case runtime.Lost:
+		return errors.Join(p.lost(), p.gone())
 	}
 	defer p.leave(departureSettling)
 	inst := p.view().instance
@@ -378,6 +381,14 @@ func (p *departure) follow(outcome runtime.Outcome) error {
 	}
 	p.goOn(Running)
 	return nil
+}
+
+// lost tells of a domain that its destination had, and has no more.
+func (p *departure) lost() error {
+	name := p.view().name
+	p.drv.log.Error("a domain that moved was lost: some of its memory was still here when its destination lost the connection or its daemon",
+		"domain", name, "destination", p.address)
+	return errorf(protocol.ErrOperationFailed, "domain '%s' moved to %s and was lost there: some of its memory was still here when that host lost the connection or its daemon; its disk is there", name, p.address)
 }
 
 func (p *departure) ask(call func(context.Context) (runtime.Outcome, error)) (runtime.Outcome, error) {
@@ -446,6 +457,6 @@ func (d *domain) settled(inst *runtime.Instance, outcome runtime.Outcome, l runt
 	}
 	p.leave(departureSettling)
 	if err != nil {
-		d.drv.log.Error("cannot end a migration", "domain", c.view().name, "outcome", outcome, "error", err)
+		d.drv.log.Error("a migration has not ended as it should", "domain", c.view().name, "outcome", outcome, "error", err)
 	}
 }

@@ -267,7 +267,7 @@ func (in *Incoming) serve(ctx context.Context, ch *channel) error {
 	giveUp()
 	switch {
 	case err == nil:
-	case in.Held(), in.complete(), in.Outcome() == Committed: // whoever asked for the migration decides, and the source may ask again
+	case in.Held(), in.complete(), in.Outcome().Moved(): // whoever asked for the migration decides, and the source may ask again
 		return nil
 	default:
 		return errors.Join(err, in.Abort(ctx))
@@ -301,7 +301,7 @@ func (in *Incoming) take(ctx context.Context, ch *channel) error {
 		case partSettle:
 			return nil
 		case partForget:
-			if in.Outcome() != Committed {
+			if !in.Outcome().Moved() {
 				return errors.New("it is not decided that the environment runs here")
 			}
 			return errors.Join(in.r.forgetSession(in.session.ID), io.EOF) // nothing follows
@@ -460,7 +460,7 @@ func (in *Incoming) Abort(ctx context.Context) error {
 	in.deciding.Lock()
 	defer in.deciding.Unlock()
 	switch in.Outcome() {
-	case Committed:
+	case Committed, Lost:
 		return errCommitted
 	case Aborted:
 		return nil

@@ -119,7 +119,7 @@ func (i *Instance) EndMigration(ctx context.Context, o Outcome, interfaces []xml
 		}
 	}
 	switch o {
-	case Committed:
+	case Committed, Lost:
 		return nil
 	case Aborted:
 		return i.abandonMigration(ctx, interfaces)

@@ -361,8 +361,11 @@ func followed(t *testing.T) (*Incoming, *channel) {
 	}
 	in.mu.Lock()
 	in.lazy = &lazyPages{ended: make(chan struct{})}
-	in.instance = newInstance(r, &record{UUID: formatUUID(in.env.UUID), Name: in.env.Name, Phase: running}, nil)
+	in.instance = newInstance(r, &record{UUID: formatUUID(in.env.UUID), Name: in.env.Name, Phase: running, Follows: s.ID}, nil)
 	in.mu.Unlock()
+	if err := os.Mkdir(in.instance.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := in.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -407,7 +410,81 @@ func TestMemoryFollows(t *testing.T) {
 		if err := in.AwaitMemory(); err != nil || len(in.r.incoming) != 0 {
 			t.Errorf("%v; there is left: %v", err, in.r.incoming)
 		}
+		if rec, err := loadRecord(in.instance.dir); err != nil || rec.Follows != "" {
+			t.Errorf("a later daemon is told %+v, %v", rec, err)
+		}
 	})
+}
+
+// TestMemoryLost: when memory does not come any more the environment is lost, and
+// its source is told so, also by a later daemon.
+func TestMemoryLost(t *testing.T) {
+	in, ch := followed(t)
+	if err := ch.send(part{What: partSettle}); err != nil {
+		t.Fatal(err)
+	}
+	close(in.instance.exited)
+	in.lazy.err = errors.New("exit status 1")
+	close(in.lazy.ended)
+	var answer done
+	if err := ch.receive(t.Context(), &answer); err != nil || answer.Outcome != Lost {
+		t.Errorf("the source is told %q, %v", answer.Outcome, err)
+	}
+	if err := in.AwaitMemory(); err == nil || !strings.Contains(err.Error(), "some of its memory was still at the source, and is lost") || in.Outcome() != Lost {
+		t.Errorf("here it is %q: %v", in.Outcome(), err)
+	}
+	if err := in.Abort(t.Context()); err != errCommitted {
+		t.Errorf("a late abort: %v", err)
+	}
+	later := emptyRuntime(t)
+	later.config = in.r.config
+	if _, err := later.recoverSessions(); err != nil {
+		t.Error(err)
+	}
+	if outcome, err := later.SettleSession(t.Context(), in.options.Session); outcome != Lost || err != nil {
+		t.Errorf("a later daemon says %q, %v", outcome, err)
+	}
+}
+
+// TestCutOff: a daemon that ends while memory follows leaves nothing that could go
+// on. Only what was let go is lost.
+func TestCutOff(t *testing.T) {
+	for name, c := range map[string]struct {
+		phase   phase
+		follows bool
+		before  Outcome
+		want    Outcome
+	}{
+		"held":            {held, true, Undecided, Aborted},
+		"decided":         {held, true, Committed, Aborted},
+		"let go":          {running, true, Committed, Lost},
+		"once more":       {running, true, Lost, Lost},
+		"whole":           {running, false, Committed, Committed},
+		"whole, and held": {held, false, Committed, Committed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, s := emptyRuntime(t), NewSession()
+			in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+			if err := r.decide(s.ID, c.before); err != nil {
+				t.Fatal(err)
+			}
+			in.forget()
+			rec := &record{UUID: formatUUID(in.env.UUID), Name: "web", Phase: c.phase}
+			if c.follows {
+				rec.Follows = s.ID
+			}
+			err := r.cutOff(rec)
+			if said := err != nil && strings.Contains(err.Error(), "web came here by a migration, and was killed"); said != (c.want == Lost && c.before != Lost) {
+				t.Errorf("the log says %v", err)
+			}
+			if _, err := r.recoverSessions(); err != nil {
+				t.Error(err)
+			}
+			if outcome, err := r.SettleSession(t.Context(), s); outcome != c.want || err != nil {
+				t.Errorf("the source is told %q, %v", outcome, err)
+			}
+		})
+	}
 }
 
 // FuzzIncoming has a source that knows the secret send anything.
