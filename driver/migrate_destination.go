@@ -206,6 +206,8 @@ func (r *request) finishedBefore(name string, in []byte, cancelled bool) (ref pr
 		return ref, errMigration("it is not known what became of the domain", err)
 	case outcome == runtime.Aborted:
 		return ref, errNotCome(name)
+	case outcome == runtime.Lost: // libvirt's code for what moved and did not stay, which nothing else answers
+		return ref, errorf(protocol.ErrMigratePersistFailed, "domain '%s' moved here and was lost: some of its memory was still at the source", name)
 	case outcome != runtime.Committed:
 		return ref, errorf(protocol.ErrOperationFailed, "nothing is known here of a migration of domain '%s'", name)
 	}
@@ -274,8 +276,12 @@ func (a *arriving) commit() (ref protocol.NonnullDomain, err error) {
 	if !a.in.Follows() {
 		return a.ref(a.view()), nil
 	}
-	if err := a.in.AwaitMemory(); err != nil {
+	switch err := a.in.AwaitMemory(); {
+	case a.in.Outcome() == runtime.Lost:
+		a.drv.log.Error("a domain came here and was lost", "domain", a.def.Name, "error", err)
 		return ref, errMigration("the domain moved and was lost", err)
+	case err != nil:
+		a.drv.log.Error("a domain came here, and something of it has to be mended", "domain", a.def.Name, "error", err)
 	}
 	return a.ref(a.view()), a.enter(a.view().state, protocol.DomainRunningMigrated, nil)
 }

@@ -74,6 +74,7 @@ func (m *peerToPeer) run(how migration, told []byte) error {
 		relay.Call(context.WithoutCancel(m.ctx), m.peer, protocol.DomainMigrateFinish3Params, finish)
 		return err
 	}
+	m.phase.Store(departureSettling) // also if the client goes
 	if !how.has(protocol.MigrateOffline) {
 		if finish.CookieIn, err = (cookie{Session: m.session, Sent: newSent(m.control)}).encode(); err != nil {
 			finish.CookieIn = told // the numbers are not worth a failure
@@ -81,7 +82,6 @@ func (m *peerToPeer) run(how migration, told []byte) error {
 	}
 	_, failure := relay.Call(context.WithoutCancel(m.ctx), m.peer, protocol.DomainMigrateFinish3Params, finish)
 	if how.has(protocol.MigrateOffline) {
-		m.phase.Store(departureBegun)
 		return errors.Join(errThere(failure), m.confirmOffline(failure != nil))
 	}
 	if failure == nil {
@@ -89,7 +89,7 @@ func (m *peerToPeer) run(how migration, told []byte) error {
 	}
 	finish.Cancelled = 1
 	err = m.settle(func(ctx context.Context) (runtime.Outcome, error) { return m.askPeer(ctx, finish) })
-	if m.phase.Load() == departureOver && m.view().state == Shutoff {
+	if err == nil && m.view().state == Shutoff {
 		return nil // it runs there all the same
 	}
 	return errors.Join(errThere(failure), err)
@@ -165,6 +165,8 @@ func askOver(ctx context.Context, uri, certificates string, finish *protocol.Dom
 		return runtime.Committed, nil
 	case errors.As(err, &answered) && answered.Code == protocol.ErrMigrateFinishOk:
 		return runtime.Aborted, nil
+	case errors.As(err, &answered) && answered.Code == protocol.ErrMigratePersistFailed:
+		return runtime.Lost, nil
 	}
 	return runtime.Forgotten, err
 }

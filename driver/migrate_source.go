@@ -33,7 +33,8 @@ type departure struct {
 const (
 	departureBegun int32 = iota
 	departurePerforming
-	departureSent // only the destination knows what becomes of it
+	departureSent     // only the destination knows what becomes of it
+	departureSettling // and somebody does here what follows, who gives the job back
 	departureOver
 )
 
@@ -161,6 +162,11 @@ func (p *departure) leave(from int32) {
 	p.done()
 }
 
+// settling takes it upon the caller to end it: nobody else does so then.
+func (p *departure) settling(from int32) bool {
+	return p.phase.CompareAndSwap(from, departureSettling)
+}
+
 // forsake is for a client that has gone without saying how it ends.
 func (p *departure) forsake() {
 	switch p.phase.Load() {
@@ -169,7 +175,9 @@ func (p *departure) forsake() {
 	case departurePerforming:
 		p.job.abort()
 	case departureSent:
-		go p.settle(nil)
+		if p.settling(departureSent) {
+			go p.settle(nil)
+		}
 	}
 }
 
@@ -198,6 +206,7 @@ func (r *request) performMigration(d *domain, how migration, destination string,
 	if err := p.send(func(ctx context.Context) (io.ReadWriteCloser, error) { return r.drv.dialMigration(ctx, p.address) }); err != nil {
 		return nil, err
 	}
+	p.phase.Store(departureSent)
 	if r.client.conn.Context().Err() != nil {
 		p.forsake()
 	}
@@ -236,7 +245,6 @@ func (p *departure) send(dial func(context.Context) (io.ReadWriteCloser, error))
 		p.goOn(was)
 		return errMigration("migration failed", err)
 	}
-	p.phase.Store(departureSent)
 	return nil
 }
 
@@ -278,17 +286,19 @@ func (r *request) confirmMigration(d *domain, how migration, cancelled bool) err
 		}
 		return errorf(protocol.ErrOperationInvalid, "domain '%s' is not being migrated", d.view().name)
 	}
-	if how.has(protocol.MigrateOffline) || p.phase.Load() == departureBegun {
+	switch {
+	case p.settling(departureBegun):
 		return p.confirmOffline(cancelled)
-	}
-	if !cancelled {
+	case !p.settling(departureSent):
+		return errorf(protocol.ErrOperationInvalid, "the migration of domain '%s' cannot be confirmed now", d.view().name)
+	case !cancelled:
 		return p.gone()
 	}
 	return p.settle(nil)
 }
 
 func (p *departure) confirmOffline(cancelled bool) error {
-	defer p.leave(departureBegun)
+	defer p.leave(departureSettling)
 	if cancelled || !p.how.has(protocol.MigrateOffline) || !p.how.has(protocol.MigrateUndefineSource) {
 		return nil
 	}
@@ -300,7 +310,7 @@ func (p *departure) confirmOffline(cancelled bool) error {
 
 // gone is for a domain that runs at the destination.
 func (p *departure) gone() error {
-	defer p.leave(departureSent)
+	defer p.leave(departureSettling)
 	inst := p.view().instance
 	p.control.Moved(time.Now())
 	s := p.control.Stats()
@@ -340,13 +350,13 @@ const settleAgain = 5 * time.Second
 // connection.
 func (p *departure) settle(call func(context.Context) (runtime.Outcome, error)) error {
 	outcome, err := p.ask(call)
-	if outcome == runtime.Committed || outcome == runtime.Aborted {
+	if outcome.Moved() || outcome == runtime.Aborted {
 		return p.follow(outcome)
 	}
 	p.drv.log.Error("it is not known whether a domain that was sent to another host runs there: it stays frozen here, and is asked about again",
 		"domain", p.view().name, "destination", p.address, "error", err)
-	p.leave(departureSent)
 	inst := p.view().instance
+	p.leave(departureSettling)
 	if l := inst.Leaving(); l != nil {
 		go p.domain.settleLater(inst, *l)
 	}
@@ -355,10 +365,13 @@ func (p *departure) settle(call func(context.Context) (runtime.Outcome, error)) 
 
 // follow does what follows from an answer.
 func (p *departure) follow(outcome runtime.Outcome) error {
-	if outcome == runtime.Committed {
+	switch outcome {
+	case runtime.Committed:
 		return p.gone()
+	case runtime.Lost:
+		return errors.Join(p.lost(), p.gone())
 	}
-	defer p.leave(departureSent)
+	defer p.leave(departureSettling)
 	inst := p.view().instance
 	if err := inst.EndMigration(p.ctx, outcome, p.env.Interfaces); err != nil {
 		return errMigration("the domain did not move, and cannot go on here", err)
@@ -368,6 +381,14 @@ func (p *departure) follow(outcome runtime.Outcome) error {
 	}
 	p.goOn(Running)
 	return nil
+}
+
+// lost tells of a domain that its destination had, and has no more.
+func (p *departure) lost() error {
+	name := p.view().name
+	p.drv.log.Error("a domain that moved was lost: some of its memory was still here when its destination lost the connection or its daemon",
+		"domain", name, "destination", p.address)
+	return errorf(protocol.ErrOperationFailed, "domain '%s' moved to %s and was lost there: some of its memory was still here when that host lost the connection or its daemon; its disk is there", name, p.address)
 }
 
 func (p *departure) ask(call func(context.Context) (runtime.Outcome, error)) (runtime.Outcome, error) {
@@ -427,15 +448,15 @@ func (d *domain) settled(inst *runtime.Instance, outcome runtime.Outcome, l runt
 		return
 	}
 	p := &departure{change: c, how: migration{flags: l.Flags}, session: l.Session, address: l.Address, control: runtime.NewMigrationControl(0, 0)}
-	p.phase.Store(departureSent)
+	p.phase.Store(departureSettling)
 	d.leaving.Store(p)
 	var err error
 	if p.env, err = xml.NewEnvironment(c.view().live); err == nil {
 		p.offer.Root = c.drv.rt.RootOf(p.env)
 		err = p.follow(outcome)
 	}
-	p.leave(departureSent)
+	p.leave(departureSettling)
 	if err != nil {
-		d.drv.log.Error("cannot end a migration", "domain", c.view().name, "outcome", outcome, "error", err)
+		d.drv.log.Error("a migration has not ended as it should", "domain", c.view().name, "outcome", outcome, "error", err)
 	}
 }

@@ -1,13 +1,16 @@
 package driver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net"
 	"os"
 	"reflect"
+	goruntime "runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -350,4 +353,69 @@ func TestMigrationNotBegun(t *testing.T) {
 		}
 	}
 	setView(d, func(*view) {}) // the job was given back
+}
+
+// meanwhile does something when the driver logs a line.
+type meanwhile struct {
+	slog.Handler
+	line string
+	do   func()
+}
+
+func (m meanwhile) Enabled(context.Context, slog.Level) bool { return true }
+
+func (m meanwhile) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == m.line {
+		m.do()
+	}
+	return nil
+}
+
+// TestForsakenConfirming: a client that goes while the source does what it has
+// said leaves that to go on, and nobody else does it a second time.
+func TestForsakenConfirming(t *testing.T) {
+	for name, c := range map[string]struct {
+		phase int32
+		flags uint32
+		line  string // while what is being done
+	}{
+		"a disk":  {departureBegun, protocol.MigrateOffline | protocol.MigrateUndefineSource, "domain undefined"},
+		"running": {departureSent, 0, "the domain has moved"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			drv := statsDriver(t, "web")
+			d, r := drv.domains.lookupName("web"), statsRequest(t, drv)
+			change, err := d.change(t.Context(), r.client, "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			how := migration{flags: c.flags}
+			p := &departure{change: change, owner: r.client, how: how, session: runtime.NewSession(), control: runtime.NewMigrationControl(0, 0)}
+			p.phase.Store(c.phase)
+			d.leaving.Store(p)
+			asked := false
+			drv.log = slog.New(meanwhile{slog.DiscardHandler, c.line, func() {
+				asked = true
+				drv.forsaken(r.client)
+				refused(t, "again", r.confirmMigration(d, how, true), protocol.ErrOperationInvalid, "cannot be confirmed now")
+				if _, busy := d.job.busy(); !busy || d.leaving.Load() != p {
+					t.Error("the job was given back while it is confirmed")
+				}
+				if c.phase == departureSent {
+					goruntime.Goexit() // there is no environment that could be ended
+				}
+			}})
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				if err := r.confirmMigration(d, how, false); err != nil {
+					t.Error(err)
+				}
+			}()
+			<-ended
+			if _, busy := d.job.busy(); busy || !asked || d.leaving.Load() != nil {
+				t.Errorf("it came by %q: %v; the job is held: %v", c.line, asked, busy)
+			}
+		})
+	}
 }

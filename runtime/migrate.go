@@ -33,7 +33,8 @@ import (
 // to Commit, and it answers that it did, or that nothing is left there. From its
 // Commit on the environment runs there. The source, frozen, asks in case of doubt
 // (SettleMigration), and lets its own go on only when the destination says that it gave
-// up. What the destination decides outlives its daemon, see session.
+// up. What the destination decides outlives its daemon, see session; an environment
+// whose memory follows does not, and its source is told that it was lost.
 //
 //	migrate_out.go       the source's side; migrate_rounds.go what is sent while all goes on,
 //	                     migrate_send.go how; migrate_settle.go what became of it
@@ -138,9 +139,13 @@ type Outcome string
 const (
 	Undecided Outcome = ""
 	Committed Outcome = "committed" // it runs at the destination
+	Lost      Outcome = "lost"      // it ran there, and ended because some of its memory was still at the source
 	Aborted   Outcome = "aborted"   // nothing of it is left there
 	Forgotten Outcome = "unknown"   // the destination remembers no such session
 )
+
+// Moved tells whether it left for good: it never goes on at the source.
+func (o Outcome) Moved() bool { return o == Committed || o == Lost }
 
 // imagesDir is the name of a directory of CRIU's images.
 var imagesDir = regexp.MustCompile(`^(images|round-[0-9]{1,3})$`)

@@ -36,6 +36,7 @@ type Incoming struct {
 	cancel  context.CancelFunc
 	ctx     context.Context
 	ended   chan struct{}
+	memory  func() error // awaitMemory, once
 
 	deciding sync.Mutex // held while it is decided
 
@@ -65,6 +66,7 @@ func (r *Runtime) PrepareMigration(ctx context.Context, env *xml.Environment, of
 	}
 	in := &Incoming{r: r, env: &e, offer: offer, options: o, arrival: newArrival(), ended: make(chan struct{})}
 	in.ctx, in.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	in.memory = sync.OnceValue(in.awaitMemory)
 	if err := in.planDisk(); err != nil {
 		return nil, err
 	}
@@ -214,7 +216,8 @@ func (r *Runtime) serveHello(ctx context.Context, ch *channel, h hello) error {
 func sameSecret(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
 
 // SettleSession tells what became of a migration, which is given up if nothing
-// did so far.
+// did so far. While memory follows it waits: the source, which has that memory,
+// ends when it is told.
 func (r *Runtime) SettleSession(ctx context.Context, s Session) (Outcome, error) {
 	r.mu.Lock()
 	in := r.incoming[s.ID]
@@ -222,7 +225,7 @@ func (r *Runtime) SettleSession(ctx context.Context, s Session) (Outcome, error)
 	if in != nil && sameSecret(in.options.Secret, s.Secret) {
 		switch err := in.Abort(ctx); {
 		case errors.Is(err, errCommitted):
-			return Committed, nil
+			return in.settled(ctx)
 		case err != nil && in.Outcome() != Aborted:
 			return Forgotten, err
 		}
@@ -264,7 +267,7 @@ func (in *Incoming) serve(ctx context.Context, ch *channel) error {
 	giveUp()
 	switch {
 	case err == nil:
-	case in.Held(), in.complete(), in.Outcome() == Committed: // whoever asked for the migration decides, and the source may ask again
+	case in.Held(), in.complete(), in.Outcome().Moved(): // whoever asked for the migration decides, and the source may ask again
 		return nil
 	default:
 		return errors.Join(err, in.Abort(ctx))
@@ -298,7 +301,7 @@ func (in *Incoming) take(ctx context.Context, ch *channel) error {
 		case partSettle:
 			return nil
 		case partForget:
-			if in.Outcome() != Committed {
+			if !in.Outcome().Moved() {
 				return errors.New("it is not decided that the environment runs here")
 			}
 			return errors.Join(in.r.forgetSession(in.session.ID), io.EOF) // nothing follows
@@ -398,17 +401,25 @@ func (in *Incoming) Commit(ctx context.Context) (*Instance, error) {
 	return i, err
 }
 
-// settle notes what was decided.
+// settle notes what was decided. Of what it notes sources are told that ask, but
+// only when no memory follows any more.
 func (in *Incoming) settle(o Outcome) {
 	in.mu.Lock()
 	in.outcome = o
 	in.mu.Unlock()
-	in.r.mu.Lock()
-	delete(in.r.incoming, in.session.ID)
-	in.r.mu.Unlock()
+	if o == Aborted || !in.Follows() {
+		in.forget()
+	}
 	if o == Aborted {
 		close(in.ended)
 	}
+}
+
+// forget ends what expect began: from here on the session on the disk is asked.
+func (in *Incoming) forget() {
+	in.r.mu.Lock()
+	defer in.r.mu.Unlock()
+	delete(in.r.incoming, in.session.ID)
 }
 
 // FinishMigration lets an environment go that came here, also one that an earlier
@@ -444,16 +455,16 @@ func (i *Instance) FinishMigration(ctx context.Context, interfaces []xml.Interfa
 // Abort gives it up: nothing of it is left, and what was here is again. It
 // returns errCommitted if it runs here already.
 func (in *Incoming) Abort(ctx context.Context) error {
-	in.cancel()
-	in.arrival.fail(errors.New("the migration was given up"))
 	in.deciding.Lock()
 	defer in.deciding.Unlock()
 	switch in.Outcome() {
-	case Committed:
+	case Committed, Lost:
 		return errCommitted
 	case Aborted:
 		return nil
 	}
+	in.cancel()
+	in.arrival.fail(errors.New("the migration was given up"))
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	if err := in.endProcesses(undo); err != nil {

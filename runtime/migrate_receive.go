@@ -323,21 +323,46 @@ func (in *Incoming) beginLazy(ch *channel) (done func(), err error) {
 	return done, nil
 }
 
-// AwaitMemory waits for memory that follows, after Commit. After an error the
-// environment has been killed, because some of its memory is lost.
-func (in *Incoming) AwaitMemory() error {
+// AwaitMemory waits for memory that follows, after Commit. If the outcome is Lost
+// then, the environment has been killed, and the error tells why.
+func (in *Incoming) AwaitMemory() error { return in.memory() }
+
+func (in *Incoming) awaitMemory() error {
 	in.mu.Lock()
 	l, i := in.lazy, in.instance
 	in.mu.Unlock()
 	if l == nil {
 		return nil
 	}
+	defer in.forget()
 	<-l.ended
 	if l.err == nil {
-		return os.RemoveAll(in.dir())
+		return errors.Join(i.noteWhole(), os.RemoveAll(in.dir()))
 	}
 	err := fmt.Errorf("some of its memory was still at the source, and is lost: %w: %s", l.err, l.said.String())
-	return errors.Join(err, i.Kill(context.Background()), os.RemoveAll(in.dir()))
+	err = errors.Join(err, i.Kill(context.Background()), in.r.decide(in.session.ID, Lost), os.RemoveAll(in.dir()))
+	in.settle(Lost)
+	return err
+}
+
+// noteWhole notes that nothing of its memory is at the source any more.
+func (i *Instance) noteWhole() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rec.Follows = ""
+	return i.rec.save(i.dir)
+}
+
+// settled is what is told of one that was decided, once all its memory is here.
+func (in *Incoming) settled(ctx context.Context) (Outcome, error) {
+	in.mu.Lock()
+	l := in.lazy
+	in.mu.Unlock()
+	if l != nil && !closedBefore(ctx, l.ended) {
+		return Forgotten, errors.New("it runs here, and some of its memory is still to come: ask again")
+	}
+	in.AwaitMemory()
+	return in.Outcome(), nil
 }
 
 // Follows tells whether memory follows.

@@ -91,6 +91,31 @@ func (r *Runtime) sessions() (list []*session, err error) {
 	return list, err
 }
 
+// decide changes what became of a migration.
+func (r *Runtime) decide(id string, o Outcome) error {
+	s, err := r.loadSession(id)
+	if err != nil {
+		return err
+	}
+	s.Outcome = o
+	return r.saveSession(s)
+}
+
+// cutOff is for an environment whose memory followed when an earlier daemon
+// ended. It is not adopted: CRIU has ended, too, and what is missing is zeros. If
+// it was not let go yet, nobody was told that it would be, and it goes on at the
+// source.
+func (r *Runtime) cutOff(rec *record) error {
+	if rec.Follows == "" || !r.committedHere(rec.Follows) {
+		return nil
+	}
+	if rec.Phase == held {
+		return r.decide(rec.Follows, Undecided)
+	}
+	lost := fmt.Errorf("%s came here by a migration, and was killed because some of its memory was still at the source when the daemon ended: it is lost", rec.Name)
+	return errors.Join(lost, r.decide(rec.Follows, Lost))
+}
+
 // committedHere tells whether a migration was decided for this host.
 func (r *Runtime) committedHere(id string) bool {
 	s, err := r.loadSession(id)
@@ -111,11 +136,11 @@ func (r *Runtime) recoverSessions() (addresses []string, err error) {
 			err = errors.Join(err, r.undoDisk(s))
 			s.Outcome = Aborted
 			err = errors.Join(err, r.saveSession(s))
-		case s.Outcome == Committed:
+		case s.Outcome.Moved():
 			err = errors.Join(err, r.keepDisk(s))
 		}
 		limit := rememberAborted
-		if s.Outcome == Committed {
+		if s.Outcome.Moved() {
 			limit = rememberCommitted
 		}
 		if time.Since(s.Began) > limit {

@@ -63,10 +63,8 @@ const settleTimeout = time.Minute
 
 // SettleMigration asks the destination what became of the environment that was sent
 // there: if nothing did so far, nothing will. dial makes a connection if that of
-// the migration has ended.
+// the migration has ended. While memory follows, the answer takes as long as that.
 func (i *Instance) SettleMigration(ctx context.Context, dial func(context.Context) (io.ReadWriteCloser, error)) (Outcome, error) {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
 	l := i.Leaving()
 	if l == nil {
 		return Aborted, nil
@@ -75,13 +73,12 @@ func (i *Instance) SettleMigration(ctx context.Context, dial func(context.Contex
 	m := i.migration
 	i.mu.Unlock()
 	if m != nil {
-		var answer done
-		if err := m.ch.send(part{What: partSettle}); err == nil {
-			if err := m.ch.receive(ctx, &answer); err == nil {
-				return answer.Outcome, nil
-			}
+		if outcome, err := m.settle(ctx); err == nil {
+			return outcome, nil
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
 	link, err := dial(ctx)
 	if err != nil {
 		return Forgotten, err
@@ -94,6 +91,22 @@ func (i *Instance) SettleMigration(ctx context.Context, dial func(context.Contex
 	var w welcome
 	err = ch.receive(ctx, &w)
 	return w.Outcome, err
+}
+
+// settle asks on the connection of the migration. Where memory follows on it, the
+// connection ends by itself when nothing is heard.
+func (m *outgoing) settle(ctx context.Context) (Outcome, error) {
+	if !m.lazy {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, settleTimeout)
+		defer cancel()
+	}
+	if err := m.ch.send(part{What: partSettle}); err != nil {
+		return Forgotten, err
+	}
+	var answer done
+	err := m.ch.receive(ctx, &answer)
+	return answer.Outcome, err
 }
 
 // EndMigration is for an environment of which it is known what became of it:
@@ -118,7 +131,7 @@ func (i *Instance) EndMigration(ctx context.Context, o Outcome, interfaces []xml
 		}
 	}
 	switch o {
-	case Committed:
+	case Committed, Lost:
 		return nil
 	case Aborted:
 		return i.abandonMigration(ctx, interfaces)

@@ -341,6 +341,153 @@ func TestEndTwice(t *testing.T) {
 	}
 }
 
+// followed is an environment that was let go and whose memory still comes, and
+// the channel of its source.
+func followed(t *testing.T) (*Incoming, *channel) {
+	t.Helper()
+	r, s := emptyRuntime(t), NewSession()
+	in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+	link, served := serve(t.Context(), r)
+	ch := newChannel(link)
+	t.Cleanup(func() {
+		ch.close(nil)
+		<-served
+	})
+	err := errors.Join(ch.send(hello{Version: migrationVersion, Session: s}), ch.receive(t.Context(), &welcome{}))
+	if err == nil {
+		err = sendAll(t, ch, []any{part{What: partDisk, Still: true}, mirrorRecord(recordEnd, nil), part{What: partEnd}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.mu.Lock()
+	in.lazy = &lazyPages{ended: make(chan struct{})}
+	in.instance = newInstance(r, &record{UUID: formatUUID(in.env.UUID), Name: in.env.Name, Phase: running, Follows: s.ID}, nil)
+	in.mu.Unlock()
+	if err := os.Mkdir(in.instance.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return in, ch
+}
+
+// TestMemoryFollows: while it does, the client may go, and no source is told that
+// the environment runs at the destination: it would end, with what is missing.
+func TestMemoryFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		in, ch := followed(t)
+		if err := in.Abort(t.Context()); err != errCommitted {
+			t.Errorf("a client that goes: %v", err)
+		}
+		i := &Instance{rec: &record{Migration: &Leave{Session: in.options.Session, Sent: true}}, migration: &outgoing{ch: ch, lazy: true}}
+		told := make(chan Outcome, 1)
+		began := time.Now()
+		go func() {
+			outcome, err := i.SettleMigration(t.Context(), func(context.Context) (io.ReadWriteCloser, error) {
+				return nil, errors.New("it asks on another connection")
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			told <- outcome
+		}()
+		time.Sleep(2 * settleTimeout)
+		select {
+		case outcome := <-told:
+			t.Fatalf("after %v it is told that it is %q", time.Since(began), outcome)
+		default:
+		}
+		soon, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if outcome, err := in.r.SettleSession(soon, in.options.Session); outcome == Committed || err == nil {
+			t.Errorf("on another connection it is told %q, %v", outcome, err)
+		}
+		close(in.lazy.ended)
+		if outcome := <-told; outcome != Committed {
+			t.Errorf("in the end it is told %q", outcome)
+		}
+		if err := in.AwaitMemory(); err != nil || len(in.r.incoming) != 0 {
+			t.Errorf("%v; there is left: %v", err, in.r.incoming)
+		}
+		if rec, err := loadRecord(in.instance.dir); err != nil || rec.Follows != "" {
+			t.Errorf("a later daemon is told %+v, %v", rec, err)
+		}
+	})
+}
+
+// TestMemoryLost: when memory does not come any more the environment is lost, and
+// its source is told so, also by a later daemon.
+func TestMemoryLost(t *testing.T) {
+	in, ch := followed(t)
+	if err := ch.send(part{What: partSettle}); err != nil {
+		t.Fatal(err)
+	}
+	close(in.instance.exited)
+	in.lazy.err = errors.New("exit status 1")
+	close(in.lazy.ended)
+	var answer done
+	if err := ch.receive(t.Context(), &answer); err != nil || answer.Outcome != Lost {
+		t.Errorf("the source is told %q, %v", answer.Outcome, err)
+	}
+	if err := in.AwaitMemory(); err == nil || !strings.Contains(err.Error(), "some of its memory was still at the source, and is lost") || in.Outcome() != Lost {
+		t.Errorf("here it is %q: %v", in.Outcome(), err)
+	}
+	if err := in.Abort(t.Context()); err != errCommitted {
+		t.Errorf("a late abort: %v", err)
+	}
+	later := emptyRuntime(t)
+	later.config = in.r.config
+	if _, err := later.recoverSessions(); err != nil {
+		t.Error(err)
+	}
+	if outcome, err := later.SettleSession(t.Context(), in.options.Session); outcome != Lost || err != nil {
+		t.Errorf("a later daemon says %q, %v", outcome, err)
+	}
+}
+
+// TestCutOff: a daemon that ends while memory follows leaves nothing that could go
+// on. Only what was let go is lost.
+func TestCutOff(t *testing.T) {
+	for name, c := range map[string]struct {
+		phase   phase
+		follows bool
+		before  Outcome
+		want    Outcome
+	}{
+		"held":            {held, true, Undecided, Aborted},
+		"decided":         {held, true, Committed, Aborted},
+		"let go":          {running, true, Committed, Lost},
+		"once more":       {running, true, Lost, Lost},
+		"whole":           {running, false, Committed, Committed},
+		"whole, and held": {held, false, Committed, Committed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, s := emptyRuntime(t), NewSession()
+			in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+			if err := r.decide(s.ID, c.before); err != nil {
+				t.Fatal(err)
+			}
+			in.forget()
+			rec := &record{UUID: formatUUID(in.env.UUID), Name: "web", Phase: c.phase}
+			if c.follows {
+				rec.Follows = s.ID
+			}
+			err := r.cutOff(rec)
+			if said := err != nil && strings.Contains(err.Error(), "web came here by a migration, and was killed"); said != (c.want == Lost && c.before != Lost) {
+				t.Errorf("the log says %v", err)
+			}
+			if _, err := r.recoverSessions(); err != nil {
+				t.Error(err)
+			}
+			if outcome, err := r.SettleSession(t.Context(), s); outcome != c.want || err != nil {
+				t.Errorf("the source is told %q, %v", outcome, err)
+			}
+		})
+	}
+}
+
 // FuzzIncoming has a source that knows the secret send anything.
 func FuzzIncoming(f *testing.F) {
 	message := func(text string) string { return frameBytes(frameMessage, text) }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -252,4 +253,59 @@ func TestPostCopy(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPostCopyCutOff: the destination's daemon ends while memory is still to come,
+// which cannot be had any more. What was let go is lost and killed, and its source
+// is told so; what was only decided goes on at the source, with all its memory.
+func TestPostCopyCutOff(t *testing.T) {
+	a, b := vmRuntime(t), vmDestination(t)
+	env := vmEnvironment(t, "busybox")
+	i := vmStart(t, a, env, StartOptions{})
+	vmExec(t, i, remembering)
+	before := vmExec(t, i, remembered)
+	for _, want := range []Outcome{Aborted, Lost} {
+		m, o := beginMove(t, i, env, a, b, "test-there")
+		o.Control.AllowPostCopy()
+		o.Control.PostCopy()
+		if err := i.Migrate(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		m.incoming.lazy.cmd.Process.Signal(syscall.SIGSTOP) // nothing comes from here on
+		if want == Lost {
+			if _, err := m.incoming.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := b.decide(m.session.ID, Committed); err != nil {
+			t.Fatal(err)
+		}
+		i.mu.Lock()
+		i.migration.ch.close(nil)
+		i.mu.Unlock()
+		m.to = vmDestination(t) // has the same directories
+		adopted, ended, err := m.to.Recover(t.Context(), nil)
+		if len(adopted) != 0 || len(ended) != 1 || (err != nil) != (want == Lost) {
+			t.Errorf("%s: the next daemon takes over %v, ended are %+v: %v", want, adopted, ended, err)
+		}
+		conn := func(context.Context) (io.ReadWriteCloser, error) {
+			ours, theirs := net.Pipe()
+			go m.to.ServeMigration(context.Background(), theirs)
+			return ours, nil
+		}
+		if outcome, err := i.SettleMigration(t.Context(), conn); outcome != want || err != nil {
+			t.Errorf("the next daemon says %q, %v, want %q", outcome, err, want)
+		}
+		if err := i.EndMigration(t.Context(), want, env.Interfaces); err != nil {
+			t.Error(err)
+		}
+		m.incoming.lazy.end()
+		b = m.to
+		if want == Aborted {
+			if after := vmExec(t, i, remembered); after != before {
+				t.Errorf("it remembers %s and not %s", after, before)
+			}
+		}
+	}
+	vmLeft(t, a, i)
+	a.RemovePrivate(env.UUID)
 }

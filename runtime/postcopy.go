@@ -28,7 +28,10 @@ import (
 //	daemon ---------- framePages ---------- daemon
 //
 // From the commit on, the environment is partly here and partly there: when the
-// connection is lost, it is lost. So it must be asked for.
+// connection is lost, or the daemon of either side ends, it is lost. So it must be
+// asked for. The destination kills it then, for what is missing would be zeros, and
+// the source is told so (Lost) in place of Committed. Record.Follows has the next
+// daemon do the same.
 
 // lazyPort is where CRIU waits, in a network namespace that nobody else is in.
 const lazyPort = 27000

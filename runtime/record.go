@@ -44,6 +44,7 @@ type record struct {
 	Restoring  string              `json:",omitempty"` // cgroup of those who restore it
 	Migration  *Leave              `json:",omitempty"` // it is about to leave
 	Session    string              `json:",omitempty"` // ID of the migration it comes by, until that is done
+	Follows    string              `json:",omitempty"` // ID of the migration by which its memory still comes: with this daemon that is lost
 }
 
 // recordedCheckpoint is one that is being made, or was and is to be used.

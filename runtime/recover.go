@@ -45,6 +45,9 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 			failures = append(failures, i.serveAgain(ctx))
 			continue
 		}
+		if err := r.cutOff(rec); err != nil {
+			failures = append(failures, err)
+		}
 		if space := stored[spaceFDName(rec.UUID)]; space != nil {
 			r.holdSpace(uuid, space)
 			delete(stored, spaceFDName(rec.UUID))
@@ -102,7 +105,7 @@ func leave(stored map[string]*os.File, uuid string) {
 
 // adopt returns the instance of a record whose init lives, or nil.
 func (r *Runtime) adopt(rec *record, stored map[string]*os.File) *Instance {
-	if rec.Phase == starting || rec.Init == 0 || rec.Phase == held && !r.committedHere(rec.Session) {
+	if rec.Phase == starting || rec.Init == 0 || rec.Follows != "" || rec.Phase == held && !r.committedHere(rec.Session) {
 		return nil
 	}
 	pidfd, err := openPidfd(rec.Init, rec.InitStart)

@@ -432,6 +432,9 @@ func (s *starter) finish(context.Context) error {
 	switch {
 	case s.options.Arrival != nil:
 		s.rec.Phase = held
+		if s.options.Arrival.lazy {
+			s.rec.Follows = s.options.Session
+		}
 	case !s.options.Paused || s.manifest != nil:
 		s.rec.Phase = running
 	}
