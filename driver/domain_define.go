@@ -144,18 +144,22 @@ func undefine(c *change, flags uint32) error {
 		return err
 	}
 	v := c.view()
-	if n := len(v.snapshots.all); n > 0 && !v.state.active() {
-		if flags&protocol.DomainUndefineSnapshotsMetadata == 0 {
-			return errorf(protocol.ErrOperationInvalid, "cannot delete inactive domain with %d snapshots", n)
-		}
+	snapshots := len(v.snapshots.all)
+	if v.state.active() {
+		snapshots = 0
+	}
+	switch { // before anything is gone
+	case snapshots > 0 && flags&protocol.DomainUndefineSnapshotsMetadata == 0:
+		return errorf(protocol.ErrOperationInvalid, "cannot delete inactive domain with %d snapshots", snapshots)
+	case v.saved && flags&protocol.DomainUndefineManagedSave == 0:
+		return errorf(protocol.ErrOperationInvalid, "Refusing to undefine while domain managed save image exists")
+	}
+	if snapshots > 0 {
 		if err := c.forgetSnapshots(); err != nil {
 			return err
 		}
 	}
 	if v.saved {
-		if flags&protocol.DomainUndefineManagedSave == 0 {
-			return errorf(protocol.ErrOperationInvalid, "Refusing to undefine while domain managed save image exists")
-		}
 		if err := c.dropManagedSave(); err != nil {
 			return err
 		}

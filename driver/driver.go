@@ -149,7 +149,7 @@ func (s store) load(name string, facts xml.HostFacts) (*libvirtxml.Domain, error
 	if err != nil {
 		return nil, err
 	}
-	def, err := xml.Parse(string(doc), facts, xml.ParseOptions{Stored: true})
+	def, err := xml.Parse(string(Definition(doc)), facts, xml.ParseOptions{Stored: true})
 	if err == nil && def.Name != name {
 		err = fmt.Errorf("the definition is of domain '%s', which the file's name does not say", def.Name)
 	}

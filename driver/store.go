@@ -67,9 +67,28 @@ func (s store) prepare() error {
 
 // saveDefinition writes a definition; on any failure the old one stays.
 func (s store) saveDefinition(name, doc string) error {
-	header := "<!--\nThis file belongs to virtvzd and is overwritten by it. Change it with:\n  virsh -c vz:///system edit " +
-		strings.ReplaceAll(name, "--", "- -") + "\n-->\n\n"
-	return writeFile(s.definition(name), []byte(header+doc))
+	file := s.definition(name)
+	for strings.Contains(name, "--") {
+		name = strings.ReplaceAll(name, "--", "- -")
+	}
+	return writeFile(file, []byte(headerBegin+name+headerEnd+doc))
+}
+
+// What a definition's file begins with: a comment.
+const (
+	headerBegin = "<!--\nThis file belongs to virtvzd and is overwritten by it. Change it with:\n  virsh -c vz:///system edit "
+	headerEnd   = "\n-->\n\n"
+)
+
+// Definition is what a file has after its header, which earlier versions wrote so
+// that a name with several dashes made it no XML.
+func Definition(file []byte) []byte {
+	if bytes.HasPrefix(file, []byte(headerBegin)) {
+		if _, doc, ok := bytes.Cut(file, []byte(headerEnd)); ok {
+			return doc
+		}
+	}
+	return file
 }
 
 // removeDefinition forgets a definition and its autostart links. The links

@@ -135,6 +135,11 @@ func TestVirshSnapshotRedefine(t *testing.T) {
 	one, two := h.file(h.virsh(true, "snapshot-dumpxml", "web1", "one")), h.file(h.virsh(true, "snapshot-dumpxml", "web1", "two"))
 	definition := h.file(h.virsh(true, "dumpxml", "web1"))
 	h.want(h.virsh(false, "undefine", "web1"), "cannot delete inactive domain with 2 snapshots")
+	saved := func(is bool) { setView(h.drv.domains.lookupName("web1"), func(v *view) { v.saved = is }) }
+	saved(true)
+	h.want(h.virsh(false, "undefine", "web1", "--snapshots-metadata"), "managed save image exists")
+	h.same(h.virsh(true, "snapshot-list", "web1", "--name"), "one", "two")
+	saved(false)
 	h.virsh(true, "undefine", "web1", "--snapshots-metadata")
 	h.virsh(true, "define", definition)
 	h.same(h.virsh(true, "snapshot-list", "web1", "--name"))

@@ -301,6 +301,28 @@ func TestRenameCutOff(t *testing.T) {
 	}
 }
 
+// TestDashedNames: a name ends no comment in its file, also in one that an earlier
+// version wrote.
+func TestDashedNames(t *testing.T) {
+	h := newTestHost(t)
+	for _, name := range []string{"a---b", "x----", "c--d", "old---"} {
+		h.virsh(true, "define", h.file(domainXML(name, "")))
+	}
+	s := h.drv.store
+	doc, err := os.ReadFile(s.definition("old---"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.stop()
+	if err := os.WriteFile(s.definition("old---"), bytes.Replace(doc, []byte("edit old- - -\n"), []byte("edit old- --\n"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.open(s.configDir)
+	if out := strings.Fields(h.virsh(true, "list", "--all", "--name")); !slices.Equal(slices.Sorted(slices.Values(out)), []string{"a---b", "c--d", "old---", "x----"}) {
+		t.Errorf("after the restart there are %v:\n%s", out, h.log.String())
+	}
+}
+
 // names are those of a directory's entries.
 func names(t *testing.T, dir string) (list []string) {
 	t.Helper()

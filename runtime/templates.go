@@ -148,8 +148,11 @@ func (t *Templates) unknown(name string) error {
 // of that name when it is new, and returns the generation it belongs to. A
 // volume that no environment was started from becomes a generation first.
 func (t *Templates) pin(ctx context.Context, name, layers string) (Generation, error) {
-	if digest := pinned(layers); digest != "" {
-		return t.byDigest(digest)
+	switch d, err := readDisk(layers); {
+	case err == nil:
+		return t.byDigest(d.Template)
+	case !errors.Is(err, errNoDisk): // what is there is nobody's to replace
+		return Generation{}, err
 	}
 	if err := t.importVolume(ctx, name); err != nil {
 		return Generation{}, err

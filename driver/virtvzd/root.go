@@ -11,6 +11,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"virtvzd/driver"
 	"virtvzd/runtime"
 )
 
@@ -119,30 +120,45 @@ func removeRoot(conf *config, layers *runtime.Layers, args []string) error {
 	return nil
 }
 
-// definedUUID finds the domain of a name or UUID.
+// errNotDefined is returned for a domain without a definition.
+var errNotDefined = errors.New("no domain of that name or UUID is defined")
+
+// definedUUID finds the domain of a name or UUID. A definition that cannot be read
+// may be its.
 func definedUUID(conf *config, which string) (uuid [16]byte, err error) {
 	files, _ := filepath.Glob(filepath.Join(conf.ConfigDir, "*.xml"))
+	var unread []error
 	for _, file := range files {
 		var domain struct {
 			Name string `xml:"name"`
 			UUID string `xml:"uuid"`
 		}
 		body, err := os.ReadFile(file)
-		if err != nil || xml.Unmarshal(body, &domain) != nil {
+		if err == nil {
+			err = xml.Unmarshal(driver.Definition(body), &domain)
+		}
+		id, e := parseUUID(domain.UUID)
+		if err = errors.Join(err, e); err != nil {
+			unread = append(unread, fmt.Errorf("the definition %s cannot be read: mend it, or move it away: %w", file, err))
 			continue
 		}
-		id, err := parseUUID(domain.UUID)
-		if err == nil && (strings.TrimSpace(domain.Name) == which || strings.EqualFold(strings.TrimSpace(domain.UUID), which)) {
+		if strings.TrimSpace(domain.Name) == which || strings.EqualFold(strings.TrimSpace(domain.UUID), which) {
 			return id, nil
 		}
 	}
-	return uuid, fmt.Errorf("no domain '%s' is defined", which)
+	if len(unread) > 0 {
+		return uuid, errors.Join(unread...)
+	}
+	return uuid, fmt.Errorf("'%s': %w", which, errNotDefined)
 }
 
 // undefinedUUID is for what must not be done with the disk of a domain.
 func undefinedUUID(conf *config, which string) (uuid [16]byte, err error) {
-	if _, err := definedUUID(conf, which); err == nil {
+	switch _, err := definedUUID(conf, which); {
+	case err == nil:
 		return uuid, fmt.Errorf("%s is defined: undefine it first", which)
+	case !errors.Is(err, errNotDefined):
+		return uuid, err
 	}
 	return parseUUID(which)
 }

@@ -23,7 +23,7 @@ func TestRootCommand(t *testing.T) {
 		"rm " + testUUID[1:]:    "is no UUID",
 		"rm " + testUUID + "00": "is no UUID",
 		"rm 1" + testUUID[1:]:   "there is no root 1",
-		"clone web1 web2":       "no domain 'web2' is defined",
+		"clone web1 web2":       "'web2': no domain of that name or UUID is defined",
 		"clone web1@x web1":     "snapshot 'x'",
 		"clone web1@../x web1":  "no name of a snapshot",
 		"clone web1 web1":       "never started",
@@ -34,5 +34,10 @@ func TestRootCommand(t *testing.T) {
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("root %s: %v, want %q", args, err, want)
 		}
+	}
+	// A definition that cannot be read may be of the domain whose disk that is.
+	os.WriteFile(filepath.Join(conf.ConfigDir, "web3.xml"), []byte("<domain"), 0o600)
+	if err := root(t.Context(), conf, []string{"rm", testUUID[:35] + "2"}); err == nil || !strings.Contains(err.Error(), "web3.xml cannot be read") {
+		t.Error(err)
 	}
 }
