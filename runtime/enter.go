@@ -1,13 +1,12 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 )
 
 // Enter runs a command on the caller's terminal, as Exec does for the daemon,
@@ -52,9 +51,8 @@ func Enter(stateDir, oci, uuid string, c Command) (status int, err error) {
 		return 0, err
 	}
 	defer cgroup.Close()
-	cmd := exec.Command(r.host.OCI, "--root", r.ociRoot(), "--cgroup-manager=disabled", "exec", "--process", process, uuid)
+	cmd := inCgroup(context.Background(), cgroup, r.host.OCI, "--root", r.ociRoot(), "--cgroup-manager=disabled", "exec", "--process", process, uuid)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
 	err = cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -102,11 +101,10 @@ func (i *Instance) execute(ctx context.Context, dir string, s *streams) (pid int
 	}
 	defer cgroup.Close()
 	pidFile := filepath.Join(dir, "pid")
-	cmd := exec.CommandContext(ctx, i.r.host.OCI, "--root", i.r.ociRoot(), "--cgroup-manager=disabled", "--log", filepath.Join(dir, ociLog),
+	cmd := inCgroup(ctx, cgroup, i.r.host.OCI, "--root", i.r.ociRoot(), "--cgroup-manager=disabled", "--log", filepath.Join(dir, ociLog),
 		"exec", "--detach", "--process", filepath.Join(dir, "process.json"), "--pid-file", pidFile, i.rec.UUID)
 	cmd.Env = []string{"PATH=" + runtimePath}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.program[0], s.program[1], s.program[2]
-	cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
 	cmd.Cancel = func() error {
 		i.killExecuted(pidFile)
 		return cmd.Process.Kill()
@@ -185,7 +183,15 @@ func (i *Instance) openInitCgroup() (*os.File, error) {
 	if !ok || cgroup != "" && cgroup[0] != '/' {
 		return nil, fmt.Errorf("the init of %s is not in its scope", i.Name())
 	}
-	return os.OpenFile(filepath.Join(i.CgroupPath(), cgroup), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	f, err := os.OpenFile(filepath.Join(i.CgroupPath(), cgroup), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := i.refuseFrozenCgroup(f); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // killExecuted kills the program of a command that is given up, if it has come
