@@ -29,7 +29,7 @@ var agents = table{
 
 // qemuProgram is QEMU's program as far as it is not about QEMU.
 var qemuProgram = table{
-	query(protocol.QemuDomainAgentCommand, agentCommand),
+	apart(query(protocol.QemuDomainAgentCommand, agentCommand)), // until a program inside has something to say
 }
 
 // agentPatience is how long a client waits that does not say.

@@ -89,6 +89,9 @@ func allDomainStats(r *request, a *protocol.ConnectGetAllDomainStatsArgs) (ret p
 			return ret, err // nobody waits for the answer any more
 		}
 		v := d.view()
+		if v.definition(false) == nil {
+			continue // it went away since
+		}
 		if matches(v, a.Flags&choice) && r.passes(d) { // the flags are those of a list of domains, bit for bit
 			list = append(list, &gathering{drv: r.drv, d: d, v: v, shared: shared})
 		}

@@ -199,6 +199,13 @@ func poolMode(info *protocol.Info) rpc.Mode {
 	return rpc.Pool
 }
 
+// apart keeps a procedure that waits for somebody from the workers that all
+// clients share: those it may wait for in one client are bounded.
+func apart(p procedure) procedure {
+	p.mode = rpc.Apart
+	return p
+}
+
 // payload is the arguments as what they are known to be: a generated type or
 // xdr.Void, by the construction of protocol.Procedure.
 func payload[A any](args *A) protocol.Payload { return any(args).(protocol.Payload) }

@@ -40,11 +40,11 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// Hostname is what gethostname(2) tells inside.
+// Hostname is what gethostname(2) tells inside, in PlainText.
 func (i *Instance) Hostname() (string, error) {
 	var uts unix.Utsname
 	err := i.inside("hostname", []string{"uts"}, func() error { return unix.Uname(&uts) })
-	return unix.ByteSliceToString(uts.Nodename[:]), err
+	return PlainText(unix.ByteSliceToString(uts.Nodename[:])), err
 }
 
 // setHostname follows a change of the metadata.

@@ -56,7 +56,7 @@ func insideLinks() ([]InsideLink, error) {
 	err := each(unix.RTM_GETLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), unix.RTM_NEWLINK, func(msg []byte) bool {
 		if link, err := netlink.LinkDeserialize(nil, msg); err == nil {
 			a := link.Attrs()
-			l := &InsideLink{index: a.Index, Name: a.Name, MAC: a.HardwareAddr.String(), Stats: counters(a.Statistics)}
+			l := &InsideLink{index: a.Index, Name: PlainText(a.Name), MAC: a.HardwareAddr.String(), Stats: counters(a.Statistics)}
 			if a.Flags&net.FlagLoopback != 0 {
 				l.MAC = "00:00:00:00:00:00" // has one, as far as ethtool and guest agents are concerned
 			}

@@ -58,12 +58,15 @@ func parseMounts(text string, limit int) (list []Mount) {
 // unescape undoes the kernel's escapes of what separates fields and lines.
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#")
 
-// plainText makes a name safe to print on a terminal.
-func plainText(s string) string {
+// plainText is PlainText of what the kernel has escaped.
+func plainText(s string) string { return PlainText(unescape.Replace(s)) }
+
+// PlainText makes a name that root inside chose safe to print on a terminal.
+func PlainText(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r
-	}, unescape.Replace(s))
+	}, s)
 }

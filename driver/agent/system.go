@@ -99,6 +99,7 @@ func (a *Agent) users(ctx context.Context, _ none) (any, error) {
 
 // loggedIn adds a login; the first of each user counts.
 func loggedIn(list []User, name string, at float64) []User {
+	name = runtime.PlainText(name)
 	n := slices.IndexFunc(list, func(u User) bool { return u.Name == name })
 	if n < 0 {
 		return append(list, User{name, at})
