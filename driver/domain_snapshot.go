@@ -136,15 +136,19 @@ func describeSnapshot(d *domain, a *protocol.DomainSnapshotGetXMLDescArgs) (ret 
 
 // loadSnapshots reads what is known of a domain that is new to the daemon.
 func (c *change) loadSnapshots() {
-	found := c.drv.store.snapshots(c.uuid, func() xml.HostFacts {
-		facts := c.drv.facts()
-		facts.Templates, facts.HostRoot = nil, true // as load has it
-		return facts
-	}, func(file string, err error) {
+	found := c.drv.storedSnapshots(c.uuid, func(file string, err error) {
 		c.drv.log.Error("snapshot skipped", "file", file, "error", err)
 	})
 	c.publish(func(v *view) { v.snapshots = found })
 	c.lookForSaved()
+}
+
+func (drv *Driver) storedSnapshots(id protocol.UUID, skip func(file string, err error)) snapshots {
+	return drv.store.snapshots(id, func() xml.HostFacts {
+		facts := drv.facts()
+		facts.Templates, facts.HostRoot = nil, true // as load has it
+		return facts
+	}, skip)
 }
 
 // keepSnapshot saves a snapshot, then makes it known.

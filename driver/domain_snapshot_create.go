@@ -138,6 +138,9 @@ func (c *change) takeSnapshot(snap *xml.Snapshot, flags uint32) error {
 	if err := c.keepSnapshot(snap); err != nil {
 		return errors.Join(err, c.drv.layers.Release(c.uuid, snap.Layer))
 	}
+	if err := c.drv.layers.Keep(c.uuid, snap.Layer); err != nil {
+		return errors.Join(err, c.dropSnapshot(snap, false))
+	}
 	c.drv.log.Info("snapshot made", "domain", v.name, "snapshot", snap.Name, "layer", snap.Layer)
 	return c.setCurrentSnapshot(snap.Name)
 }

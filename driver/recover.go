@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
@@ -54,7 +55,36 @@ func (drv *Driver) Recover(ctx context.Context, stored map[string]*os.File) erro
 				"domain", inst.Name(), "uuid", protocol.UUID(inst.UUID()), "scope", inst.Scope(), "error", err)
 		}
 	}
+	drv.giveUpUnfinished()
 	return err
+}
+
+// giveUpUnfinished releases the layers of snapshots in the making of which an
+// earlier daemon was killed. What a snapshot names is kept: it was killed right
+// after that.
+func (drv *Driver) giveUpUnfinished() {
+	layers, err := drv.layers.Unfinished()
+	if err != nil {
+		drv.log.Error("cannot tell of every layer whether a snapshot is of it", "error", err)
+	}
+	for _, layer := range layers {
+		id, err := protocol.ParseUUID(layer.Of)
+		readable := true
+		known := drv.storedSnapshots(id, func(string, error) { readable = false })
+		switch {
+		case err != nil:
+		case slices.ContainsFunc(known.all, func(snap *xml.Snapshot) bool { return snap.Layer == layer.ID }):
+			err = drv.layers.Keep(id, layer.ID)
+		case !readable: // it may be the one
+			err = errors.New("not every snapshot of its domain can be read: mend or remove them")
+		default:
+			drv.log.Warn("a snapshot was not finished, and its data is deleted", "uuid", id, "layer", layer.ID)
+			err = drv.layers.Release(id, layer.ID)
+		}
+		if err != nil {
+			drv.log.Error("cannot give up the data of a snapshot that was not finished", "uuid", layer.Of, "layer", layer.ID, "error", err)
+		}
+	}
 }
 
 // adopt makes a domain of a running environment and its saved status.

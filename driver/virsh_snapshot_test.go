@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"virtvzd/driver/protocol"
 	"virtvzd/driver/relay"
 	"virtvzd/runtime"
 )
@@ -166,6 +168,62 @@ func TestVirshSnapshotRedefine(t *testing.T) {
 	h.same(h.virsh(true, "snapshot-list", "web1", "--name"), "one", "two", "uno")
 	h.virsh(true, "snapshot-delete", "web1", "one")
 	h.virsh(true, "snapshot-revert", "web1", "uno")
+}
+
+// TestSnapshotCutOff: the data of a snapshot that no daemon lived to keep goes with
+// the next, and nothing else does.
+func TestSnapshotCutOff(t *testing.T) {
+	h, upper := newSnapshotHost(t)
+	uuid, err := protocol.ParseUUID(filepath.Base(filepath.Dir(upper)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	layerOf := func(name string) string {
+		_, rest, _ := strings.Cut(h.virsh(true, "snapshot-dumpxml", "web1", name), "<layer id='")
+		return rest[:32]
+	}
+	remain := func(ids ...string) {
+		t.Helper()
+		left, _ := filepath.Glob(filepath.Join(filepath.Dir(upper), "../../layers/[^.]*"))
+		for n := range left {
+			left[n] = filepath.Base(left[n])
+		}
+		slices.Sort(ids)
+		if !slices.Equal(left, ids) {
+			t.Errorf("layers %v, want %v", left, ids)
+		}
+	}
+	h.virsh(true, "snapshot-create-as", "web1", "kept")
+	h.virsh(true, "snapshot-create-as", "web1", "forgotten")
+	kept, forgotten := layerOf("kept"), layerOf("forgotten")
+	h.virsh(true, "snapshot-delete", "web1", "forgotten", "--metadata")
+	still := func(do func() error) error { return do() }
+	cutOff, err := h.drv.layers.Copy(t.Context(), uuid, still, func(_, _ uint64) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	remain(kept, forgotten, cutOff)
+
+	// What a snapshot is of that cannot be read is not known.
+	damaged := filepath.Join(h.drv.store.snapshotDir(uuid), "damaged.xml")
+	os.WriteFile(damaged, []byte("<domainsnapshot>"), 0o600)
+	h.drv.giveUpUnfinished()
+	remain(kept, forgotten, cutOff)
+	os.Remove(damaged)
+	h.drv.giveUpUnfinished()
+	remain(kept, forgotten)
+
+	// The daemon was killed right after it had kept the snapshot.
+	last, err := h.drv.layers.Push(uuid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dump := strings.ReplaceAll(strings.Replace(h.virsh(true, "snapshot-dumpxml", "web1", "kept"), kept, last, 1), "<name>kept</name>", "<name>last</name>")
+	h.virsh(true, "snapshot-create", "web1", h.file(dump), "--redefine")
+	h.drv.giveUpUnfinished()
+	h.virsh(true, "snapshot-delete", "web1", "last", "--metadata")
+	h.drv.giveUpUnfinished()
+	remain(kept, forgotten, last)
 }
 
 func TestVirshSnapshotRefused(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
 
 	"virtvzd/xml"
 )
@@ -15,7 +14,7 @@ import (
 // off if all went well, for Kill. After an error it goes on, and path is what it
 // was. progress is told of bytes.
 func (i *Instance) Dump(ctx context.Context, path string, interfaces []xml.Interface, end bool, progress func(done, total uint64)) error {
-	if _, err := os.Stat(filepath.Dir(path)); err != nil { // before anything is frozen
+	if err := checkPart(path); err != nil { // before anything is frozen
 		return err
 	}
 	dir, err := i.r.workDir(i.uuid, "dump")

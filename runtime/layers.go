@@ -54,6 +54,7 @@ type Layer struct {
 	Below    string    `json:",omitempty"` // ID of the next layer; "": the template
 	Template string    // digest of the template at the bottom
 	Made     time.Time // when
+	Making   bool      `json:",omitempty"` // no snapshot yet: if that is cut off, nobody will ever release it, see Unfinished
 	Released bool      `json:",omitempty"` // no snapshot any more: may go when nothing stands on it
 }
 

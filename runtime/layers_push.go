@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,7 @@ func (l *Layers) Prepare(ctx context.Context, env *xml.Environment) error {
 // Push makes a layer of what an environment that is shut off has written, and
 // returns its ID. Nothing is copied: the directory, or a snapshot of it where
 // it is a subvolume, becomes the layer, and the environment goes on with an
-// empty one above it.
+// empty one above it. The layer is for Keep or Release, as Copy's is.
 func (l *Layers) Push(uuid [16]byte) (id string, err error) {
 	name := formatUUID(uuid)
 	dir := l.privateDir(name)
@@ -59,7 +60,7 @@ func (l *Layers) push(name string, d disk, released bool) (id string, err error)
 	if err != nil {
 		return "", err
 	}
-	layer := Layer{ID: id, Of: name, Below: d.Layer, Template: d.Template, Made: time.Now().UTC(), Released: released}
+	layer := Layer{ID: id, Of: name, Below: d.Layer, Template: d.Template, Made: time.Now().UTC(), Making: !released, Released: released}
 	if err := l.describe(l.layerDir(id), layer); err != nil {
 		return "", err
 	}
@@ -113,7 +114,7 @@ func (l *Layers) Copy(ctx context.Context, uuid [16]byte, hold func(do func() er
 	if err != nil {
 		return "", err
 	}
-	if err := l.describe(work, Layer{Of: name, Below: d.Layer, Template: d.Template, Made: time.Now().UTC()}); err != nil {
+	if err := l.describe(work, Layer{Of: name, Below: d.Layer, Template: d.Template, Made: time.Now().UTC(), Making: true}); err != nil {
 		return "", err
 	}
 	if err := syncTree(work); err != nil {
@@ -129,6 +130,26 @@ func (l *Layers) Copy(ctx context.Context, uuid [16]byte, hold func(do func() er
 		}
 		return syncDirectory(l.dir)
 	})
+}
+
+// Keep notes that a snapshot is known of a layer that was made for it.
+func (l *Layers) Keep(uuid [16]byte, id string) error {
+	return l.locked(func() error {
+		layer, err := l.Of(uuid, id)
+		if err != nil || !layer.Making {
+			return err
+		}
+		layer.Making = false
+		return l.describe(l.layerDir(id), layer)
+	})
+}
+
+// Unfinished lists the layers that were neither kept nor released: when nobody
+// makes any, these are of somebody who was killed. A damaged one is left out and
+// reported.
+func (l *Layers) Unfinished() ([]Layer, error) {
+	list, err := l.all()
+	return slices.DeleteFunc(list, func(layer Layer) bool { return !layer.Making || layer.Released }), err
 }
 
 // Revert makes an environment's disk what it was when one of its layers was

@@ -3,9 +3,12 @@ package runtime
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"virtvzd/xml"
 )
@@ -69,18 +72,38 @@ func (r *Runtime) placeDisk(s *session) error {
 		}
 		return os.Rename(s.Stage, s.Target)
 	}
-	l, dir := r.Layers(), r.sessionDir(s.ID)
-	return l.locked(func() error {
-		for _, id := range s.Layers {
-			if err := os.Rename(filepath.Join(dir, "layers", id), l.layerDir(id)); err != nil {
-				return err
-			}
-		}
-		if err := l.replace(s.UUID, filepath.Join(dir, "disk"), filepath.Join(dir, "replaced")); err != nil {
+	l := r.Layers()
+	return l.templates.locked(unix.LOCK_SH, func() error { // so far nobody knew that its template is in use
+		return l.locked(func() error { return r.placeLayers(l, s) })
+	})
+}
+
+// placeLayers is placeDisk for a disk of layers. Both locks are held.
+func (r *Runtime) placeLayers(l *Layers, s *session) error {
+	dir := r.sessionDir(s.ID)
+	for _, id := range s.Layers {
+		if err := os.Rename(filepath.Join(dir, "layers", id), l.layerDir(id)); err != nil {
 			return err
 		}
-		return syncDirectory(l.private)
-	})
+	}
+	d, err := readDisk(filepath.Join(dir, "disk"))
+	if err == nil {
+		err = l.stands(d)
+	}
+	if err != nil {
+		return fmt.Errorf("what the disk of %s stands on has gone while it came: migrate it again: %w", s.Name, err)
+	}
+	if err := l.replace(s.UUID, filepath.Join(dir, "disk"), filepath.Join(dir, "replaced")); err != nil {
+		return err
+	}
+	return syncDirectory(l.private)
+}
+
+// stands tells whether all is there that a disk stands on.
+func (l *Layers) stands(d disk) error {
+	_, missing := l.chain(d.Layer)
+	_, err := l.templates.byDigest(d.Template)
+	return errors.Join(missing, err)
 }
 
 // replace puts a disk in the place of an environment's, which goes to old.

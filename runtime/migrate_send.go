@@ -135,7 +135,7 @@ func (m *outgoing) sendImages(ctx context.Context, name string, about json.RawMe
 	err = m.send(ctx, part{What: partImages, Name: name, Parent: m.parent, About: about, Lazy: name == "images" && m.memory != nil}, m.sentMemory, func(w io.Writer) error {
 		t := tar.NewWriter(w)
 		for _, file := range files {
-			if _, err := addFile(t, m.dir, file); err != nil {
+			if _, err := addFile(ctx, t, m.dir, file); err != nil {
 				return err
 			}
 		}

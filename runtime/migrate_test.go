@@ -580,6 +580,58 @@ func TestTakeTar(t *testing.T) {
 	}
 }
 
+// TestBaseGoneMeanwhile: what a disk stands on that is on its way here may be
+// removed until it takes its place. Then it does not, and what was here stays.
+func TestBaseGoneMeanwhile(t *testing.T) {
+	for name, remove := range map[string]func(l *Layers, layer string) error{
+		"nothing": func(*Layers, string) error { return nil },
+		"template": func(l *Layers, layer string) error {
+			return errors.Join(l.Release(layersUUID, layer), l.templates.Remove("base"))
+		},
+		"layer": func(l *Layers, layer string) error { return l.Release(layersUUID, layer) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newTestLayers(t)
+			r := &Runtime{config: Config{DataDir: filepath.Dir(l.dir), StateDir: l.state}}
+			base := again(t, l.templates, "base", "2")
+			layer := newLayerID()
+			made := Layer{Of: formatUUID(layersUUID), Template: base.Digest}
+			if err := errors.Join(os.MkdirAll(filepath.Join(l.layerDir(layer), "rootfs"), 0o700), l.describe(l.layerDir(layer), made)); err != nil {
+				t.Fatal(err)
+			}
+			write(t, l.upper(layersUUID), "was=here")
+			s := &session{Session: NewSession(), UUID: formatUUID(layersUUID), Name: "web", Root: "template", Began: time.Now()}
+			offer := &MigrationOffer{Root: MigrationRoot{Template: base, LayerIDs: []string{layer}}}
+			if name == "template" { // right below the disk
+				offer.Root.LayerIDs = nil
+			}
+			if err := errors.Join(r.saveSession(s), r.stageDisk(s, offer, xml.Filesystem{Type: "template"})); err != nil {
+				t.Fatal(err)
+			}
+			write(t, s.stage(r), "came=here")
+			if err := remove(l, layer); err != nil {
+				t.Fatal(err)
+			}
+			err := r.placeDisk(s)
+			if name == "nothing" {
+				if got := l.shows(t, layersUUID); err != nil || got != "came=here text=2" {
+					t.Errorf("it did not take its place: %v: %s", err, got)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), "migrate it again") {
+				t.Errorf("it took its place: %v", err)
+			}
+			if err := r.undoDisk(s); err != nil {
+				t.Error(err)
+			}
+			if got := l.shows(t, layersUUID); got != "text=1 was=here" {
+				t.Errorf("what was here: %s", got)
+			}
+		})
+	}
+}
+
 // TestKeptDiskGone: what came here may have left again, or was removed, before
 // the migration is forgotten.
 func TestKeptDiskGone(t *testing.T) {

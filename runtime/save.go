@@ -41,7 +41,7 @@ func (i *Instance) Save(ctx context.Context, path string, h SavedHeader, interfa
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if _, err := os.Stat(filepath.Dir(path)); err != nil { // before anything is frozen
+	if err := checkPart(path); err != nil { // before anything is frozen
 		return err
 	}
 	if err := i.Checkpoint(ctx, dir, interfaces); err != nil {
@@ -58,7 +58,8 @@ func (i *Instance) Save(ctx context.Context, path string, h SavedHeader, interfa
 	return err
 }
 
-// noteImage records which image a checkpoint goes to, before it is there.
+// noteImage records which image a checkpoint goes to, before anything of it is
+// written: a later daemon removes what is not whole.
 func (i *Instance) noteImage(path, id string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -131,7 +132,8 @@ func (r *Runtime) Restore(ctx context.Context, env *xml.Environment, path string
 	return r.Start(ctx, env, StartOptions{Paused: paused, Checkpoint: dir})
 }
 
-// sweepSaves removes what was cut off, but for what FinishSave looks at.
+// sweepSaves removes what was cut off, but for what FinishSave looks at. Of the
+// images that are not whole these are the daemon's own; others are in records.
 func (r *Runtime) sweepSaves(adopted []*Instance) error {
 	kept := map[string]bool{}
 	for _, i := range adopted {
@@ -143,6 +145,13 @@ func (r *Runtime) sweepSaves(adopted []*Instance) error {
 	for _, dir := range left {
 		if !kept[dir] {
 			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}
+	for _, image := range []string{r.ManagedSave("*"), r.Layers().Memory("*")} {
+		parts, bad := filepath.Glob(PartOfSaved(image))
+		err = errors.Join(err, bad)
+		for _, part := range parts {
+			err = errors.Join(err, os.Remove(part))
 		}
 	}
 	return err

@@ -59,10 +59,11 @@ func (e *NotSavedError) Unwrap() error { return e.err }
 // savedFile is what a checkpoint consists of: nothing else is taken out of an image.
 var savedFile = regexp.MustCompile(`^(manifest\.json|images/[A-Za-z0-9._-]{1,100})$`)
 
-// WriteSaved writes the checkpoint in dir to path, which is replaced as a
-// whole; commit is called when all is on disk, right before that. After an
-// error nothing of it is left. progress is told of bytes of h.Size.
-func WriteSaved(ctx context.Context, path string, h SavedHeader, dir string, progress func(done, total uint64), commit func() error) (err error) {
+// WriteSaved writes the checkpoint in dir to path, which is replaced as a whole
+// once all is on disk; begun is called as soon as there is what PartOfSaved names,
+// so that it can be removed after a crash. After an error nothing of it is left.
+// progress is told of bytes of h.Size.
+func WriteSaved(ctx context.Context, path string, h SavedHeader, dir string, progress func(done, total uint64), begun func() error) (err error) {
 	files, size, err := checkpointFiles(dir)
 	if err != nil {
 		return err
@@ -72,7 +73,7 @@ func WriteSaved(ctx context.Context, path string, h SavedHeader, dir string, pro
 	if unix.Uname(&uts) == nil {
 		h.Kernel = string(bytes.TrimRight(uts.Release[:], "\x00"))
 	}
-	return replaceSaved(path, commit, func(w io.Writer) error {
+	return replaceSaved(path, begun, func(w io.Writer) error {
 		if err := writeSavedHeader(w, h); err != nil {
 			return err
 		}
@@ -93,7 +94,7 @@ func writeFiles(ctx context.Context, w io.Writer, dir string, files []string, si
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := addFile(t, dir, name)
+		n, err := addFile(ctx, t, dir, name)
 		if err != nil {
 			return err
 		}
@@ -107,9 +108,9 @@ func writeFiles(ctx context.Context, w io.Writer, dir string, files []string, si
 func PartOfSaved(path string) string { return path + ".part" }
 
 // replaceSaved writes a file with its checksum and puts it in place of any other.
-func replaceSaved(path string, commit func() error, write func(io.Writer) error) error {
+func replaceSaved(path string, begun func() error, write func(io.Writer) error) error {
 	sum := sha256.New()
-	return replaceWhole(path, commit, func(f io.Writer) error {
+	return replaceWhole(path, begun, func(f io.Writer) error {
 		if err := write(io.MultiWriter(f, sum)); err != nil {
 			return err
 		}
@@ -118,17 +119,37 @@ func replaceSaved(path string, commit func() error, write func(io.Writer) error)
 	})
 }
 
-// replaceWhole writes a file and puts it in place of any other, once all of it
-// is on the disk and commit agrees.
-func replaceWhole(path string, commit func() error, write func(io.Writer) error) (err error) {
+// createPart makes the file that becomes path when it is whole.
+func createPart(path string) (*os.File, error) {
+	if info, err := os.Lstat(path); err == nil && info.IsDir() {
+		return nil, fmt.Errorf("%s is a directory: name a file", path)
+	}
 	part := PartOfSaved(path)
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("%s is there: it belongs to a save that is going on, or was cut off: remove it in that case", part)
+		return nil, fmt.Errorf("%s is there: it belongs to a save that is going on, or was cut off: remove it in that case", part)
 	}
+	return f, err
+}
+
+// checkPart tells why createPart would fail, to those who have yet to make what
+// is to be written.
+func checkPart(path string) error {
+	f, err := createPart(path)
 	if err != nil {
 		return err
 	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// replaceWhole writes a file and puts it in place of any other, once all of it
+// is on the disk; begun is called before anything is written.
+func replaceWhole(path string, begun func() error, write func(io.Writer) error) (err error) {
+	f, err := createPart(path)
+	if err != nil {
+		return err
+	}
+	part := f.Name()
 	defer func() {
 		f.Close()
 		if err != nil {
@@ -138,6 +159,9 @@ func replaceWhole(path string, commit func() error, write func(io.Writer) error)
 			}
 		}
 	}()
+	if err := begun(); err != nil {
+		return err
+	}
 	if err := write(f); err != nil {
 		return err
 	}
@@ -145,9 +169,6 @@ func replaceWhole(path string, commit func() error, write func(io.Writer) error)
 		return err
 	}
 	unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // nobody reads it soon
-	if err := commit(); err != nil {
-		return err
-	}
 	if err := os.Rename(part, path); err != nil {
 		return err
 	}
@@ -193,7 +214,7 @@ func checkpointFiles(dir string) (names []string, size int64, err error) {
 	return names, size, nil
 }
 
-func addFile(t *tar.Writer, dir, name string) (int64, error) {
+func addFile(ctx context.Context, t *tar.Writer, dir, name string) (int64, error) {
 	f, err := os.Open(filepath.Join(dir, name))
 	if err != nil {
 		return 0, err
@@ -206,7 +227,8 @@ func addFile(t *tar.Writer, dir, name string) (int64, error) {
 	if err := t.WriteHeader(&tar.Header{Name: name, Size: info.Size(), Mode: 0o644}); err != nil {
 		return 0, err
 	}
-	return io.Copy(t, f)
+	// One file may have all memory.
+	return io.Copy(t, &countingReader{ctx: ctx, r: f, progress: func(int64, int64) {}})
 }
 
 // openSaved reads the header of an image; f is behind it then, and sum has it.

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,25 +11,33 @@ import (
 	"testing"
 )
 
-func savedImage(t *testing.T) (path string, content []byte) {
+// savedCheckpoint is one whose only page file has that content.
+func savedCheckpoint(t *testing.T) (content []byte, dir string) {
 	t.Helper()
-	dir := t.TempDir()
+	dir = t.TempDir()
 	os.Mkdir(filepath.Join(dir, "images"), 0o700)
 	content = bytes.Repeat([]byte("a page of memory "), 10000)
 	os.WriteFile(filepath.Join(dir, manifestName), []byte(`{"Version":1}`), 0o600)
 	os.WriteFile(filepath.Join(dir, "images", "pages-1.img"), content, 0o600)
+	return content, dir
+}
+
+func savedImage(t *testing.T) (path string, content []byte) {
+	t.Helper()
+	content, dir := savedCheckpoint(t)
 	path = filepath.Join(t.TempDir(), "web1.save")
-	committed := false
+	begun := false
 	err := WriteSaved(t.Context(), path, SavedHeader{ID: "1", Name: "web1", XML: "<domain/>"}, dir, func(done, total uint64) {
 		if done > total || total < uint64(len(content)) {
 			t.Errorf("%d of %d bytes", done, total)
 		}
 	}, func() error {
-		committed = !exists(path) && exists(PartOfSaved(path))
+		info, err := os.Stat(PartOfSaved(path))
+		begun = !exists(path) && err == nil && info.Size() == 0
 		return nil
 	})
-	if err != nil || !committed {
-		t.Fatal(err, committed)
+	if err != nil || !begun {
+		t.Fatal(err, begun)
 	}
 	return path, content
 }
@@ -128,5 +137,109 @@ func TestSavedKeepsTheOld(t *testing.T) {
 	}
 	if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
 		t.Error("the image has changed")
+	}
+}
+
+// cancelling writes, and gives up what is written after the first piece.
+type cancelling struct {
+	cancel  context.CancelFunc
+	written int
+}
+
+func (c *cancelling) Write(p []byte) (int, error) {
+	c.written += len(p)
+	c.cancel()
+	return len(p), nil
+}
+
+// TestGiveUpWithinFile: all memory may be in one file, and who gives a save up
+// does not wait for the rest of it.
+func TestGiveUpWithinFile(t *testing.T) {
+	dir := t.TempDir()
+	os.WriteFile(filepath.Join(dir, manifestName), nil, 0o600)
+	os.Truncate(filepath.Join(dir, manifestName), 16<<20)
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &cancelling{cancel: cancel}
+	err := writeFiles(ctx, w, dir, []string{manifestName}, 16<<20, func(_, _ uint64) {})
+	if !errors.Is(err, context.Canceled) || w.written > 1<<20 {
+		t.Errorf("%v after %d bytes", err, w.written)
+	}
+}
+
+// TestSaveCutOff: a daemon that is killed while it writes an image has noted what
+// the next one is to remove, and so the next save finds nothing in its way.
+func TestSaveCutOff(t *testing.T) {
+	_, dir := savedCheckpoint(t)
+	r, path := emptyRuntime(t), filepath.Join(t.TempDir(), "web1.save")
+	r.config.Scopes = &units{}
+	i := newInstance(r, &record{UUID: formatUUID(layersUUID), Checkpoint: &recordedCheckpoint{Dir: dir}}, nil)
+	if err := errors.Join(os.Mkdir(i.dir, 0o700), i.rec.save(i.dir)); err != nil {
+		t.Fatal(err)
+	}
+	save := func(progress func(done, total uint64)) error {
+		return WriteSaved(t.Context(), path, SavedHeader{ID: "1"}, dir, progress, func() error { return i.noteImage(path, "1") })
+	}
+	func() {
+		defer func() { recover() }()
+		save(func(_, _ uint64) { panic("killed") })
+	}()
+	if !exists(PartOfSaved(path)) {
+		t.Fatal("nothing was cut off")
+	}
+	rec, err := loadRecord(i.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.Checkpoint.Dir = t.TempDir() // the checkpoint is written once more below
+	if err := r.endCheckpoint(t.Context(), rec.UUID, rec.Checkpoint); err != nil {
+		t.Fatal(err)
+	}
+	if err := save(func(_, _ uint64) {}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSaveChecksPath: what is in the way is told before anything of the environment
+// is touched, and stays.
+func TestSaveChecksPath(t *testing.T) {
+	r, dir := emptyRuntime(t), t.TempDir()
+	i := newInstance(r, &record{UUID: formatUUID(layersUUID), Name: "web1"}, nil)
+	os.Mkdir(filepath.Join(dir, "directory"), 0o700)
+	os.WriteFile(PartOfSaved(filepath.Join(dir, "other")), nil, 0o600)
+	for name, want := range map[string]string{
+		"directory": "is a directory", "other": "other.part is there", "no/such": "no such file",
+	} {
+		path := filepath.Join(dir, name)
+		for what, err := range map[string]error{
+			"save": i.Save(t.Context(), path, SavedHeader{}, nil, func(_, _ uint64) {}),
+			"dump": i.Dump(t.Context(), path, nil, false, func(_, _ uint64) {}),
+		} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s to %s: %v", what, name, err)
+			}
+		}
+	}
+	if !exists(PartOfSaved(filepath.Join(dir, "other"))) || exists(PartOfSaved(filepath.Join(dir, "directory"))) {
+		t.Error("what is there has changed")
+	}
+}
+
+// TestSweepSaves: after a crash of the host no record names what was being
+// written, and the daemon's own directories are cleaned all the same.
+func TestSweepSaves(t *testing.T) {
+	r := emptyRuntime(t)
+	save, memory := r.ManagedSave("web1"), r.Layers().Memory(newLayerID())
+	for _, path := range []string{save, memory} {
+		os.Mkdir(filepath.Dir(path), 0o700)
+		os.WriteFile(path, nil, 0o600)
+		os.WriteFile(PartOfSaved(path), nil, 0o600)
+	}
+	if err := r.sweepSaves(nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{save, memory} {
+		if exists(PartOfSaved(path)) || !exists(path) {
+			t.Errorf("%s: its part is left: %v; it is there: %v", path, exists(PartOfSaved(path)), exists(path))
+		}
 	}
 }
