@@ -18,7 +18,7 @@ var update = flag.Bool("update", false, "write golden files anew")
 // of this file.
 func TestProcedures(t *testing.T) {
 	var b strings.Builder
-	modes := map[rpc.Mode]string{rpc.Inline: "inline", rpc.Pool: "pool", rpc.PoolPriority: "priority"}
+	modes := map[rpc.Mode]string{rpc.Inline: "inline", rpc.Pool: "pool", rpc.PoolPriority: "priority", rpc.Apart: "apart"}
 	for _, p := range []struct {
 		name     string
 		all      []*protocol.Info
