@@ -31,7 +31,7 @@ func TestInMachine(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer v.Close()
-			results, err := v.PackageResults(ctx, p.path, "-test.run", p.run, "-test.timeout", "35m")
+			results, err := v.PackageResults(ctx, p.path, "-test.run", p.run, "-test.timeout", "50m")
 			for _, r := range results {
 				if !strings.Contains(r.Name, "/") {
 					t.Run(r.Name, func(t *testing.T) { report(t, r, results) })
