@@ -78,7 +78,7 @@ func (drv *Driver) giveUpUnfinished() {
 		case !readable: // it may be the one
 			err = errors.New("not every snapshot of its domain can be read: mend or remove them")
 		default:
-			drv.log.Warn("a snapshot was not finished, and its data is deleted", "uuid", id, "layer", layer.ID)
+			drv.log.Warn("a snapshot was not finished, and its layer is given up", "uuid", id, "layer", layer.ID)
 			err = drv.layers.Release(id, layer.ID)
 		}
 		if err != nil {

@@ -28,7 +28,8 @@
 //
 //	migrate_check.go        what keeps an environment here, and what another host keeps out
 //	migrate_out.go          Migrate: the order of its steps; migrate_rounds.go while it runs, migrate_send.go what goes
-//	migrate_in.go           PrepareMigration and Commit: what comes is held until that is decided; migrate_receive.go, migrate_disk.go
+//	migrate_in.go           PrepareMigration: what comes is held; migrate_receive.go, migrate_disk.go
+//	migrate_commit.go       until it is decided: Commit or Abort
 //	migrate_session.go      the decision, kept; migrate_settle.go a source asks for it, and ends or goes on
 //	migrate_offline.go      only the disk
 //	channel.go              messages and data on one connection; mirror.go a tree and its copy, pass by pass

@@ -38,7 +38,7 @@ import (
 //
 //	migrate_out.go       the source's side; migrate_rounds.go what is sent while all goes on,
 //	                     migrate_send.go how; migrate_settle.go what became of it
-//	migrate_in.go        the destination's; migrate_receive.go what is made of what comes,
+//	migrate_in.go        the destination's, migrate_commit.go its decision; migrate_receive.go what is made of what comes,
 //	                     migrate_disk.go how the disk is exchanged and put back
 //	postcopy.go          memory that follows when it runs there already
 //	migrate_offline.go   the disk of an environment that is shut off
