@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -105,10 +106,12 @@ func TestScripts(t *testing.T) {
 			sh(t, "virtvzd template import "+name+" "+filepath.Join(roots, name+".tar.zst"))
 		}
 	}
+	sh(t, watchCloses)
 	for _, name := range scripts(t) {
 		script := filepath.Join("testdata/script", name+".txtar")
 		t.Run(name, func(t *testing.T) {
-			before := attached(t)
+			before, began := attached(t), time.Now()
+			defer func() { daemonSaid(t, began) }()
 			// A test of its own, so that the check comes after the script's end.
 			passed := t.Run("script", func(t *testing.T) {
 				testscript.Run(t, testscript.Params{Files: []string{script}, Setup: setup, Cmds: commands})
@@ -124,7 +127,7 @@ func TestScripts(t *testing.T) {
 				}
 				time.Sleep(200 * time.Millisecond)
 			}
-			t.Errorf("left behind:\n%s\n%s", left, sh(t, "journalctl -u virtvzd -n 30 -o cat --no-pager"))
+			t.Error("left behind:\n" + left)
 		})
 	}
 }
@@ -141,6 +144,37 @@ func setup(env *testscript.Env) error {
 	demo, err := filepath.Abs("../demo.sh")
 	env.Setenv("DEMO", demo)
 	return err
+}
+
+// crashed matches what the daemon, or systemd of it, says when it ends by a
+// defect of its own. Scripts kill it, which is none.
+var crashed = regexp.MustCompile(`(?m)(panic: |fatal error: |SIG(SEGV|BUS|ABRT)|[Ww]atchdog timeout|status=2/).*$`)
+
+// watchCloses has the kernel note each descriptor that a thread of the daemon
+// closes and that is not open. The number may be another client's by then, who
+// would be cut off without a word.
+const watchCloses = `mkdir -p /sys/kernel/tracing/instances/closes && cd /sys/kernel/tracing/instances/closes
+echo 'ret == -9 && COMM == "virtvzd"' >events/syscalls/sys_exit_close/filter
+echo 1 >events/syscalls/sys_exit_close/enable
+echo >trace`
+
+// daemonSaid fails a script during which the daemon crashed: systemd starts it
+// again, and the clients that come after would notice nothing. Of a script that
+// failed it shows what the daemon said.
+func daemonSaid(t *testing.T, since time.Time) {
+	said := sh(t, fmt.Sprintf("journalctl -u virtvzd --since=@%d -o short --no-hostname --no-pager -q", since.Unix()))
+	tail := max(0, len(said)-8000)
+	if at := crashed.FindStringIndex(said); at != nil {
+		t.Error("the daemon crashed:", said[at[0]:at[1]])
+		tail = min(tail, at[0])
+	}
+	if closed := sh(t, "grep -v '^#' /sys/kernel/tracing/instances/closes/trace || true"); closed != "" {
+		t.Errorf("the daemon closed what was not open:\n%s", closed)
+		sh(t, watchCloses)
+	}
+	if t.Failed() {
+		t.Logf("the daemon's journal:\n%s", said[tail:])
+	}
 }
 
 // leftovers is what environments leave on a host when something goes wrong.
