@@ -34,10 +34,11 @@ type Conn struct {
 	out       output
 	keepalive keepalive
 
-	mu      sync.Mutex // protects streams, onClose and gone
-	streams map[streamKey]endpoint
-	onClose []func()
-	gone    bool // the onClose functions have been taken to be called
+	mu         sync.Mutex // protects what follows
+	streams    map[streamKey]endpoint
+	impatience *time.Timer // ends a client that does not authenticate
+	onClose    []func()
+	gone       bool // the onClose functions have been taken to be called
 
 	closeOnce sync.Once
 	reason    atomic.Pointer[string]
@@ -52,7 +53,7 @@ func newConn(s *Server, sock *net.UnixConn, o ListenerOptions) (*Conn, error) {
 		id: s.nextID.Add(1), server: s, readOnly: o.ReadOnly, connected: time.Now(),
 		slots: make(chan struct{}, max(1, limits.MaxClientRequests)),
 	}
-	c.in.link, c.in.timeout = &c.link, limits.FrameTimeout
+	c.in.link, c.in.timeout, c.in.known = &c.link, limits.FrameTimeout, &c.authenticated
 	err := c.link.init(sock, &c.in)
 	if err == nil {
 		c.peer, err = peerOf(c.link.raw)
@@ -132,6 +133,9 @@ func (c *Conn) close(reason string, givenUp bool) {
 		c.mu.Lock()
 		streams := c.streams
 		c.streams = nil
+		if c.impatience != nil {
+			c.impatience.Stop()
+		}
 		c.mu.Unlock()
 		for _, s := range streams {
 			s.stop(io.ErrClosedPipe)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,6 +14,7 @@ import (
 type input struct {
 	link    *link
 	timeout time.Duration // for the rest of a frame once begun
+	known   *atomic.Bool  // whose message may be as long as the protocol lets it be
 
 	buf        *buffer
 	start, end int            // what of buf is unread
@@ -40,7 +42,7 @@ func (in *input) frame() ([]byte, error) {
 	if err := in.need(lengthSize); err != nil {
 		return nil, err
 	}
-	n, err := frameLength(in.buf.b[in.start:in.end])
+	n, err := frameLength(in.buf.b[in.start:in.end], in.longest())
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +52,14 @@ func (in *input) frame() ([]byte, error) {
 	frame := in.buf.b[in.start : in.start+n]
 	in.start += n
 	return frame, nil
+}
+
+// longest is the most that the next frame may hold after its length word.
+func (in *input) longest() int {
+	if in.known != nil && !in.known.Load() {
+		return anonymousMessage
+	}
+	return MaxMessage
 }
 
 // take claims the descriptors that follow a frame, one byte carrying each.

@@ -25,13 +25,13 @@ const (
 )
 
 // frameLength checks a length word and gives the size of the whole frame.
-func frameLength(word []byte) (int, error) {
+func frameLength(word []byte, longest int) (int, error) {
 	n := binary.BigEndian.Uint32(word)
 	if n < frameStart {
 		return 0, fmt.Errorf("a message of %d bytes is shorter than its header", n)
 	}
-	if n > MaxMessage+lengthSize {
-		return 0, fmt.Errorf("a message of %d bytes is larger than the limit of %d", n, MaxMessage)
+	if int64(n) > int64(longest)+lengthSize {
+		return 0, fmt.Errorf("a message of %d bytes is larger than the limit of %d", n, longest)
 	}
 	return int(n), nil
 }

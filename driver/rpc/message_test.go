@@ -13,7 +13,7 @@ func TestFrameLength(t *testing.T) {
 	for n, ok := range map[uint32]bool{
 		0: false, 4: false, 27: false, 28: true, 32<<20 + 4: true, 32<<20 + 5: false, 1 << 31: false, 1<<32 - 1: false,
 	} {
-		got, err := frameLength(binary.BigEndian.AppendUint32(nil, n))
+		got, err := frameLength(binary.BigEndian.AppendUint32(nil, n), MaxMessage)
 		if (err == nil) != ok || ok && got != int(n) {
 			t.Errorf("a length of %d gives %d, %v", n, got, err)
 		}

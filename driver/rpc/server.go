@@ -46,6 +46,7 @@ type Limits struct {
 	KeepaliveCount    int           // unanswered pings before the client is dropped
 
 	SendQueue    int           // bytes of events waiting for a client that does not read; 0: 16 MiB
+	AuthTimeout  time.Duration // for a client to authenticate, calls being served not counted; 0: one minute
 	FrameTimeout time.Duration // for the rest of a message once begun, or 64 KiB of it; 0: one minute
 }
 
@@ -78,6 +79,9 @@ const defaultSendQueue = 16 << 20
 func NewServer(name string, l Limits, encodeError func(error) *protocol.Error) *Server {
 	if l.SendQueue == 0 {
 		l.SendQueue = defaultSendQueue
+	}
+	if l.AuthTimeout == 0 {
+		l.AuthTimeout = defaultAuthTimeout
 	}
 	if l.FrameTimeout == 0 {
 		l.FrameTimeout = defaultFrameTimeout
@@ -147,6 +151,7 @@ func (s *Server) ServeConn(sock *net.UnixConn, o ListenerOptions) (*Conn, error)
 		go c.ended()
 		return nil, err
 	}
+	c.awaitAuthentication(s.limits.AuthTimeout)
 	go c.serve()
 	return c, nil
 }
@@ -168,23 +173,15 @@ func (s *Server) admit(c *Conn) error {
 		return errors.New("the server shuts down")
 	case len(s.clients) >= limit:
 		return fmt.Errorf("too many clients: %d are connected", len(s.clients))
-	case !c.authenticated.Load() && s.anonymous() >= s.limits.MaxAnonymousClients:
-		return fmt.Errorf("too many clients that are not authenticated: %d are connected", s.limits.MaxAnonymousClients)
+	}
+	if !c.authenticated.Load() {
+		if err := s.admitAnonymous(c.peer.UID); err != nil {
+			return err
+		}
 	}
 	s.clients[c.id] = c
 	s.serving.Add(1)
 	return nil
-}
-
-// anonymous counts clients that are not authenticated; s.mu is held.
-func (s *Server) anonymous() int {
-	n := 0
-	for _, c := range s.clients {
-		if !c.authenticated.Load() {
-			n++
-		}
-	}
-	return n
 }
 
 func (s *Server) forget(c *Conn) {
@@ -215,7 +212,8 @@ type ClientLimits struct {
 func (s *Server) ClientLimits() ClientLimits {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return ClientLimits{s.limits.MaxClients, len(s.clients), s.limits.MaxAnonymousClients, s.anonymous()}
+	anonymous, _ := s.anonymous(0)
+	return ClientLimits{s.limits.MaxClients, len(s.clients), s.limits.MaxAnonymousClients, anonymous}
 }
 
 // SetClientLimits changes the limits; clients beyond them stay.

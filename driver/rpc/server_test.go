@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,6 +49,7 @@ type testServer struct {
 	*Server
 	path    string
 	release chan struct{}
+	guarded atomic.Bool // clients are not authenticated when they come
 }
 
 func (s *testServer) Lookup(procedure uint32) (Handler, Mode, bool) {
@@ -203,7 +205,11 @@ func newTestServer(t testing.TB, change func(*Limits)) *testServer {
 		return &protocol.Error{Code: 1, Message: &text, Level: 2}
 	})
 	s.Register(testProgram, testVersion, s)
-	s.OnConnect(func(c *Conn) { c.SetAuthenticated() })
+	s.OnConnect(func(c *Conn) {
+		if !s.guarded.Load() {
+			c.SetAuthenticated()
+		}
+	})
 	listener, err := Listen(s.path, 0o600, os.Getgid())
 	if err != nil {
 		t.Fatal(err)
