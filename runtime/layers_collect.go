@@ -171,7 +171,7 @@ func (l *Layers) sweep() error {
 	gone, _ := filepath.Glob(filepath.Join(l.dir, ".gone-*"))
 	inside, _ := filepath.Glob(filepath.Join(l.private, "*", ".gone-*"))
 	for _, dir := range append(gone, inside...) {
-		os.RemoveAll(dir) // what cannot be removed is out of sight, and tried again next time
+		removeTree(dir) // what cannot be removed is out of sight, and tried again next time
 	}
 	return err
 }

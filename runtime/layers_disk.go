@@ -79,7 +79,7 @@ func (l *Layers) settled(uuid string) (disk, error) {
 	if d.Pushing != "" {
 		if exists(filepath.Join(l.layerDir(d.Pushing), "rootfs")) {
 			d.Layer, d.Discard = d.Pushing, true // upper may be still there, if the layer is a snapshot
-		} else if err := os.RemoveAll(l.layerDir(d.Pushing)); err != nil {
+		} else if err := removeTree(l.layerDir(d.Pushing)); err != nil {
 			return d, err
 		}
 		d.Pushing = ""
@@ -129,7 +129,7 @@ func (l *Layers) makeUpper(dir string, d disk) error {
 	}
 	// Under another name until it is what it must be.
 	fresh := filepath.Join(dir, "upper.new")
-	if err := os.RemoveAll(fresh); err != nil {
+	if err := removeTree(fresh); err != nil {
 		return err
 	}
 	if err := os.Mkdir(fresh, 0o700); err != nil {

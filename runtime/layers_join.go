@@ -1,10 +1,6 @@
 package runtime
 
-import (
-	"os"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // How the kernel's overlay says in a layer what it is about those below
 // (Documentation/filesystems/overlayfs.rst).
@@ -164,15 +160,4 @@ func joinBelow(from, to int, name string) error {
 	}
 	defer unix.Close(upper)
 	return joinDirectory(lower, upper)
-}
-
-// removeAllAt removes an entry of an open directory with all below it, and
-// never what a link points to.
-func removeAllAt(dir int, base string) error {
-	root, err := os.OpenRoot(procPath(dir, "."))
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	return root.RemoveAll(base)
 }

@@ -83,7 +83,7 @@ func makeLayerDir(private, layer string) (rootfs string, err error) {
 	entries, err := os.ReadDir(layer)
 	for _, e := range entries {
 		if e.Name() != "upper" && err == nil {
-			err = os.RemoveAll(filepath.Join(layer, e.Name()))
+			err = removeTree(filepath.Join(layer, e.Name()))
 		}
 	}
 	return filepath.Join(layer, "upper"), err
@@ -96,7 +96,7 @@ func joinAcross(id, lower, upper string) error {
 	if !exists(copied) {
 		// Under another name until it is whole.
 		fresh := filepath.Join(filepath.Dir(upper), ".join")
-		if err := os.RemoveAll(fresh); err != nil {
+		if err := removeTree(fresh); err != nil {
 			return err
 		}
 		if err := os.Mkdir(fresh, 0o700); err != nil {
@@ -107,12 +107,12 @@ func joinAcross(id, lower, upper string) error {
 			atStep("join copied")
 			err = os.Rename(filepath.Join(fresh, "rootfs"), copied)
 		}
-		if err := errors.Join(err, os.RemoveAll(fresh)); err != nil {
+		if err := errors.Join(err, removeTree(fresh)); err != nil {
 			return err
 		}
 	}
 	if err := joinTrees(copied, upper); err != nil {
 		return err
 	}
-	return os.RemoveAll(copied)
+	return removeTree(copied)
 }

@@ -141,9 +141,9 @@ func (r *Runtime) undoDisk(s *session) error {
 	case s.Root == "template":
 		err = r.undoPrivate(s)
 	case s.Stage != "" && s.Moved && !exists(s.Stage):
-		err = os.RemoveAll(s.Target)
+		err = removeTree(s.Target)
 	case s.Stage != "":
-		err = os.RemoveAll(s.Stage)
+		err = removeTree(s.Stage)
 	}
 	if err != nil {
 		return err
@@ -187,7 +187,7 @@ func (r *Runtime) emptySession(s *session) error {
 	dir := r.sessionDir(s.ID)
 	var errs []error
 	for _, name := range []string{"disk", "layers", "replaced"} {
-		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
+		errs = append(errs, removeTree(filepath.Join(dir, name)))
 	}
 	return errors.Join(errs...)
 }

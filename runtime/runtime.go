@@ -161,7 +161,7 @@ func (r *Runtime) RemovePrivate(uuid [16]byte) error {
 		return ErrRunning
 	}
 	r.freeSpace(uuid)
-	return os.RemoveAll(r.privateDir(uuid))
+	return removeTree(r.privateDir(uuid))
 }
 
 // releaseEnded does what the Release of an environment could not do when it

@@ -198,7 +198,7 @@ func temporaryDir(parent, prefix string) (dir string, done func(), err error) {
 		os.Remove(dir)
 		return "", nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	return dir, func() { os.RemoveAll(dir); f.Close() }, nil
+	return dir, func() { removeTree(dir); f.Close() }, nil
 }
 
 // sweep removes what was being made when its maker was killed.
@@ -217,7 +217,7 @@ func removeUnlocked(dir string) {
 	}
 	defer f.Close()
 	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-		os.RemoveAll(dir)
+		removeTree(dir)
 	}
 }
 

@@ -22,7 +22,7 @@ func (t *Templates) Remove(which string) error {
 		return err
 	})
 	for _, dir := range trash {
-		err = errors.Join(err, os.RemoveAll(dir))
+		err = errors.Join(err, removeTree(dir))
 	}
 	return err
 }
@@ -49,7 +49,7 @@ func (t *Templates) Prune() (gone []Generation, err error) {
 		return err
 	})
 	for _, dir := range trash {
-		err = errors.Join(err, os.RemoveAll(dir))
+		err = errors.Join(err, removeTree(dir))
 	}
 	t.sweep()
 	return gone, err

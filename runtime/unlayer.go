@@ -3,8 +3,6 @@ package runtime
 import (
 	"archive/tar"
 	"errors"
-	"fmt"
-	"os"
 	"path"
 	"strings"
 
@@ -29,7 +27,7 @@ func (u *unpacker) layerEntry(dir int, base, name string, h *tar.Header) (done b
 		if gone == "" || gone == "." || gone == ".." || strings.HasPrefix(gone, whiteout) {
 			return true, errors.New("this whiteout names nothing")
 		}
-		return true, u.removeAll(dir, gone)
+		return true, removeAllAt(dir, gone)
 	}
 	for at := name; at != "." && at != "/" && !u.layer[at]; at = path.Dir(at) {
 		u.layer[at] = true
@@ -42,7 +40,7 @@ func (u *unpacker) layerEntry(dir int, base, name string, h *tar.Header) (done b
 	if isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR; err != nil || isDir == (h.Typeflag == tar.TypeDir) {
 		return false, err
 	}
-	return false, u.removeAll(dir, base)
+	return false, removeAllAt(dir, base)
 }
 
 // clear removes from a directory what lower layers brought.
@@ -54,7 +52,7 @@ func (u *unpacker) clear(dir int, name string) error {
 	for _, base := range names {
 		child := path.Join(name, base)
 		if !u.layer[child] {
-			if err := u.removeAll(dir, base); err != nil {
+			if err := removeAllAt(dir, base); err != nil {
 				return err
 			}
 			continue
@@ -70,15 +68,4 @@ func (u *unpacker) clear(dir int, name string) error {
 		}
 	}
 	return nil
-}
-
-// removeAll removes one entry of an open directory with all below it, and
-// never what a link points to.
-func (u *unpacker) removeAll(dir int, base string) error {
-	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", dir))
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	return root.RemoveAll(base)
 }
