@@ -34,7 +34,7 @@ func (r *Runtime) cleanup(ctx context.Context, rec *record) error {
 	if err := r.endScope(ending, rec); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
-	if err := r.endCheckpoint(ending, rec.UUID, rec.Checkpoint); err != nil {
+	if err := errors.Join(r.endCheckpoint(ending, rec.UUID, rec.Checkpoint), endDumping(rec)); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
 	atStep("undo links")

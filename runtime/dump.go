@@ -37,12 +37,30 @@ func (i *Instance) Dump(ctx context.Context, path string, interfaces []xml.Inter
 	}
 	files, size, err := checkpointFiles(dir)
 	if err == nil {
-		err = replaceWhole(path, func() error { return nil }, func(w io.Writer) error {
+		err = replaceWhole(path, func() error { return i.noteDump(path) }, func(w io.Writer) error {
 			return writeFiles(ctx, w, dir, files, size, progress)
 		})
 	}
+	err = errors.Join(err, i.noteDump(""))
 	if err != nil && end {
 		err = errors.Join(err, goOn())
 	}
 	return err
+}
+
+// noteDump records which file is being written, for a later daemon.
+func (i *Instance) noteDump(path string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rec.Dumping = path
+	return i.rec.save(i.dir)
+}
+
+// endDumping removes what an earlier daemon has left that was killed while it
+// wrote a dump.
+func endDumping(rec *record) error {
+	if rec.Dumping == "" {
+		return nil
+	}
+	return unlessGone(os.Remove(PartOfSaved(rec.Dumping)))
 }

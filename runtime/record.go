@@ -41,6 +41,7 @@ type record struct {
 	Server    *recordedServer `json:",omitempty"` // of the root's image, which grows
 
 	Checkpoint *recordedCheckpoint `json:",omitempty"`
+	Dumping    string              `json:",omitempty"` // the file that a dump is being written to
 	Restoring  string              `json:",omitempty"` // cgroup of those who restore it
 	Migration  *Leave              `json:",omitempty"` // it is about to leave
 	Session    string              `json:",omitempty"` // ID of the migration it comes by, until that is done

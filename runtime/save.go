@@ -135,13 +135,18 @@ func (r *Runtime) Restore(ctx context.Context, env *xml.Environment, path string
 // sweepSaves removes what was cut off, but for what FinishSave looks at. Of the
 // images that are not whole these are the daemon's own; others are in records.
 func (r *Runtime) sweepSaves(adopted []*Instance) error {
+	var errs []error
 	kept := map[string]bool{}
 	for _, i := range adopted {
+		if i.rec.Dumping != "" {
+			errs = append(errs, endDumping(i.rec), i.noteDump(""))
+		}
 		if i.rec.Checkpoint != nil {
 			kept[i.rec.Checkpoint.Dir] = true
 		}
 	}
 	left, err := filepath.Glob(filepath.Join(r.saveDir(), ".*-*"))
+	err = errors.Join(append(errs, err)...)
 	for _, dir := range left {
 		if !kept[dir] {
 			err = errors.Join(err, os.RemoveAll(dir))

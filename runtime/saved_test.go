@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -196,6 +197,38 @@ func TestSaveCutOff(t *testing.T) {
 	}
 	if err := save(func(_, _ uint64) {}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDumpCutOff: the same of a dump, whether the environment is there still or
+// has ended.
+func TestDumpCutOff(t *testing.T) {
+	r, path := emptyRuntime(t), filepath.Join(t.TempDir(), "dump")
+	i := newInstance(r, &record{UUID: formatUUID(layersUUID), Name: "web1"}, nil)
+	if err := os.Mkdir(i.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for n, begin := range []func(*record) error{
+		endDumping,
+		func(rec *record) error { return r.sweepSaves([]*Instance{newInstance(r, rec, nil)}) },
+	} {
+		func() {
+			defer func() { recover() }()
+			replaceWhole(path, func() error { return i.noteDump(path) }, func(io.Writer) error { panic("killed") })
+		}()
+		if !exists(PartOfSaved(path)) {
+			t.Fatal("nothing was cut off")
+		}
+		rec, err := loadRecord(i.dir)
+		if err == nil {
+			err = begin(rec)
+		}
+		if err != nil || exists(PartOfSaved(path)) {
+			t.Errorf("way %d: what was cut off is there still: %v", n, err)
+		}
+	}
+	if rec, err := loadRecord(i.dir); err != nil || rec.Dumping != "" {
+		t.Error("it is noted still", err)
 	}
 }
 
