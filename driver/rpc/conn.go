@@ -63,7 +63,7 @@ func newConn(s *Server, sock *net.UnixConn, o ListenerOptions) (*Conn, error) {
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.out.init(limits.SendQueue)
-	c.keepalive.interval, c.keepalive.count = limits.KeepaliveInterval, limits.KeepaliveCount
+	c.keepalive.began, c.keepalive.interval, c.keepalive.count = c.connected, limits.KeepaliveInterval, limits.KeepaliveCount
 	return c, nil
 }
 

@@ -14,11 +14,13 @@ type keepalive struct {
 	interval time.Duration
 	count    int
 
-	last   atomic.Int64 // when something was received, in ns
+	began  time.Time
+	last   atomic.Int64 // when something was received, in ns since it began
 	paused atomic.Bool  // we do not read, so silence is our own fault
 
 	mu         sync.Mutex
 	timer      *time.Timer
+	pinged     time.Duration // since it began
 	unanswered int
 	stopped    bool
 }
@@ -37,7 +39,7 @@ func (c *Conn) EnableKeepalive() {
 	}
 }
 
-func (k *keepalive) heard() { k.last.Store(time.Now().UnixNano()) }
+func (k *keepalive) heard() { k.last.Store(int64(time.Since(k.began))) }
 func (k *keepalive) pause() { k.paused.Store(true) }
 func (k *keepalive) resume() {
 	k.heard()
@@ -75,7 +77,11 @@ const (
 func (k *keepalive) due() dueAction {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	silent := time.Since(time.Unix(0, k.last.Load()))
+	now, last := time.Since(k.began), time.Duration(k.last.Load())
+	silent := now - last
+	if last > k.pinged {
+		k.unanswered = 0 // even if it was so soon that an interval has gone by since
+	}
 	switch {
 	case k.stopped:
 		return nothing
@@ -84,13 +90,13 @@ func (k *keepalive) due() dueAction {
 		k.timer.Reset(k.interval)
 		return nothing
 	case silent < k.interval:
-		k.unanswered = 0
 		k.timer.Reset(max(k.interval-silent, time.Millisecond))
 		return nothing
 	case k.unanswered >= k.count:
 		return dropClient
 	}
 	k.unanswered++
+	k.pinged = now
 	k.timer.Reset(k.interval)
 	return pingClient
 }

@@ -44,6 +44,33 @@ func TestKeepalive(t *testing.T) {
 	}
 }
 
+// TestLateTicks answers every ping at once, but the server's timer is late: when
+// it looks again an interval has gone by since the answer.
+func TestLateTicks(t *testing.T) {
+	k := &keepalive{began: time.Now(), interval: 10 * time.Millisecond, count: 5}
+	k.timer = time.AfterFunc(time.Hour, func() {})
+	defer k.stop()
+	k.heard()
+	for n := range 20 {
+		time.Sleep(k.interval + time.Millisecond)
+		switch k.due() {
+		case pingClient:
+			k.heard()
+		case dropClient:
+			t.Fatalf("given up at the %dth look, though it has answered every ping", n+1)
+		}
+	}
+	for n := 0; ; n++ {
+		time.Sleep(k.interval + time.Millisecond)
+		if k.due() == dropClient {
+			if n != k.count {
+				t.Errorf("given up after %d pings without an answer, not %d", n, k.count)
+			}
+			break
+		}
+	}
+}
+
 // TestPingFlood pings without reading the answers, which must not gather.
 func TestPingFlood(t *testing.T) {
 	s := newTestServer(t, nil)
