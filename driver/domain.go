@@ -41,6 +41,7 @@ type view struct {
 
 	config *libvirtxml.Domain // what the next start uses; nil when transient
 	live   *libvirtxml.Domain // what runs; nil when shut off
+	last   *libvirtxml.Domain // what it had when it went, for answers in flight
 
 	snapshots   snapshots
 	instance    *runtime.Instance // nil when shut off
@@ -63,11 +64,17 @@ func (v *view) id() int32 {
 // definition is what a client sees: the running one, unless asked for the
 // inactive one of a persistent domain.
 func (v *view) definition(inactive bool) *libvirtxml.Domain {
-	if v.live != nil && (!inactive || v.config == nil) {
+	switch {
+	case v.live != nil && (!inactive || v.config == nil):
 		return v.live
+	case v.config != nil:
+		return v.config
 	}
-	return v.config
+	return v.last
 }
+
+// undefined tells that the domain has no definition yet, or none any more.
+func (v *view) undefined() bool { return v.live == nil && v.config == nil }
 
 // ref names the domain on the wire.
 func (d *domain) ref(v *view) protocol.NonnullDomain {
@@ -107,8 +114,11 @@ func (c *change) done() { c.job.end() }
 
 // publish replaces the view by an edited copy. It touches memory only.
 func (c *change) publish(edit func(*view)) {
-	next := *c.view()
-	edit(&next)
+	before := c.view()
+	next := *before
+	if edit(&next); next.undefined() {
+		next.last = before.definition(false)
+	}
 	c.current.Store(&next)
 }
 

@@ -91,7 +91,7 @@ func (drv *Driver) claim(ctx context.Context, who *client, id protocol.UUID, nam
 		if gone := d.view().removed; gone && err != nil {
 			continue // it was undefined while we waited for its job
 		}
-		if err == nil && c.view().definition(false) == nil {
+		if err == nil && c.view().undefined() {
 			c.loadSnapshots()
 		}
 		return c, err

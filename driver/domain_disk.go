@@ -59,11 +59,11 @@ func (c *change) takeDisk(r *request, def *libvirtxml.Domain) error {
 // copied only where it is a template's. What the domain had already it keeps.
 func (c *change) takeRoot(def *libvirtxml.Domain) error {
 	root := xml.OwnRoot(def)
-	if old := c.view().definition(false); root == "" || old != nil && xml.OwnRoot(old) == root {
+	if old := c.view(); root == "" || !old.undefined() && xml.OwnRoot(old.definition(false)) == root {
 		return nil
 	}
 	for _, d := range c.drv.domains.all() {
-		if d == c.domain || xml.OwnRoot(d.view().definition(true)) != root {
+		if v := d.view(); d == c.domain || v.undefined() || xml.OwnRoot(v.definition(true)) != root {
 			continue
 		}
 		return errorf(protocol.ErrOperationFailed, "the root %s is that of the domain '%s', and only a template's is copied for a clone: "+

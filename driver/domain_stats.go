@@ -89,7 +89,7 @@ func allDomainStats(r *request, a *protocol.ConnectGetAllDomainStatsArgs) (ret p
 			return ret, err // nobody waits for the answer any more
 		}
 		v := d.view()
-		if v.definition(false) == nil {
+		if v.undefined() {
 			continue // it went away since
 		}
 		if matches(v, a.Flags&choice) && r.passes(d) { // the flags are those of a list of domains, bit for bit

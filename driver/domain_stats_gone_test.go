@@ -29,6 +29,24 @@ func (u undefines) allowed(ctx context.Context, _ identity, o object, _ string) 
 	return nil
 }
 
+// TestAskedOfGone: those who have found a domain when it goes away get an answer
+// of what it was.
+func TestAskedOfGone(t *testing.T) {
+	drv := statsDriver(t, "a")
+	d := drv.domains.lookupName("a")
+	setView(d, func(v *view) { v.live, v.config = v.definition(false), nil })
+	setView(d, func(v *view) { v.live = nil })
+	if !d.view().undefined() {
+		t.Fatal("it is not gone")
+	}
+	if ret, err := domainInfo(d, nil); err != nil || ret.MaxMem == 0 {
+		t.Errorf("got %+v, %v", ret, err)
+	}
+	if list := drv.blocks(d, d.view()); len(list) == 0 {
+		t.Error("it had no root")
+	}
+}
+
 // TestStatsOfGone: a domain that goes away while its numbers are asked for has
 // none, and costs nobody the daemon.
 func TestStatsOfGone(t *testing.T) {

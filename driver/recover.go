@@ -236,7 +236,7 @@ func (drv *Driver) recovered(id protocol.UUID, name string) (*change, error) {
 		return nil, err
 	}
 	c := d.changeAlways("recover")
-	if c.view().definition(false) == nil {
+	if c.view().undefined() {
 		c.loadSnapshots()
 	}
 	return c, nil

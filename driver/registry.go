@@ -40,7 +40,7 @@ func (r *registry) lookupName(name string) *domain {
 
 // ifDefined hides a domain whose first definition is still being made.
 func (d *domain) ifDefined() *domain {
-	if d == nil || d.view().definition(false) == nil {
+	if d == nil || d.view().undefined() {
 		return nil
 	}
 	return d

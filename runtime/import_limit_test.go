@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -146,6 +147,38 @@ func TestImportOCIBomb(t *testing.T) {
 		if left, _ := os.ReadDir(templates.digestDir("")); len(left) > 0 {
 			t.Errorf("%s: left %v", name, left)
 		}
+	}
+}
+
+// TestImportReplaced: an entry that replaces another has its mode, while others
+// open and close files as they do in a daemon.
+func TestImportReplaced(t *testing.T) {
+	var entries []tar.Header
+	for n := range 5000 {
+		entries = append(entries, file("d/f", ""))
+		entries[n].Mode = 0o600 + int64(n%2)*0o44
+	}
+	other, stop := t.TempDir(), make(chan bool)
+	var others sync.WaitGroup
+	for range 2 {
+		others.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					if fd, err := unix.Open(other, unix.O_PATH|unix.O_CLOEXEC, 0); err == nil {
+						unix.Close(fd)
+					}
+				}
+			}
+		})
+	}
+	_, err := watched(t, tarOf(t, entries...), DefaultLimits)
+	close(stop)
+	others.Wait()
+	if err != nil {
+		t.Error(err)
 	}
 }
 

@@ -124,6 +124,11 @@ func mirrorName(p []byte) (string, error) {
 	if len(name) >= unix.PathMax*maxTreeDepth || strings.ContainsRune(name, 0) || path.IsAbs(name) || path.Clean(name) != name || name == ".." || strings.HasPrefix(name, "../") || name == "." {
 		return "", fmt.Errorf("the name %q cannot be", printable(name, 256))
 	}
+	for part := range strings.SplitSeq(name, "/") {
+		if len(part) > unix.NAME_MAX {
+			return "", fmt.Errorf("the name %q cannot be: no part may be longer than %d bytes", printable(name, 256), unix.NAME_MAX)
+		}
+	}
 	return name, nil
 }
 

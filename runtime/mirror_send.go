@@ -70,7 +70,13 @@ func newMirrorSource(dir string) (*mirrorSource, error) {
 	return &mirrorSource{root: root, device: st.Dev, silent: silent, seed: maphash.MakeSeed()}, nil
 }
 
-func (m *mirrorSource) close() { unix.Close(m.root) }
+// close may be called again.
+func (m *mirrorSource) close() {
+	if m.root >= 0 {
+		unix.Close(m.root)
+	}
+	m.root = -1
+}
 
 // pass sends what has changed. still says that nobody writes to the tree any more.
 func (m *mirrorSource) pass(ctx context.Context, to io.Writer, still bool, progress func(bytes uint64)) (PassStats, error) {

@@ -367,6 +367,7 @@ func TestMirrorHostile(t *testing.T) {
 		"up":               func() records { return records{file("../evil")} },
 		"absolute":         func() records { return records{file(filepath.Join(outside, "evil"))} },
 		"dots":             func() records { return records{file("a/../../evil")} },
+		"a long part":      func() records { return records{file(strings.Repeat("a", 5000) + "/b")} },
 		"zero":             func() records { return records{file("a\x00b")} },
 		"through a link":   func() records { return records{link("out", outside), file("out/evil")} },
 		"remove by a link": func() records { return records{link("out", outside), remove("out/kept")} },

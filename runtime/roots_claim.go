@@ -25,20 +25,30 @@ func (r *Runtime) claimRoot(uuid [16]byte, source string) (*rootNode, error) {
 	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
 		node = rootNode{st.Rdev, 0} // by whatever name
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for other, c := range r.claims {
-		if other == uuid || c.root == nil || *c.root != node {
-			continue
-		}
+	if other, has := r.giveRoot(uuid, &node); has {
 		name := formatUUID(other)
-		if i := r.instances[other]; i != nil {
-			name = i.Name()
+		r.mu.Lock()
+		i := r.instances[other]
+		r.mu.Unlock()
+		if i != nil {
+			name = i.Name() // whose lock is taken before ours
 		}
 		return nil, fmt.Errorf("the root %s is that of %s, which runs: copy it and name the copy, or make it <readonly/>: %w", source, name, ErrRootBusy)
 	}
-	c := r.claims[uuid]
-	c.root = &node
-	r.claims[uuid] = c
 	return &node, nil
+}
+
+// giveRoot notes whose the root is, unless another has it.
+func (r *Runtime) giveRoot(uuid [16]byte, node *rootNode) (other [16]byte, has bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for other, c := range r.claims {
+		if other != uuid && c.root != nil && *c.root == *node {
+			return other, true
+		}
+	}
+	c := r.claims[uuid]
+	c.root = node
+	r.claims[uuid] = c
+	return other, false
 }

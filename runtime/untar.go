@@ -182,6 +182,9 @@ func (u *unpacker) entry(h *tar.Header, content body) error {
 	if h.Typeflag == tar.TypeLink || skipped(h) {
 		return nil
 	}
+	if dir, err = u.parent(path.Dir(name)); err != nil { // to replace a file it is opened again
+		return err
+	}
 	return u.attributes(dir, base, h)
 }
 
