@@ -10,7 +10,7 @@ import (
 
 var authentication = table{
 	inline(protocol.AuthList, authList),
-	call(protocol.AuthPolkit, authPolkit),
+	apart(call(protocol.AuthPolkit, authPolkit)), // until the user has given a password
 	call(protocol.ConnectSetIdentity, setIdentity),
 }
 
@@ -48,6 +48,10 @@ func authPolkit(r *request, _ *xdr.Void) (protocol.AuthPolkitRet, error) {
 	if c.authenticated.Load() {
 		return protocol.AuthPolkitRet{}, errorf(protocol.ErrAuthFailed, "client tried unexpected polkit init request")
 	}
+	if !c.authenticating.CompareAndSwap(false, true) {
+		return protocol.AuthPolkitRet{}, errorf(protocol.ErrAuthFailed, "polkit is being asked about this connection already")
+	}
+	defer c.authenticating.Store(false)
 	action := actionManage
 	if c.conn.ReadOnly() {
 		action = actionMonitor

@@ -16,10 +16,11 @@ type client struct {
 	drv  *Driver
 	conn *rpc.Conn
 
-	authenticated atomic.Bool
-	readOnly      atomic.Bool
-	opened        atomic.Bool // uri does not change after
-	uri           string
+	authenticated  atomic.Bool
+	authenticating atomic.Bool
+	readOnly       atomic.Bool
+	opened         atomic.Bool // uri does not change after
+	uri            string
 
 	mu       sync.Mutex
 	identity identity // who is checked by the access driver

@@ -76,6 +76,7 @@ type subscription struct {
 	id     int32
 	legacy bool
 	dom    *protocol.UUID // only this domain's events; nil for all
+	uid    uint32         // of the client
 }
 
 // events hands what happens to the clients that asked for it, in order. One
@@ -85,8 +86,9 @@ type events struct {
 	queue  chan occurrence
 	losing atomic.Bool // the queue was full, and has not been empty since
 
-	mu   sync.Mutex // protects subs, never held across a send or a check
-	subs map[*client]map[int32]subscription
+	mu    sync.Mutex // protects what follows, never held across a send or a check
+	subs  map[*client]map[int32]subscription
+	users map[uint32]int // callbacks of each user
 }
 
 // occurrence is an event of one domain under the name it had then.
@@ -97,12 +99,12 @@ type occurrence struct {
 }
 
 const (
-	maxSubscriptions = 4096 // callbacks of one client
+	maxSubscriptions = 4096 // callbacks of one client, and of all of a user other than root
 	eventBacklog     = 4096 // occurrences not yet handed out
 )
 
 func newEvents() *events {
-	e := &events{queue: make(chan occurrence, eventBacklog), subs: map[*client]map[int32]subscription{}}
+	e := &events{queue: make(chan occurrence, eventBacklog), subs: map[*client]map[int32]subscription{}, users: map[uint32]int{}}
 	go e.run()
 	return e
 }
@@ -122,6 +124,10 @@ func (e *events) subscribe(c *client, s subscription) (int32, error) {
 	if len(mine) >= maxSubscriptions {
 		return 0, errorf(protocol.ErrOperationFailed, "this client has %d event callbacks already", len(mine))
 	}
+	s.uid = c.who().UID
+	if n := e.users[s.uid]; s.uid != 0 && n >= maxSubscriptions {
+		return 0, errorf(protocol.ErrOperationFailed, "the clients of user %d have %d event callbacks already", s.uid, n)
+	}
 	if s.legacy {
 		for _, old := range mine {
 			if old.legacy && old.id == s.id {
@@ -132,7 +138,17 @@ func (e *events) subscribe(c *client, s subscription) (int32, error) {
 	id := c.nextCallback
 	c.nextCallback++
 	mine[id] = s
+	e.users[s.uid]++
 	return id, nil
+}
+
+// drop forgets one callback; e.mu is held.
+func (e *events) drop(c *client, id int32) {
+	s := e.subs[c][id]
+	if e.users[s.uid]--; e.users[s.uid] == 0 {
+		delete(e.users, s.uid)
+	}
+	delete(e.subs[c], id)
 }
 
 // unsubscribe forgets one callback.
@@ -142,7 +158,7 @@ func (e *events) unsubscribe(c *client, id int32) error {
 	if _, ok := e.subs[c][id]; !ok {
 		return errorf(protocol.ErrInternalError, "domain event callback %d not registered", id)
 	}
-	delete(e.subs[c], id)
+	e.drop(c, id)
 	return nil
 }
 
@@ -152,7 +168,7 @@ func (e *events) unsubscribeLegacy(c *client, id int32) error {
 	defer e.mu.Unlock()
 	for key, s := range e.subs[c] {
 		if s.legacy && s.id == id {
-			delete(e.subs[c], key)
+			e.drop(c, key)
 			return nil
 		}
 	}
@@ -163,6 +179,9 @@ func (e *events) unsubscribeLegacy(c *client, id int32) error {
 func (e *events) forget(c *client) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	for id := range e.subs[c] {
+		e.drop(c, id)
+	}
 	delete(e.subs, c)
 }
 

@@ -109,7 +109,7 @@ func TestEventsAfterRestart(t *testing.T) {
 	c := f.dial(t)
 	removed, kept := register(t, c), register(t, c)
 	d.stop()
-	eventually(t, "the end is seen", func() bool { return f.relay.connections.Load() == 0 })
+	eventually(t, "the end is seen", func() bool { return f.connections() == 0 })
 	if p := deregister(t, c, removed); p.Status != protocol.StatusOK {
 		t.Error(*p.Error(t).Message)
 	}

@@ -50,6 +50,7 @@ func startDaemon(t *testing.T, dir, socket string, handlers map[string]rpc.Handl
 func (d *daemon) start() {
 	d.t.Helper()
 	d.server = rpc.NewServer("fake", rpc.Limits{MaxClients: 100, MaxAnonymousClients: 100, MaxClientRequests: 5, MaxWorkers: 20}, encodeError)
+	d.server.OnConnect(func(c *rpc.Conn) { c.SetAuthenticated() })
 	d.server.Register(protocol.RemoteProgram, protocol.RemoteVersion, d)
 	l, err := rpc.Listen(d.path, 0o600, os.Getgid())
 	if err != nil {
@@ -207,7 +208,7 @@ func newFront(t *testing.T, c Config) *front {
 	f.who.Store(&Caller{PID: 1, StartTime: 2, UID: 3})
 	f.Server = rpc.NewServer("front", rpc.Limits{MaxClients: 100, MaxAnonymousClients: 100, MaxClientRequests: 5, MaxWorkers: 1, SendQueue: 1 << 20}, encodeError)
 	f.Register(protocol.RemoteProgram, protocol.RemoteVersion, f)
-	f.OnConnect(func(c *rpc.Conn) { c.SetValue(f.relay.Session(c)) })
+	f.OnConnect(func(c *rpc.Conn) { c.SetAuthenticated(); c.SetValue(f.relay.Session(c)) })
 	l, err := rpc.Listen(f.path, 0o600, os.Getgid())
 	if err != nil {
 		t.Fatal(err)
@@ -220,10 +221,17 @@ func newFront(t *testing.T, c Config) *front {
 		if err := f.Shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)
 		}
-		eventually(t, "all connections are closed", func() bool { return f.relay.connections.Load() == 0 })
+		eventually(t, "all connections are closed", func() bool { return f.connections() == 0 })
 		eventually(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= before })
 	})
 	return f
+}
+
+// connections is how many to other daemons are open.
+func (f *front) connections() int {
+	f.relay.mu.Lock()
+	defer f.relay.mu.Unlock()
+	return f.relay.total
 }
 
 func (f *front) dial(t *testing.T) *rpctest.Client { return rpctest.Dial(t, f.path) }

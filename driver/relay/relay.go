@@ -3,7 +3,7 @@ package relay
 import (
 	"cmp"
 	"log/slog"
-	"sync/atomic"
+	"sync"
 
 	"virtvzd/driver/protocol"
 )
@@ -18,13 +18,20 @@ type Config struct {
 
 // Relay is the way to the host's daemons for all clients.
 type Relay struct {
-	config      Config
-	connections atomic.Int64
+	config Config
+
+	mu    sync.Mutex
+	total int            // connections
+	users map[uint32]int // of each user
 }
 
 // reserved is the share of the connections that only root can use, one in
 // ten, so that users cannot lock out the administrator.
 const reserved = 10
+
+// userShare is the part of the connections that one user other than root may
+// have: one in two.
+const userShare = 2
 
 // New makes a Relay. It connects to nothing yet.
 func New(c Config) *Relay {
@@ -36,7 +43,7 @@ func New(c Config) *Relay {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Relay{config: c}
+	return &Relay{config: c, users: map[uint32]int{}}
 }
 
 // Caller is whom a client's calls are made for. The daemons decide with it
@@ -57,13 +64,27 @@ const Nobody = ^uint32(0)
 
 // admit counts a connection in; release gives its place back.
 func (r *Relay) admit(who *Caller) (release func(), err error) {
-	limit := r.config.MaxConnections
+	limit, uid := r.config.MaxConnections, uint32(0)
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if who != nil && who.UID != 0 {
+		uid = who.UID
+		if share := max(1, limit/userShare); r.users[uid] >= share {
+			return nil, errFull(share)
+		}
 		limit -= limit / reserved
 	}
-	if r.connections.Add(1) > int64(limit) {
-		r.connections.Add(-1)
+	if r.total >= limit {
 		return nil, errFull(limit)
 	}
-	return func() { r.connections.Add(-1) }, nil
+	r.total++
+	r.users[uid]++
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.total--
+		if r.users[uid]--; r.users[uid] == 0 {
+			delete(r.users, uid)
+		}
+	}, nil
 }

@@ -231,7 +231,7 @@ func TestHang(t *testing.T) {
 	start(t, other, protocol.ConnectNumOfStoragePools.Info, xdr.Void{})
 	works(t, other)
 	c.Close()
-	eventually(t, "what waited is given up", func() bool { return len(f.Clients()) == 1 && f.relay.connections.Load() == 2 })
+	eventually(t, "what waited is given up", func() bool { return len(f.Clients()) == 1 && f.connections() == 2 })
 }
 
 // TestOneClient: its calls overlap and may even have the same serial.
@@ -300,17 +300,23 @@ func TestRefusedIdentity(t *testing.T) {
 	}
 }
 
-// TestConnectionLimit bounds what all clients together open; some is kept
-// for root.
+// TestConnectionLimit bounds what all clients together open, and those of one
+// user; some is kept for root.
 func TestConnectionLimit(t *testing.T) {
 	f := newFront(t, Config{MaxConnections: 10})
 	startDaemon(t, f.dir, "libvirt-sock", nil)
 	var clients []*rpctest.Client
-	for range 9 {
-		c := f.dial(t)
-		works(t, c)
-		clients = append(clients, c)
+	fill := func(uid uint32, n int) {
+		f.who.Store(&Caller{PID: 1, StartTime: 2, UID: uid})
+		for range n {
+			c := f.dial(t)
+			works(t, c)
+			clients = append(clients, c)
+		}
 	}
+	fill(3, 5)
+	fails(t, do(t, f.dial(t), protocol.ConnectNumOfNetworks.Info, xdr.Void{}), protocol.ErrResourceBusy, "clients have 5 ", "close some")
+	fill(4, 4)
 	fails(t, do(t, f.dial(t), protocol.ConnectNumOfNetworks.Info, xdr.Void{}), protocol.ErrResourceBusy, "close some")
 	own, err := f.relay.Dial(t.Context(), Network)
 	if err != nil {
@@ -319,7 +325,7 @@ func TestConnectionLimit(t *testing.T) {
 		own.Close()
 	}
 	clients[0].Close()
-	eventually(t, "there is room again", func() bool { return f.relay.connections.Load() == 8 })
+	eventually(t, "there is room again", func() bool { return f.connections() == 8 })
 	works(t, f.dial(t))
 }
 

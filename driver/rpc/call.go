@@ -20,6 +20,7 @@ type Call struct {
 	stream     *Stream
 	tunnel     *Tunnel
 	answered   atomic.Bool
+	large      int // what it counts as in the user's budget
 }
 
 // ErrLater is a handler's way to say that the call is answered by Answer, by
@@ -87,6 +88,10 @@ func (c *Conn) call(h protocol.MessageHeader, body []byte, files []*os.File) err
 		if files == nil { // otherwise it is a copy already
 			call.Payload = append([]byte(nil), body...)
 		}
+		if call.large, err = c.server.large.take(c.peer.UID, len(body)); err != nil {
+			closeFiles(files)
+			return err
+		}
 		if mode == Apart {
 			c.server.pool.apart(func() { c.answer(call, handler) })
 			return nil
@@ -120,7 +125,9 @@ func (c *Conn) admit() error {
 
 // answer runs the handler and sends what it returns.
 func (c *Conn) answer(call *Call, handler Handler) {
+	c.running.Add(1)
 	ret, err := handler(c.ctx, call)
+	c.running.Add(-1)
 	if err != ErrLater {
 		c.reply(call, ret, err)
 	}
@@ -131,6 +138,7 @@ func (c *Conn) reply(call *Call, ret xdr.Marshaler, err error) {
 		return
 	}
 	closeFiles(call.Files)
+	c.server.large.give(c.peer.UID, call.large)
 	frame, err := c.encodeReply(call, ret, err)
 	if err != nil {
 		closeFiles(call.replyFiles)

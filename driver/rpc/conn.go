@@ -28,6 +28,7 @@ type Conn struct {
 	value         any
 	slots         chan struct{} // one element for each call whose reply is not out
 	leaving       atomic.Bool   // close when all replies are out
+	running       atomic.Int32  // calls whose handlers have not returned
 
 	link      link
 	in        input
@@ -53,7 +54,7 @@ func newConn(s *Server, sock *net.UnixConn, o ListenerOptions) (*Conn, error) {
 		id: s.nextID.Add(1), server: s, readOnly: o.ReadOnly, connected: time.Now(),
 		slots: make(chan struct{}, max(1, limits.MaxClientRequests)),
 	}
-	c.in.link, c.in.timeout, c.in.known = &c.link, limits.FrameTimeout, &c.authenticated
+	c.in.link, c.in.timeout, c.in.conn = &c.link, limits.FrameTimeout, c
 	err := c.link.init(sock, &c.in)
 	if err == nil {
 		c.peer, err = peerOf(c.link.raw)

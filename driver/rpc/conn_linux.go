@@ -161,6 +161,9 @@ func (in *input) received(n int, oob []byte, truncated bool) error {
 			return err
 		}
 	}
+	if len(in.files) > 0 && !in.mayBringFiles() {
+		return errors.New("descriptors came from a client that may not send any")
+	}
 	if truncated || len(in.files) > MaxFiles {
 		return fmt.Errorf("more than %d descriptors came at once", MaxFiles)
 	}

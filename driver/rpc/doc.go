@@ -13,7 +13,7 @@
 //	input.go       bytes that came, cut into frames
 //	output.go      frames that wait, written as bytes
 //	conn.go        one client
-//	anonymous.go   one that has not authenticated yet
+//	share.go       what one user's clients may hold
 //	call.go        its calls and their replies
 //	stream.go      bytes beside a call
 //	tunnel.go      the same, answered by another daemon

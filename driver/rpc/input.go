@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync/atomic"
 	"time"
 )
 
@@ -14,7 +13,8 @@ import (
 type input struct {
 	link    *link
 	timeout time.Duration // for the rest of a frame once begun
-	known   *atomic.Bool  // whose message may be as long as the protocol lets it be
+	conn    *Conn         // whose limits hold; nil for a daemon of the host's
+	large   int           // what the frame counts as in the user's budget
 
 	buf        *buffer
 	start, end int            // what of buf is unread
@@ -39,12 +39,18 @@ const (
 // frame reads the next frame; it is valid until the next call.
 func (in *input) frame() ([]byte, error) {
 	in.dropStray()
+	in.settle()
 	if err := in.need(lengthSize); err != nil {
 		return nil, err
 	}
 	n, err := frameLength(in.buf.b[in.start:in.end], in.longest())
 	if err != nil {
 		return nil, err
+	}
+	if in.conn != nil {
+		if in.large, err = in.conn.server.large.take(in.conn.peer.UID, n); err != nil {
+			return nil, err
+		}
 	}
 	if err := in.need(n); err != nil {
 		return nil, err
@@ -56,10 +62,24 @@ func (in *input) frame() ([]byte, error) {
 
 // longest is the most that the next frame may hold after its length word.
 func (in *input) longest() int {
-	if in.known != nil && !in.known.Load() {
+	if in.conn != nil && !in.conn.authenticated.Load() {
 		return anonymousMessage
 	}
 	return MaxMessage
+}
+
+// settle gives back what the last frame counted as.
+func (in *input) settle() {
+	if in.large > 0 {
+		in.conn.server.large.give(in.conn.peer.UID, in.large)
+		in.large = 0
+	}
+}
+
+// mayBringFiles tells who is to send descriptors: nobody who only reads, or is
+// not known yet.
+func (in *input) mayBringFiles() bool {
+	return in.conn == nil || !in.conn.readOnly && in.conn.authenticated.Load()
 }
 
 // take claims the descriptors that follow a frame, one byte carrying each.
@@ -162,5 +182,6 @@ func (in *input) close() {
 		f.file.Close()
 	}
 	in.files = nil
+	in.settle()
 	in.free()
 }

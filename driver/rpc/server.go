@@ -58,7 +58,8 @@ type Server struct {
 	onConnect   []func(*Conn)
 	programs    map[uint32]registered
 	nextID      atomic.Uint64
-	draining    atomic.Bool    // no new calls
+	draining    atomic.Bool // no new calls
+	large       budget
 	serving     sync.WaitGroup // the goroutines that read
 
 	mu        sync.Mutex
@@ -89,7 +90,7 @@ func NewServer(name string, l Limits, encodeError func(error) *protocol.Error) *
 	return &Server{
 		name: name, limits: l, encodeError: encodeError,
 		pool:     newPool(l.MinWorkers, max(1, l.MinWorkers, l.MaxWorkers), l.PrioWorkers),
-		programs: map[uint32]registered{}, clients: map[uint64]*Conn{},
+		programs: map[uint32]registered{}, clients: map[uint64]*Conn{}, large: budget{used: map[uint32]int{}},
 	}
 }
 
@@ -160,30 +161,6 @@ func (s *Server) ServeConn(sock *net.UnixConn, o ListenerOptions) (*Conn, error)
 // users cannot lock out the administrator.
 const reserved = 10 // one in ten
 
-// admit counts a new client in, unless there are too many.
-func (s *Server) admit(c *Conn) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	limit := s.limits.MaxClients
-	if c.peer.UID != 0 {
-		limit -= limit / reserved
-	}
-	switch {
-	case s.closed:
-		return errors.New("the server shuts down")
-	case len(s.clients) >= limit:
-		return fmt.Errorf("too many clients: %d are connected", len(s.clients))
-	}
-	if !c.authenticated.Load() {
-		if err := s.admitAnonymous(c.peer.UID); err != nil {
-			return err
-		}
-	}
-	s.clients[c.id] = c
-	s.serving.Add(1)
-	return nil
-}
-
 func (s *Server) forget(c *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -212,7 +189,7 @@ type ClientLimits struct {
 func (s *Server) ClientLimits() ClientLimits {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	anonymous, _ := s.anonymous(0)
+	anonymous, _, _ := s.places(0)
 	return ClientLimits{s.limits.MaxClients, len(s.clients), s.limits.MaxAnonymousClients, anonymous}
 }
 

@@ -193,7 +193,7 @@ func (d data) EncodeXDR(e *xdr.Encoder) error {
 
 func newTestServer(t testing.TB, change func(*Limits)) *testServer {
 	t.Helper()
-	l := Limits{MaxClients: 6000, MaxAnonymousClients: 6000, MaxClientRequests: 5, MinWorkers: 2, MaxWorkers: 10, PrioWorkers: 2}
+	l := Limits{MaxClients: 12000, MaxAnonymousClients: 12000, MaxClientRequests: 5, MinWorkers: 2, MaxWorkers: 10, PrioWorkers: 2}
 	if change != nil {
 		change(&l)
 	}

@@ -7,8 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc/xdr"
@@ -33,6 +38,41 @@ func Dial(t testing.TB, path string) *Client {
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return &Client{UnixConn: conn, t: t}
+}
+
+// DialAs is Dial as another user, for whom the socket and its two directories
+// are opened. Where the test is not root's, it is as the test's user.
+func DialAs(t testing.TB, path string, uid int) *Client {
+	t.Helper()
+	dir := filepath.Dir(path)
+	for _, open := range []string{path, dir, filepath.Dir(dir)} {
+		if err := os.Chmod(open, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	made := make(chan *net.UnixConn, 1)
+	go func() {
+		defer close(made)
+		if os.Geteuid() == 0 {
+			runtime.LockOSThread() // which ends with the goroutine: it alone is another user
+			if _, _, err := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); err != 0 {
+				t.Error(err)
+				return
+			}
+		}
+		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		made <- conn
+	}()
+	conn := <-made
+	if conn == nil {
+		t.FailNow()
 	}
 	t.Cleanup(func() { conn.Close() })
 	return &Client{UnixConn: conn, t: t}
