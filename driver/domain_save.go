@@ -211,6 +211,15 @@ func (c *change) dropManagedSave() error {
 	return nil
 }
 
+// passOverSaved is for a start that is not from the managed save image: it has to
+// go, if that was asked for, and keeps it from starting otherwise.
+func (c *change) passOverSaved(flags uint32, what string) error {
+	if c.view().saved && flags&protocol.DomainStartForceBoot != 0 {
+		return c.dropManagedSave()
+	}
+	return c.refuseSaved(what)
+}
+
 // refuseSaved is for what would pull the disk away from under saved processes.
 func (c *change) refuseSaved(what string) error {
 	if c.view().saved {

@@ -76,7 +76,7 @@ func revertToSnapshot(c *change, a *protocol.DomainRevertToSnapshotArgs) error {
 	switch {
 	case snap.HasMemory():
 		paused = paused || snap.State == xml.SnapshotPaused && a.Flags&protocol.DomainSnapshotRevertRunning == 0
-		return c.restoreFrom(memory, live, paused, fromSnapshot, nil)
+		return c.restoreFrom(memory, live, paused, 0, fromSnapshot)
 	case start:
 		return c.startReverted(paused)
 	}
@@ -88,7 +88,7 @@ func (c *change) startReverted(paused bool) error {
 	if paused {
 		flags, state, reason = protocol.DomainStartPaused, Paused, protocol.DomainPausedFromSnapshot
 	}
-	if err := c.start(c.view().config, flags, nil); err != nil {
+	if err := c.start(c.view().config, flags, nil, booted); err != nil {
 		return err
 	}
 	return c.enter(state, reason, nil)
