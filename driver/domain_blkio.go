@@ -154,12 +154,14 @@ func parseDevices(name, text string, most uint64) (list []deviceValue, err error
 	return list, nil
 }
 
-// ioTuneFields are the parameters of blkdeviotune that the kernel can hold
-// to.
-var ioTuneFields = []struct {
+type ioTuneField struct {
 	name  string
 	field func(*libvirtxml.DomainDiskIOTune) *uint64
-}{
+}
+
+// ioTuneFields are the parameters of blkdeviotune that the kernel can hold
+// to: three of bytes, three of operations.
+var ioTuneFields = []ioTuneField{
 	{protocol.DomainBlockIotuneTotalBytesSec, func(t *libvirtxml.DomainDiskIOTune) *uint64 { return &t.TotalBytesSec }},
 	{protocol.DomainBlockIotuneReadBytesSec, func(t *libvirtxml.DomainDiskIOTune) *uint64 { return &t.ReadBytesSec }},
 	{protocol.DomainBlockIotuneWriteBytesSec, func(t *libvirtxml.DomainDiskIOTune) *uint64 { return &t.WriteBytesSec }},
@@ -271,20 +273,15 @@ func readIOTune(params []protocol.TypedParam) (given map[string]bool, t *libvirt
 	return given, t, nil
 }
 
-// merge puts the given limits over those there are. A total takes the place
-// of single limits and they of it, as in libvirt: only one kind can hold.
+// merge puts the given limits over those there are: who gives one of bytes or of
+// operations gives all of that kind, and those he does not name hold no more
+// (qemuDomainSetBlockIoTuneDefaults).
 func merge(t *libvirtxml.DomainDiskIOTune, given map[string]bool, wanted *libvirtxml.DomainDiskIOTune) {
-	for _, kind := range [][3]int{{0, 1, 2}, {3, 4, 5}} {
-		total, read, write := ioTuneFields[kind[0]], ioTuneFields[kind[1]], ioTuneFields[kind[2]]
-		if given[total.name] && *total.field(wanted) != 0 {
-			*read.field(t), *write.field(t) = 0, 0
+	for kind := range slices.Chunk(ioTuneFields, 3) {
+		if !slices.ContainsFunc(kind, func(f ioTuneField) bool { return given[f.name] }) {
+			continue
 		}
-		if *read.field(wanted)+*write.field(wanted) != 0 {
-			*total.field(t) = 0
-		}
-	}
-	for _, f := range ioTuneFields {
-		if given[f.name] {
+		for _, f := range kind {
 			*f.field(t) = *f.field(wanted)
 		}
 	}
