@@ -181,7 +181,8 @@ var refusedIOTune = []string{
 }
 
 func blockIOTune(r *request, d *domain, a *protocol.DomainGetBlockIoTuneArgs) (ret protocol.DomainGetBlockIoTuneRet, err error) {
-	def, _, err := d.view().affected(a.Flags)
+	v := d.view()
+	def, _, err := v.affected(a.Flags)
 	if err != nil {
 		return ret, err
 	}
@@ -190,7 +191,7 @@ func blockIOTune(r *request, d *domain, a *protocol.DomainGetBlockIoTuneArgs) (r
 		ret.Nparams = int32(len(ioTuneFields))
 		return ret, nil
 	}
-	b, err := r.drv.findBlock(d, *a.Disk)
+	b, err := r.drv.findBlockOf(d, v, def, *a.Disk)
 	if err != nil {
 		return ret, err
 	}
@@ -217,19 +218,16 @@ func setBlockIOTune(c *change, a *protocol.DomainSetBlockIoTuneArgs) error {
 	if err != nil {
 		return err
 	}
-	b, err := c.drv.findBlock(c.domain, a.Disk)
-	if err != nil {
-		return err
-	}
-	changed := append([]protocol.TypedParam{{Field: protocol.DomainTunableBlkdevDisk, Value: protocol.StringValue(b.name)}}, prefixed("blkdeviotune.", a.Params)...)
+	changed := append([]protocol.TypedParam{{Field: protocol.DomainTunableBlkdevDisk, Value: protocol.StringValue(a.Disk)}}, prefixed("blkdeviotune.", a.Params)...)
 	return c.tune(a.Flags, func(def *libvirtxml.Domain) error {
+		b, err := c.drv.findBlockOf(c.domain, c.view(), def, a.Disk)
+		if err != nil {
+			return err
+		}
 		if b.name == rootTarget {
 			return setRootIOTune(def, b, given, wanted)
 		}
 		disk := diskOf(def, b.name)
-		if disk == nil {
-			return errorf(protocol.ErrInvalidArg, "invalid path: %s", a.Disk)
-		}
 		t := disk.IOTune
 		if t == nil {
 			t = &libvirtxml.DomainDiskIOTune{}
