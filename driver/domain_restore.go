@@ -143,7 +143,7 @@ func (r *request) restore(path string, dxml *string, flags uint32) error {
 	if err := c.refuseSaved("restore"); err != nil {
 		return err
 	}
-	return c.restoreFrom(path, def, paused, 0, fromImage)
+	return c.restoreFrom(path, def, paused, nil, fromImage)
 }
 
 var (
@@ -163,7 +163,7 @@ func (c *change) boot(flags uint32) error {
 	if err != nil {
 		return errorf(protocol.ErrOperationFailed, "%v; 'virsh start --force-boot %s' starts without it", err, v.name)
 	}
-	return c.restoreFrom(path, def, h.Paused || flags&protocol.DomainStartPaused != 0, flags, fromManagedSave)
+	return c.restoreFrom(path, def, h.Paused || flags&protocol.DomainStartPaused != 0, c.destroyer(flags), fromManagedSave)
 }
 
 // savedOwn reads the definition in an image that the daemon made for itself.
@@ -181,8 +181,8 @@ func (c *change) savedOwn(path string) (*libvirtxml.Domain, runtime.SavedHeader,
 // restoreFrom starts an environment from an image. One that is used up is gone
 // before the processes run: with the disk that they change it does not go
 // together any more.
-func (c *change) restoreFrom(path string, def *libvirtxml.Domain, paused bool, flags uint32, from origin) error {
-	as := view{state: Running}
+func (c *change) restoreFrom(path string, def *libvirtxml.Domain, paused bool, with *client, from origin) error {
+	as := view{state: Running, autodestroy: with}
 	if from.once && !paused {
 		as.state, as.reason = Paused, protocol.DomainPausedStartingUp
 	}
@@ -210,7 +210,7 @@ func (c *change) restoreFrom(path string, def *libvirtxml.Domain, paused bool, f
 			err = errorf(protocol.ErrOperationFailed, "domain '%s' is paused, and 'virsh resume' lets it go on: %v", def.Name, err)
 		}
 	}
-	c.begun(inst, live, paused, flags, from)
+	c.begun(inst, live, paused, with, from)
 	return err
 }
 

@@ -76,7 +76,7 @@ func revertToSnapshot(c *change, a *protocol.DomainRevertToSnapshotArgs) error {
 	switch {
 	case snap.HasMemory():
 		paused = paused || snap.State == xml.SnapshotPaused && a.Flags&protocol.DomainSnapshotRevertRunning == 0
-		return c.restoreFrom(memory, live, paused, 0, fromSnapshot)
+		return c.restoreFrom(memory, live, paused, nil, fromSnapshot)
 	case start:
 		return c.startReverted(paused)
 	}

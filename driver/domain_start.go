@@ -99,16 +99,26 @@ var booted = origin{protocol.DomainJobOperationStart, protocol.DomainRunningBoot
 // start runs a definition and announces it.
 func (c *change) start(def *libvirtxml.Domain, flags uint32, files []*os.File, from origin) error {
 	paused := flags&protocol.DomainStartPaused != 0
-	inst, live, err := c.launch(def, runtime.StartOptions{Paused: paused, Files: files})
+	with := c.destroyer(flags)
+	inst, live, err := c.launch(def, runtime.StartOptions{Paused: paused, Files: files}, with)
 	if err != nil {
 		return err
 	}
-	c.begun(inst, live, paused, flags, from)
+	c.begun(inst, live, paused, with, from)
 	return nil
 }
 
+// destroyer is the client with whose connection the domain is to end; nil: it goes
+// on.
+func (c *change) destroyer(flags uint32) *client {
+	if flags&protocol.DomainStartAutodestroy == 0 {
+		return nil
+	}
+	return c.client
+}
+
 // begun makes the domain one that has an environment.
-func (c *change) begun(inst *runtime.Instance, live *libvirtxml.Domain, paused bool, flags uint32, from origin) {
+func (c *change) begun(inst *runtime.Instance, live *libvirtxml.Domain, paused bool, with *client, from origin) {
 	state, reason := Running, from.running
 	happened := []event{lifecycleEvent(protocol.DomainEventStarted, from.started)}
 	if paused {
@@ -116,10 +126,7 @@ func (c *change) begun(inst *runtime.Instance, live *libvirtxml.Domain, paused b
 		happened = append(happened, lifecycleEvent(protocol.DomainEventSuspended, from.suspended))
 	}
 	err := c.enter(state, reason, func(v *view) {
-		v.instance, v.live = inst, live
-		if flags&protocol.DomainStartAutodestroy != 0 {
-			v.autodestroy = c.client
-		}
+		v.instance, v.live, v.autodestroy = inst, live, with
 	}, happened...)
 	if err != nil {
 		c.drv.log.Error("cannot save the status of a started domain", "domain", live.Name, "error", err)
@@ -130,8 +137,8 @@ func (c *change) begun(inst *runtime.Instance, live *libvirtxml.Domain, paused b
 // launch starts the environment of a definition. The status is saved before
 // anything is made, so that a daemon killed meanwhile finds the definition of
 // what it then has to adopt; on failure nothing of either remains.
-func (c *change) launch(def *libvirtxml.Domain, o runtime.StartOptions) (*runtime.Instance, *libvirtxml.Domain, error) {
-	return c.launchWith(def, view{state: Running}, func(env *xml.Environment) (*runtime.Instance, error) { return c.drv.rt.Start(c.ctx, env, o) })
+func (c *change) launch(def *libvirtxml.Domain, o runtime.StartOptions, with *client) (*runtime.Instance, *libvirtxml.Domain, error) {
+	return c.launchWith(def, view{state: Running, autodestroy: with}, func(env *xml.Environment) (*runtime.Instance, error) { return c.drv.rt.Start(c.ctx, env, o) })
 }
 
 // launchWith is launch by start. A daemon killed meanwhile finds the domain in
