@@ -203,9 +203,15 @@ func (c *change) lookForSaved() {
 
 // dropManagedSave forgets the processes that the next start would go on with.
 func (c *change) dropManagedSave() error {
-	err := os.Remove(c.drv.rt.ManagedSave(c.view().name))
+	image := c.drv.rt.ManagedSave(c.view().name)
+	err := os.Remove(image)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	if err == nil { // it must not be back after the host lost its power
+		if err := syncDir(filepath.Dir(image)); err != nil {
+			c.drv.log.Warn("a managed save image may be there again after a crash of the host", "image", image, "error", err)
+		}
 	}
 	c.publish(func(v *view) { v.saved = false })
 	return nil
