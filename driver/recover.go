@@ -162,8 +162,11 @@ func (c *change) takeOver(inst *runtime.Instance, live *libvirtxml.Domain, s sav
 	if err == nil {
 		err = c.finishSave()
 	}
-	if err == nil && c.view().state == Paused && reason == protocol.DomainPausedSnapshot {
-		err = c.letGo(true) // the daemon was killed while it copied the disk
+	if err == nil && c.view().state.active() {
+		err = c.dropManagedSave() // what it was made from
+	}
+	if err == nil && c.view().state == Paused && (reason == protocol.DomainPausedSnapshot || reason == protocol.DomainPausedStartingUp) {
+		err = c.letGo(true) // the daemon was killed while it copied the disk, or while it went on from an image
 	}
 	return err
 }
