@@ -224,10 +224,17 @@ func TestFleetJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "fleet.golden", plain.String()+"----\n"+shape.String())
-	for wanted, list := range map[int][]*result{0: results[:1], exitCommand: results[:2], exitStopped: results[4:5]} {
+	current := &result{} // nothing is to be done to it
+	current.settle(skip("no updates are pending"), t.Context())
+	for _, c := range []struct {
+		wanted int
+		list   []*result
+	}{
+		{0, results[:1]}, {exitCommand, results[:2]}, {exitStopped, results[4:5]}, {0, []*result{current}}, {0, []*result{current, results[4]}},
+	} {
 		var code exitCode
-		if errors.As(verdict(list, false), &code); int(code) != wanted {
-			t.Errorf("ends with %d, want %d", code, wanted)
+		if errors.As(verdict(c.list, false), &code); int(code) != c.wanted {
+			t.Errorf("ends with %d, want %d", code, c.wanted)
 		}
 	}
 	if verdict(results, true) != exitCode(130) {
