@@ -274,3 +274,29 @@ func TestEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestStopTwice: to stop what does not run is well, and a restart is a start.
+func TestStopTwice(t *testing.T) {
+	conn, err := libvirt.NewConnect("test:///default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	dom, err := conn.LookupDomainByName("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dom.Free()
+	s := &session{conn: conn, quiet: true}
+	for _, verb := range []func(*session, *libvirt.Domain, []string) error{stop, stop, restart} {
+		if err := verb(s, dom, []string{"--fast"}); err != nil {
+			t.Error(err)
+		}
+	}
+	if active, err := dom.IsActive(); err != nil || !active {
+		t.Errorf("what was restarted runs: %v, %v", active, err)
+	}
+	if err := start(s, dom, nil); codeOf(err) != exitRunning {
+		t.Errorf("to start what runs: %v", err)
+	}
+}
