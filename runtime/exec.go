@@ -35,7 +35,7 @@ type Command struct {
 }
 
 // Exec runs a command and returns how it ended. When ctx is done the program is
-// killed.
+// killed with what it has started, but for what has become a daemon.
 //
 // The OCI runtime does the work, because it knows how to enter an environment
 // that is hostile. It is put into the cgroup of init: in that of the scope
@@ -71,7 +71,7 @@ func (i *Instance) Exec(ctx context.Context, c Command) (ended syscall.WaitStatu
 		return 0, err
 	}
 	defer pidfd.Close()
-	if err := awaitOrKill(ctx, pidfd); err != nil {
+	if err := awaitOrKill(ctx, pid, pidfd, i.rec.Cgroup); err != nil {
 		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
 	}
 	s.end()
@@ -104,6 +104,7 @@ func (i *Instance) execute(ctx context.Context, dir string, s *streams) (pid int
 	cmd := inCgroup(ctx, cgroup, i.r.host.OCI, "--root", i.r.ociRoot(), "--cgroup-manager=disabled", "--log", filepath.Join(dir, ociLog),
 		"exec", "--detach", "--process", filepath.Join(dir, "process.json"), "--pid-file", pidFile, i.rec.UUID)
 	cmd.Env = []string{"PATH=" + runtimePath}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // see killSession
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.program[0], s.program[1], s.program[2]
 	cmd.Cancel = func() error {
 		i.killExecuted(pidFile)
@@ -132,8 +133,9 @@ func (i *Instance) execute(ctx context.Context, dir string, s *streams) (pid int
 // waits for a file system does not end.
 const killPatience = time.Second
 
-// awaitOrKill waits for the end of a process, and kills it when ctx is done.
-func awaitOrKill(ctx context.Context, pidfd *os.File) error {
+// awaitOrKill waits for the end of a process in a cgroup, and kills it and its
+// session when ctx is done.
+func awaitOrKill(ctx context.Context, pid int, pidfd *os.File, cgroup string) error {
 	ended := make(chan bool)
 	go func() {
 		defer close(ended)
@@ -144,12 +146,45 @@ func awaitOrKill(ctx context.Context, pidfd *os.File) error {
 		return nil
 	case <-ctx.Done():
 	}
+	patience, cancel := context.WithTimeout(context.Background(), killPatience)
+	defer cancel()
+	session := sessionOf(pid) // which is nobody else's while this process is not reaped
 	withFd(pidfd, func(fd int) { unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
+	killSession(patience, cgroup, session)
 	select {
 	case <-ended:
-	case <-time.After(killPatience):
+	case <-patience.Done():
 	}
 	return ctx.Err()
+}
+
+// killSession kills what a program has started: it is in its session, unless it
+// has made one of its own, as daemons do. It is looked for again, for there may
+// have been a fork meanwhile, until there is no more.
+func killSession(ctx context.Context, cgroup, session string) {
+	for left := session != ""; left && ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
+		left = false
+		processesBelow(cgroup, func(pid int) error {
+			pidfd, err := openPidfd(pid, 0)
+			if err != nil {
+				return nil
+			}
+			defer pidfd.Close()
+			if sessionOf(pid) == session && !dead(pidfd) {
+				withFd(pidfd, func(fd int) { unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
+				left = true
+			}
+			return nil
+		})
+	}
+}
+
+// sessionOf a process is a number, or empty when it is gone.
+func sessionOf(pid int) string {
+	if f := statFields(pid); len(f) > 3 {
+		return f[3]
+	}
+	return ""
 }
 
 // writeProcess describes the command by what init was given: the same user,
@@ -195,7 +230,8 @@ func (i *Instance) openInitCgroup() (*os.File, error) {
 }
 
 // killExecuted kills the program of a command that is given up, if it has come
-// to be one: a process of this environment, whichever has its number.
+// to be one, and its session: a process of this environment, whichever has its
+// number.
 func (i *Instance) killExecuted(pidFile string) {
 	text, err := os.ReadFile(pidFile)
 	if err != nil {
@@ -206,6 +242,8 @@ func (i *Instance) killExecuted(pidFile string) {
 		return
 	}
 	if cgroup, err := systemd.ControlGroupOf(pid, i.rec.Scope); err == nil && cgroup == i.rec.Cgroup {
-		unix.Kill(pid, unix.SIGKILL)
+		patience, cancel := context.WithTimeout(context.Background(), killPatience)
+		defer cancel()
+		killSession(patience, cgroup, sessionOf(pid))
 	}
 }
