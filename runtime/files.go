@@ -98,16 +98,11 @@ func (i *Instance) OpenFile(ctx context.Context, who Owner, name string, flags i
 		mode = 0 // openat2(2) insists
 	}
 	f, err := inTree(ctx, i, who, name, func(t *tree) (*os.File, error) {
-		fd, err := openIn(t.fd, name, flags|unix.O_NONBLOCK|unix.O_NOCTTY, uint32(mode.Perm()))
+		fd, err := openRegular(t.fd, name, flags, uint32(mode.Perm()))
 		if err != nil {
 			return nil, err
 		}
-		f := os.NewFile(uintptr(fd), name) // closed by the garbage collector if it comes too late
-		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-			f.Close()
-			return nil, errors.Join(err, errors.New("it is no regular file"))
-		}
-		return f, nil
+		return os.NewFile(uintptr(fd), name), nil // closed by the garbage collector if it comes too late
 	})
 	if err != nil {
 		return nil, err

@@ -46,10 +46,14 @@ func writeResolver(t *tree, text string) error {
 	if text == "" {
 		return nil
 	}
-	fd, err := openResolver(t)
+	// It follows a link, also to a file that is yet to be made.
+	open := func() (int, error) {
+		return openRegular(t.fd, resolverPath, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, 0o644)
+	}
+	fd, err := open()
 	if errors.Is(err, unix.ENOENT) {
 		if err = makeResolverDir(t); err == nil {
-			fd, err = openResolver(t)
+			fd, err = open()
 		}
 	}
 	if errors.Is(err, unix.EROFS) {
@@ -59,26 +63,8 @@ func writeResolver(t *tree, text string) error {
 		return fmt.Errorf("write %s: %w", resolverPath, err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Ftruncate(fd, 0); err != nil {
-		return err
-	}
 	_, err = unix.Write(fd, []byte(text)) // short, and to a regular file
 	return err
-}
-
-// openResolver follows a link, also to a file that is yet to be made, and
-// takes nothing but a regular file.
-func openResolver(t *tree) (int, error) {
-	fd, err := openIn(t.fd, resolverPath, unix.O_WRONLY|unix.O_CREAT|unix.O_NONBLOCK|unix.O_NOCTTY, 0o644)
-	if err != nil {
-		return -1, err
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		unix.Close(fd)
-		return -1, errors.Join(err, unix.EINVAL)
-	}
-	return fd, nil
 }
 
 // makeResolverDir makes the directory a link leads into.
