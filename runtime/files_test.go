@@ -107,7 +107,7 @@ func TestBecomeUser(t *testing.T) {
 		t.Skip("only root becomes somebody else")
 	}
 	onOwnThread(func() error {
-		if err := becomeUser(100000, 100001); err != nil {
+		if err := becomeUser(100000, 100001, 0); err != nil {
 			t.Error(err)
 		}
 		if uid, gid := unix.Geteuid(), unix.Getegid(); uid != 100000 || gid != 100001 {
@@ -120,7 +120,7 @@ func TestBecomeUser(t *testing.T) {
 		return nil
 	})
 	onOwnThread(func() error {
-		if err := becomeUser(^uint32(0), 0); err == nil {
+		if err := becomeUser(^uint32(0), 0, 0); err == nil {
 			t.Error("it stays root")
 		}
 		if uid := unix.Geteuid(); uid != 0 {

@@ -72,11 +72,11 @@ func clonePaused(spaces uintptr) (pid int, errno syscall.Errno) {
 }
 
 // becomeUser gives this thread the rights of a user to files and no other: no
-// group besides gid, no capability. For the kernel's settings (/proc/sys) it is
+// group besides gid, no capability but rights. For the kernel's settings (/proc/sys) it is
 // the effective user that counts, not the one for files; the real one stays, so
 // that nobody else may signal this thread. It ends with what it is for. The
 // system calls are raw, for this thread alone.
-func becomeUser(uid, gid uint32) error {
+func becomeUser(uid, gid, rights uint32) error {
 	const same = ^uint32(0)
 	if uid == same || gid == same {
 		return fmt.Errorf("user %d and group %d: there are none of this number", uid, gid)
@@ -94,9 +94,9 @@ func becomeUser(uid, gid uint32) error {
 		}
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var sets [2]unix.CapUserData
+	sets := [2]unix.CapUserData{{Effective: rights, Permitted: rights}}
 	if err := unix.Capset(&header, &sets[0]); err != nil {
-		return fmt.Errorf("drop all capabilities: %w", err)
+		return fmt.Errorf("drop the daemon's capabilities: %w", err)
 	}
 	return nil
 }

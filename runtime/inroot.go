@@ -37,19 +37,25 @@ func (t *tree) open(name string, flags int) (int, error) {
 }
 
 func openIn(dir int, name string, flags int, mode uint32) (int, error) {
-	how := unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC),
-		Mode:    uint64(mode),
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	}
+	how := openHow(flags, mode)
 	for tries := 0; ; tries++ {
 		fd, err := unix.Openat2(dir, name, &how)
-		// EAGAIN: something was renamed during the walk and the kernel could not
-		// tell whether ".." stayed inside.
-		if (err == unix.EAGAIN || err == unix.EINTR) && tries < 64 {
+		if (err == unix.EAGAIN || err == unix.EINTR) && tries < maxOpenTries {
 			continue
 		}
 		return fd, err
+	}
+}
+
+// maxOpenTries bounds those after EAGAIN: something was renamed during the walk
+// and the kernel could not tell whether ".." stayed inside.
+const maxOpenTries = 64
+
+func openHow(flags int, mode uint32) unix.OpenHow {
+	return unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC),
+		Mode:    uint64(mode),
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	}
 }
 
@@ -71,19 +77,28 @@ func (t *tree) path(fd int) (string, error) {
 // the reader's own: to us, the host's. That is known once it is open, so that it
 // is truncated only then.
 func openRegular(dir int, name string, flags int, mode uint32) (int, error) {
-	fd, err := openIn(dir, name, flags&^unix.O_TRUNC|unix.O_NONBLOCK|unix.O_NOCTTY, mode)
+	fd, err := openIn(dir, name, regularFlags(flags), mode)
 	if err != nil {
 		return -1, err
 	}
-	err = refuseIrregular(fd)
+	if err := acceptRegular(fd, flags); err != nil {
+		return -1, err
+	}
+	return fd, nil
+}
+
+func regularFlags(flags int) int { return flags&^unix.O_TRUNC | unix.O_NONBLOCK | unix.O_NOCTTY }
+
+// acceptRegular truncates what was opened, if that is wanted, or closes it.
+func acceptRegular(fd, flags int) error {
+	err := refuseIrregular(fd)
 	if err == nil && flags&unix.O_TRUNC != 0 {
 		err = unix.Ftruncate(fd, 0)
 	}
 	if err != nil {
 		unix.Close(fd)
-		return -1, err
 	}
-	return fd, nil
+	return err
 }
 
 func refuseIrregular(fd int) error {
@@ -122,6 +137,10 @@ func (t *tree) read(name string, limit int) ([]byte, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
+	return readRegular(fd, limit)
+}
+
+func readRegular(fd, limit int) ([]byte, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err

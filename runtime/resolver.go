@@ -43,17 +43,21 @@ func resolvedFile(env *xml.Environment) runFile {
 
 // writeResolver writes resolv.conf in the root t, where lookups stay.
 func writeResolver(t *tree, text string) error {
+	return writeNames(text, func(flags int, mode uint32) (int, error) { return openRegular(t.fd, resolverPath, flags, mode) },
+		func() error { return makeResolverDir(t) })
+}
+
+// writeNames writes what open opens, which follows a link, also to a file that
+// is yet to be made.
+func writeNames(text string, open func(flags int, mode uint32) (int, error), makeDir func() error) error {
 	if text == "" {
 		return nil
 	}
-	// It follows a link, also to a file that is yet to be made.
-	open := func() (int, error) {
-		return openRegular(t.fd, resolverPath, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, 0o644)
-	}
-	fd, err := open()
+	const flags, mode = unix.O_WRONLY | unix.O_CREAT | unix.O_TRUNC, 0o644
+	fd, err := open(flags, mode)
 	if errors.Is(err, unix.ENOENT) {
-		if err = makeResolverDir(t); err == nil {
-			fd, err = open()
+		if err = makeDir(); err == nil {
+			fd, err = open(flags, mode)
 		}
 	}
 	if errors.Is(err, unix.EROFS) {
@@ -99,6 +103,8 @@ func (i *Instance) setResolver(before, after *xml.Environment) error {
 		return nil
 	}
 	return i.inTime(func() error {
-		return i.insideAsRoot(resolverPath, func(t *tree) error { return writeResolver(t, resolverText(after)) })
+		return writeNames(resolverText(after),
+			func(flags int, mode uint32) (int, error) { return i.openAs(Owner{}, resolverPath, flags, mode) },
+			func() error { return i.asUser(Owner{}, resolverPath, makeResolverDir) })
 	})
 }
