@@ -54,7 +54,8 @@ func (i *Instance) Exec(ctx context.Context, c Command) (ended syscall.WaitStatu
 	if err := i.writeProcess(filepath.Join(dir, "process.json"), c, false); err != nil {
 		return 0, err
 	}
-	s, err := openStreams(c)
+	uid, gid := i.rootIDs()
+	s, err := openStreams(c, uid, gid)
 	if err != nil {
 		return 0, err
 	}
