@@ -54,7 +54,8 @@ func (i *Instance) Exec(ctx context.Context, c Command) (ended syscall.WaitStatu
 	if err := i.writeProcess(filepath.Join(dir, "process.json"), c, false); err != nil {
 		return 0, err
 	}
-	s, err := openStreams(c)
+	uid, gid := i.rootIDs()
+	s, err := openStreams(c, uid, gid)
 	if err != nil {
 		return 0, err
 	}
@@ -190,21 +191,31 @@ func sessionOf(pid int) string {
 // writeProcess describes the command by what init was given: the same user,
 // capabilities and limits of a process.
 func (i *Instance) writeProcess(name string, c Command, terminal bool) error {
-	body, err := os.ReadFile(filepath.Join(i.dir, "config.json"))
+	p, err := i.process()
 	if err != nil {
 		return err
 	}
-	spec := &specs.Spec{}
-	if err := json.Unmarshal(body, spec); err != nil {
-		return err
-	}
-	p := spec.Process
 	p.Terminal, p.User, p.Cwd = terminal, specs.User{}, "/"
 	p.Args, p.Env = c.Args, append(p.Env, c.Env...)
-	if body, err = json.Marshal(p); err != nil {
+	body, err := json.Marshal(p)
+	if err != nil {
 		return err
 	}
 	return os.WriteFile(name, body, 0o600)
+}
+
+// process is what init was given.
+func (i *Instance) process() (*specs.Process, error) {
+	body, err := os.ReadFile(filepath.Join(i.dir, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	spec := &specs.Spec{}
+	err = json.Unmarshal(body, spec)
+	if err == nil && spec.Process == nil {
+		err = errors.New("config.json describes no process")
+	}
+	return spec.Process, err
 }
 
 // openInitCgroup opens the cgroup that init is in now, which is the scope's or

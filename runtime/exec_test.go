@@ -19,7 +19,11 @@ import (
 // run has this host's shell in the place of a program inside.
 func (s *streams) run(t *testing.T, script string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command("/bin/sh", "-c", script)
+	return s.start(t, exec.Command("/bin/sh", "-c", script))
+}
+
+func (s *streams) start(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
+	t.Helper()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.program[0], s.program[1], s.program[2]
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -43,7 +47,7 @@ func TestStreams(t *testing.T) {
 	} {
 		out.Reset()
 		errs.Reset()
-		s, err := openStreams(c.command)
+		s, err := openStreams(c.command, 0, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,11 +62,33 @@ func TestStreams(t *testing.T) {
 	}
 }
 
+// TestStreamsOwner: root inside may open again what it was given.
+func TestStreamsOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root starts programs of somebody else")
+	}
+	var out, errs bytes.Buffer
+	s, err := openStreams(Command{Stdin: strings.NewReader("text\n"), Stdout: &out, Stderr: &errs}, 100000, 100001)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-c", "cat </dev/stdin >/dev/stdout; echo oops >/dev/stderr")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 100000, Gid: 100001}}
+	if err := s.start(t, cmd).Wait(); err != nil {
+		t.Error(err)
+	}
+	s.end()
+	s.close()
+	if out.String() != "text\n" || errs.String() != "oops\n" {
+		t.Errorf("%q and %q", out.String(), errs.String())
+	}
+}
+
 // TestStreamsHeld: a daemon that a program leaves holds its output open. It is
 // not waited for, and writes nothing afterwards.
 func TestStreamsHeld(t *testing.T) {
 	var out bytes.Buffer
-	s, err := openStreams(Command{Stdout: &out, Stderr: &out})
+	s, err := openStreams(Command{Stdout: &out, Stderr: &out}, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +118,7 @@ func (s *slow) Write(p []byte) (int, error) {
 // takes his time.
 func TestStreamsSlow(t *testing.T) {
 	out := &slow{}
-	s, err := openStreams(Command{Stdout: out})
+	s, err := openStreams(Command{Stdout: out}, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
