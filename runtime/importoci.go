@@ -139,12 +139,7 @@ func (i *ociImage) resolve(d v1.Descriptor, nested int) error {
 		v1.Manifest
 		Manifests []v1.Descriptor `json:"manifests"`
 	}
-	blob, err := i.open(d)
-	if err != nil {
-		return err
-	}
-	defer blob.Close()
-	body, err := io.ReadAll(io.LimitReader(blob, maxOCIDocument))
+	body, err := i.read(d)
 	if err != nil {
 		return err
 	}
@@ -166,6 +161,21 @@ func (i *ociImage) resolve(d v1.Descriptor, nested int) error {
 		return fmt.Errorf("the image is not for linux/%s", goruntime.GOARCH)
 	}
 	return i.resolve(both.Manifests[at], nested+1)
+}
+
+// read returns a blob that is a document. Only whose end was read is what its
+// digest says.
+func (i *ociImage) read(d v1.Descriptor) ([]byte, error) {
+	blob, err := i.open(d)
+	if err != nil {
+		return nil, err
+	}
+	defer blob.Close()
+	body, err := io.ReadAll(io.LimitReader(blob, maxOCIDocument+1))
+	if err == nil && len(body) > maxOCIDocument {
+		err = fmt.Errorf("blob %s is too large: a manifest has at most %d MiB", d.Digest, maxOCIDocument>>20)
+	}
+	return body, err
 }
 
 // open opens a blob. What is read of it is checked: reading fails at its end

@@ -72,6 +72,26 @@ func (l layout) image(layers ...[]byte) v1.Descriptor {
 	return l.document(m)
 }
 
+// forged puts another manifest, of at least so many bytes, under the digest of
+// an image.
+func (l layout) forged(layer []byte, size int) v1.Descriptor {
+	genuine := l.image(layer)
+	body, err := os.ReadFile(l.blobName(l.image(layer, tarOf(l.t, file("evil", "")))))
+	if err == nil {
+		body = append(body, bytes.Repeat([]byte(" "), max(0, size-len(body)))...)
+		err = os.WriteFile(l.blobName(genuine), body, 0o644)
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	genuine.Size = int64(len(body))
+	return genuine
+}
+
+func (l layout) blobName(d v1.Descriptor) string {
+	return filepath.Join(l.dir, "blobs/sha256", d.Digest.Encoded())
+}
+
 func (l layout) index(images ...v1.Descriptor) {
 	l.write("index.json", v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: images})
 }
@@ -211,7 +231,11 @@ func TestImportOCIDamaged(t *testing.T) {
 		"other algorithm": {func(l layout) {
 			l.index(v1.Descriptor{Digest: digest.Digest("sha512:" + strings.Repeat("a", 128)), Size: 1})
 		}, "sha256 is known"},
-		"no layers": {func(l layout) { l.index(l.image()) }, "has 0 layers"},
+		"other manifest": {func(l layout) { l.index(l.forged(layer, 0)) }, "has another digest"},
+		// Read up to the bound, its end and so its digest would not be seen.
+		"other manifest, as long as may be":  {func(l layout) { l.index(l.forged(layer, maxOCIDocument)) }, "has another digest"},
+		"other manifest, longer than may be": {func(l layout) { l.index(l.forged(layer, maxOCIDocument+1)) }, "at most 4 MiB"},
+		"no layers":                          {func(l layout) { l.index(l.image()) }, "has 0 layers"},
 		"nested": {func(l layout) {
 			d := l.image(layer)
 			for range 10 {
