@@ -15,6 +15,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+	"golang.org/x/sys/unix"
 )
 
 // Limits are the most that a root may take on the disk.
@@ -81,28 +82,39 @@ func absolute(source string) string {
 	return source
 }
 
+// openRegular opens a file that is read to its end. A FIFO would wait for who
+// writes it, and neither that nor a read of it ends with the context.
+func openRegular(name string) (*os.File, int64, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, 0, errnoOf(err)
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it is not a regular file")
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
+}
+
 // importTar unpacks into dir/rootfs.
 func importTar(ctx context.Context, tarFile, dir string, o ImportOptions) (Generation, error) {
 	made := Generation{Source: absolute(tarFile)}
-	f, err := os.Open(tarFile)
-	if err != nil {
-		return made, errnoOf(err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
+	f, size, err := openRegular(tarFile)
 	if err != nil {
 		return made, err
 	}
-	if !info.Mode().IsRegular() {
-		return made, errors.New("it is neither a file nor a directory")
-	}
+	defer f.Close()
 	u, err := newUnpacker(filepath.Join(dir, "rootfs"), o.Limits)
 	if err != nil {
 		return made, err
 	}
 	defer u.close()
 	digest := sha256.New()
-	counted := &countingReader{ctx: ctx, r: f, total: info.Size(), progress: o.progress}
+	counted := &countingReader{ctx: ctx, r: f, total: size, progress: o.progress}
 	if err := u.unpackStream(counted, digest); err != nil {
 		return made, err
 	}

@@ -98,9 +98,9 @@ func openOCI(where string) (*ociImage, error) {
 }
 
 func readDocument(name string, into any) error {
-	f, err := os.Open(name)
+	f, _, err := openRegular(name)
 	if err != nil {
-		return errnoOf(err)
+		return err
 	}
 	defer f.Close()
 	if err := json.NewDecoder(io.LimitReader(f, maxOCIDocument)).Decode(into); err != nil {
@@ -184,16 +184,12 @@ func (i *ociImage) open(d v1.Descriptor) (io.ReadCloser, error) {
 	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != digest.SHA256 {
 		return nil, fmt.Errorf("digest %q is not understood: sha256 is known", printable(string(d.Digest), 80))
 	}
-	f, err := os.Open(filepath.Join(i.dir, v1.ImageBlobsDir, "sha256", d.Digest.Encoded()))
-	if err != nil {
-		return nil, fmt.Errorf("blob %s: %w", d.Digest, errnoOf(err))
-	}
-	info, err := f.Stat()
-	if err == nil && (!info.Mode().IsRegular() || info.Size() != d.Size) {
+	f, size, err := openRegular(filepath.Join(i.dir, v1.ImageBlobsDir, "sha256", d.Digest.Encoded()))
+	if err == nil && size != d.Size {
+		f.Close()
 		err = errors.New("it has not the size that the image says")
 	}
 	if err != nil {
-		f.Close()
 		return nil, fmt.Errorf("blob %s: %w", d.Digest, err)
 	}
 	return &checkedBlob{f, f, d.Digest.Verifier(), d}, nil

@@ -13,10 +13,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	"github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // layout is an OCI image layout that is being made.
@@ -255,6 +257,46 @@ func TestImportOCIDamaged(t *testing.T) {
 		}
 		if left, _ := os.ReadDir(templates.digestDir("")); len(left) > 0 {
 			t.Errorf("%s left %v", name, left)
+		}
+	}
+}
+
+// Who opens a FIFO waits for somebody who writes it, and nothing ends that.
+func TestImportFIFO(t *testing.T) {
+	layer := tarOf(t, file("x", "1"))
+	for _, name := range []string{"tar", "oci-layout", "index.json", "manifest", "layer"} {
+		l := newLayout(t)
+		image := l.image(layer)
+		l.index(image)
+		source, fifo := "oci:"+l.dir, filepath.Join(l.dir, name)
+		switch name {
+		case "tar":
+			source = fifo
+		case "manifest":
+			fifo = l.blobName(image)
+		case "layer":
+			fifo = l.blobName(v1.Descriptor{Digest: digest.FromBytes(layer)})
+		}
+		os.Remove(fifo)
+		if err := unix.Mkfifo(fifo, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		templates, done := OpenTemplates(t.TempDir()), make(chan error, 1)
+		go func() {
+			_, err := templates.Import(t.Context(), "x", source, ImportOptions{})
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if err == nil || !strings.Contains(err.Error(), "regular file") {
+				t.Errorf("%s: %v", name, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: the import waits for a writer", name)
+			if f, err := os.OpenFile(fifo, os.O_RDWR, 0); err == nil { // which lets it end
+				f.Close()
+				<-done
+			}
 		}
 	}
 }
