@@ -225,6 +225,8 @@ func (i *ociImage) unpackLayer(ctx context.Context, d v1.Descriptor, u *unpacker
 		return err
 	}
 	// The end of the compressed stream may not be the end of the blob.
-	_, err = io.Copy(io.Discard, whole)
-	return err
+	if _, err = io.Copy(io.Discard, whole); err != nil {
+		return err
+	}
+	return u.endLayer()
 }

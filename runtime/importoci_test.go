@@ -142,6 +142,26 @@ func TestImportOCI(t *testing.T) {
 	}
 }
 
+// Images that were made on AUFS have its own files, into which what has several
+// names may be linked.
+func TestImportOCIFromAUFS(t *testing.T) {
+	hardLink := func(name, to string) tar.Header { return tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: to} }
+	l := newLayout(t)
+	l.index(l.image(
+		tarOf(t, file(".wh..wh.aufs", ""), dir(".wh..wh.orph"), file(".wh..wh.orph/x", ""), dir(".wh..wh.plnk"), file(".wh..wh.plnk/7.1", "1"),
+			hardLink("a", ".wh..wh.plnk/7.1"), hardLink("b", "./.wh..wh.plnk/7.1")),
+		tarOf(t, dir("./.wh..wh.orph"), file("./.wh..wh.plnk/7.1", "2"), hardLink("b", ".wh..wh.plnk/7.1"), dir("d"), file("d/.wh..wh..opq", "")),
+		tarOf(t, file(".wh..wh.plnk/7.2", "3"), hardLink("c", ".wh..wh.plnk/7.2")),
+	))
+	made, err := OpenTemplates(t.TempDir()).Import(t.Context(), "x", "oci:"+l.dir, ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := contents(t, made.Path), "a=1 b=2 c=3 d"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
 func TestImportOCIChoice(t *testing.T) {
 	l := newLayout(t)
 	tagged := func(d v1.Descriptor, tag string) v1.Descriptor {

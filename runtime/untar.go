@@ -166,6 +166,9 @@ func (u *unpacker) entry(h *tar.Header, content body) error {
 		}
 		return u.attributes(u.root.fd, ".", h)
 	}
+	if u.layer != nil && ofAUFS(name) {
+		return nil
+	}
 	dir, err := u.parent(path.Dir(name))
 	if err != nil {
 		return err
