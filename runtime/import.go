@@ -14,7 +14,7 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"github.com/therootcompany/xz"
 	"golang.org/x/sys/unix"
 )
 
@@ -142,6 +142,24 @@ func (c *countingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Bounds of the memory that a compressed archive can ask for: twice what xz -9
+// makes of it, and what zstd --long=28 does.
+const (
+	maxXZDictionary = 128 << 20
+	maxZstdWindow   = 256 << 20
+)
+
+// tooMuchMemory makes a sentence of what a decoder says of those.
+func tooMuchMemory(err error) error {
+	switch {
+	case errors.Is(err, xz.ErrMemlimit):
+		return fmt.Errorf("its dictionary is larger than %d MiB: compress it with xz -9 or less", maxXZDictionary>>20)
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+		return fmt.Errorf("its window is larger than %d MiB: compress it with zstd --long=28 or less", maxZstdWindow>>20)
+	}
+	return err
+}
+
 // decompress goes by the first bytes, not by the name.
 func decompress(r *bufio.Reader) (io.Reader, error) {
 	magic, err := r.Peek(6)
@@ -152,9 +170,9 @@ func decompress(r *bufio.Reader) (io.Reader, error) {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
 		return gzip.NewReader(r)
 	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return xz.ReaderConfig{DictCap: 128 << 20}.NewReader(r)
+		return xz.NewReader(r, maxXZDictionary)
 	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		d, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(256<<20), zstd.WithDecoderConcurrency(1))
+		d, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxZstdWindow), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, err
 		}

@@ -77,7 +77,8 @@ func (u *unpacker) close() {
 
 // unpackStream unpacks an archive that may be compressed. digest gets all of
 // it, uncompressed.
-func (u *unpacker) unpackStream(r io.Reader, digest io.Writer) error {
+func (u *unpacker) unpackStream(r io.Reader, digest io.Writer) (err error) {
+	defer func() { err = tooMuchMemory(err) }()
 	plain, err := decompress(bufio.NewReaderSize(r, 256<<10))
 	if err != nil {
 		return err
