@@ -4,11 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -146,6 +149,71 @@ func TestImportOCIBomb(t *testing.T) {
 		}
 		if left, _ := os.ReadDir(templates.digestDir("")); len(left) > 0 {
 			t.Errorf("%s: left %v", name, left)
+		}
+	}
+}
+
+// xzDictionary is the code of a dictionary's size in the header of a block of
+// 12 bytes.
+func xzDictionary(t *testing.T, header []byte, code byte) {
+	if !bytes.HasPrefix(header, []byte{2, 0, 0x21, 1}) {
+		t.Fatalf("% x is no header of a block", header[:12])
+	}
+	header[4] = code
+	binary.LittleEndian.PutUint32(header[8:], crc32.ChecksumIEEE(header[:8]))
+}
+
+// TestImportXZMemory: what a block asks for as its dictionary is bounded, of
+// whichever block, and is not made anew for each.
+func TestImportXZMemory(t *testing.T) {
+	const (
+		largest  = 30 // 128 MiB
+		larger   = 31
+		enormous = 40 // 4 GiB
+	)
+	plain := tarOf(t, file("x", strings.Repeat("0123456789", 1000)))
+	var out bytes.Buffer
+	w, err := xz.WriterConfig{BlockSize: 100, DictCap: 1 << 20}.NewWriter(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Write(plain)
+	w.Close()
+	var blocks []int // where their headers are
+	header := out.Bytes()[12:20]
+	for at := 0; ; {
+		n := bytes.Index(out.Bytes()[at:], header)
+		if n < 0 {
+			break
+		}
+		blocks, at = append(blocks, at+n), at+n+1
+	}
+	if len(blocks) != (len(plain)+99)/100 {
+		t.Fatalf("%d blocks", len(blocks))
+	}
+	for name, test := range map[string]struct {
+		code   byte
+		blocks []int
+		want   string
+	}{
+		"all as large as may be": {largest, blocks, ""},
+		"the first larger":       {larger, blocks[:1], "128 MiB"},
+		"the first enormous":     {enormous, blocks[:1], "128 MiB"},
+		"the last enormous":      {enormous, blocks[len(blocks)-1:], "128 MiB"},
+	} {
+		body := bytes.Clone(out.Bytes())
+		for _, at := range test.blocks {
+			xzDictionary(t, body[at:], test.code)
+		}
+		var before, after goruntime.MemStats
+		goruntime.ReadMemStats(&before)
+		_, err := watched(t, body, DefaultLimits)
+		goruntime.ReadMemStats(&after)
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+		if made := (after.TotalAlloc - before.TotalAlloc) >> 20; made > 160 {
+			t.Errorf("%s: %d MiB of memory", name, made)
 		}
 	}
 }

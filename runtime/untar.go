@@ -77,7 +77,8 @@ func (u *unpacker) close() {
 
 // unpackStream unpacks an archive that may be compressed. digest gets all of
 // it, uncompressed.
-func (u *unpacker) unpackStream(r io.Reader, digest io.Writer) error {
+func (u *unpacker) unpackStream(r io.Reader, digest io.Writer) (err error) {
+	defer func() { err = tooMuchMemory(err) }()
 	plain, err := decompress(bufio.NewReaderSize(r, 256<<10))
 	if err != nil {
 		return err
@@ -165,6 +166,9 @@ func (u *unpacker) entry(h *tar.Header, content body) error {
 			return errors.New("the root must be a directory")
 		}
 		return u.attributes(u.root.fd, ".", h)
+	}
+	if u.layer != nil && ofAUFS(name) {
+		return nil
 	}
 	dir, err := u.parent(path.Dir(name))
 	if err != nil {
