@@ -140,6 +140,9 @@ func (r *request) restore(path string, dxml *string, flags uint32) error {
 	if c.view().state.active() {
 		return errorf(protocol.ErrOperationInvalid, "domain '%s' is already active", def.Name)
 	}
+	if err := c.allowClone(c.view().config, def); err != nil {
+		return err
+	}
 	return c.restoreFrom(path, def, paused, fromImage, nil)
 }
 

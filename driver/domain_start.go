@@ -70,7 +70,7 @@ func (r *request) createXML(doc string, flags uint32, files []*os.File) (ref pro
 	if c.view().state.active() {
 		return ref, errorf(protocol.ErrOperationInvalid, "domain '%s' is already active", def.Name)
 	}
-	if err := c.takeDisk(r, def); err != nil {
+	if err := c.takeDisk(def); err != nil {
 		return ref, err
 	}
 	if err := c.start(def, flags, files); err != nil {
