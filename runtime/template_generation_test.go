@@ -244,7 +244,7 @@ func TestSweepBeside(t *testing.T) {
 		}
 		done()
 	}
-	for n := range 20 {
+	for n := range 50 {
 		made := again(t, templates, "web", fmt.Sprint(n))
 		if err := templates.Remove("web"); err != nil || exists(made.Path) {
 			t.Fatalf("removed: %v; it is there still: %t", err, exists(made.Path))
