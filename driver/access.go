@@ -6,9 +6,12 @@ import (
 	"slices"
 	"strings"
 
+	"libvirt.org/go/libvirtxml"
+
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/relay"
 	"virtvzd/driver/rpc"
+	"virtvzd/xml"
 )
 
 // identity is who the access driver is asked about: the peer of the socket,
@@ -116,6 +119,50 @@ func (r *request) allowNew(name string, id protocol.UUID) error {
 		if err := r.drv.access.allowed(r.ctx, r.client.who(), o, permission); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// allowClone checks that the client may have a copy of the disk that a
+// definition asks for, unless the one that it had before asks for the same. From
+// then on any start makes that copy, whoever may start it, and when nobody asks.
+func (c *change) allowClone(before, def *libvirtxml.Domain) error {
+	if c.drv.access == nil || c.client == nil {
+		return nil
+	}
+	env, err := xml.NewEnvironment(def)
+	if err != nil || env.CloneOf == [16]byte{} || env.CloneOf == cloneOf(before) {
+		return err
+	}
+	return c.allowDisk(protocol.UUID(env.CloneOf))
+}
+
+// cloneOf is whose disk a definition asks for; zero: nobody's.
+func cloneOf(def *libvirtxml.Domain) [16]byte {
+	if def == nil {
+		return [16]byte{}
+	}
+	env, err := xml.NewEnvironment(def)
+	if err != nil {
+		return [16]byte{}
+	}
+	return env.CloneOf
+}
+
+// allowDisk checks that the client may have a copy of an environment's disk: who
+// may write to a domain can read all that is in it. Where there is no domain, a
+// disk may be left of one that was undefined, or come with one that moves here:
+// that is the host's.
+func (c *change) allowDisk(of protocol.UUID) error {
+	if c.drv.access == nil || c.client == nil {
+		return nil
+	}
+	o := object{kind: "connect"}
+	if d := c.drv.domains.lookup(of); d != nil {
+		o = object{kind: "domain", name: d.view().name, uuid: of.String()}
+	}
+	if err := c.drv.access.allowed(c.ctx, c.client.who(), o, "write"); err != nil {
+		return errorf(protocol.ErrAccessDenied, "the disk of %s is not for this client: take <disk:disk> and <ve:clone> out of the definition: %s", of, classify(err).Detail)
 	}
 	return nil
 }

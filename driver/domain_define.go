@@ -70,7 +70,7 @@ func (r *request) define(doc string, flags uint32) (ref protocol.NonnullDomain, 
 	if err := c.takeRoot(def); err != nil {
 		return ref, err
 	}
-	if err := c.takeDisk(r, def); err != nil {
+	if err := c.takeDisk(def); err != nil {
 		return ref, err
 	}
 	if err := c.define(def); err != nil {

@@ -13,7 +13,7 @@ import (
 // withDisk adds to a definition that is shown whose disk it has, so that a copy
 // of it under another UUID is known for a clone.
 func (d *domain) withDisk(def *libvirtxml.Domain) (*libvirtxml.Domain, error) {
-	if d.drv.rt == nil || !xml.HasTemplateRoot(def) || !d.drv.rt.Layers().Has(d.uuid) {
+	if d.drv.layers == nil || !xml.HasTemplateRoot(def) || !d.drv.layers.Has(d.uuid) {
 		return def, nil
 	}
 	return xml.WithDisk(def, d.uuid.String())
@@ -22,29 +22,28 @@ func (d *domain) withDisk(def *libvirtxml.Domain) (*libvirtxml.Domain, error) {
 // takeDisk makes the disk of a clone: of a definition that was shown for
 // another environment, which is defined and shut off. Of one that runs the
 // clone is made at the first start, if it does not run any more.
-func (c *change) takeDisk(r *request, def *libvirtxml.Domain) error {
-	env, err := xml.NewEnvironment(def)
+func (c *change) takeDisk(def *libvirtxml.Domain) error {
+	marked := xml.Copy(def)
+	marker, err := xml.TakeDisk(def)
 	if err != nil {
 		return err
 	}
-	of := protocol.UUID(env.CloneOf)
-	source := c.drv.domains.lookup(of)
-	if env.CloneOf != [16]byte{} && source != nil {
-		if err := r.allowNew(source.view().name, of); err != nil {
-			return err
-		}
-	}
-	marked := xml.Copy(def)
-	marker, err := xml.TakeDisk(def)
-	switch {
-	case err != nil || marker == [16]byte{} || marker == [16]byte(c.uuid):
+	if err := c.allowClone(c.view().config, def); err != nil { // what <ve:clone> names
 		return err
-	case c.drv.rt == nil || source == nil || !xml.HasTemplateRoot(def):
+	}
+	source := c.drv.domains.lookup(protocol.UUID(marker))
+	switch {
+	case marker == [16]byte{} || marker == [16]byte(c.uuid):
+		return nil
+	case c.drv.layers == nil || source == nil || !xml.HasTemplateRoot(def):
 		return nil // nobody here has such a disk
-	case c.drv.rt.Layers().Has(c.uuid) || !c.drv.rt.Layers().Has(marker):
+	case c.drv.layers.Has(c.uuid) || !c.drv.layers.Has(marker):
 		return nil
 	}
-	err = c.drv.rt.Layers().Clone(marker, "", c.uuid)
+	if err := c.allowDisk(protocol.UUID(marker)); err != nil {
+		return err
+	}
+	err = c.drv.layers.Clone(marker, "", c.uuid)
 	if errors.Is(err, runtime.ErrRunning) {
 		*def = *marked
 		return nil

@@ -109,7 +109,10 @@ func (c *change) edited(def *libvirtxml.Domain, edit func(*libvirtxml.Domain) er
 	}
 	facts := c.drv.facts()
 	facts.Templates = nil // one that is gone since hinders nothing
-	return next, xml.Check(next, facts)
+	if err := xml.Check(next, facts); err != nil {
+		return nil, err
+	}
+	return next, c.allowClone(def, next)
 }
 
 // realise makes the running environment what a definition says.

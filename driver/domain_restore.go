@@ -140,7 +140,7 @@ func (r *request) restore(path string, dxml *string, flags uint32) error {
 	if c.view().state.active() {
 		return errorf(protocol.ErrOperationInvalid, "domain '%s' is already active", def.Name)
 	}
-	if err := c.refuseSaved("restore"); err != nil {
+	if err := errors.Join(c.refuseSaved("restore"), c.allowClone(c.view().config, def)); err != nil {
 		return err
 	}
 	return c.restoreFrom(path, def, paused, nil, fromImage)

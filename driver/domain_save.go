@@ -189,6 +189,9 @@ func (drv *Driver) savedDefinition(doc string, of *libvirtxml.Domain) (*libvirtx
 	if def.Name != of.Name || def.UUID != of.UUID {
 		return nil, errorf(protocol.ErrConfigUnsupported, "the definition is of '%s' (%s) and not of '%s' (%s)", def.Name, def.UUID, of.Name, of.UUID)
 	}
+	if clone := cloneOf(def); clone != [16]byte{} && clone != cloneOf(of) {
+		return nil, errorf(protocol.ErrConfigUnsupported, "the definition asks for the disk of %s, which would not be that of the processes: take <disk:disk> and <ve:clone> out of it", protocol.UUID(clone))
+	}
 	return def, nil
 }
 

@@ -75,6 +75,11 @@ func (c *change) redefineSnapshot(snap *xml.Snapshot, flags uint32) error {
 			snap.Domain = old.Domain
 		}
 	}
+	if snap.Domain != nil {
+		if err := c.allowClone(c.view().config, snap.Domain); err != nil {
+			return err
+		}
+	}
 	if _, err := c.drv.layers.Of(c.uuid, snap.Layer); err != nil {
 		return errorf(protocol.ErrInvalidDomainSnapshot, "the <layer> in the <cookie> of snapshot %s cannot be used: %v; redefine what snapshot-dumpxml printed", snap.Name, err)
 	}

@@ -76,7 +76,7 @@ func (r *request) createXML(doc string, flags uint32, files []*os.File) (ref pro
 	if err := c.passOverSaved(flags, "create"); err != nil {
 		return ref, err
 	}
-	if err := c.takeDisk(r, def); err != nil {
+	if err := c.takeDisk(def); err != nil {
 		return ref, err
 	}
 	if err := c.start(def, flags, files, booted); err != nil {

@@ -116,13 +116,22 @@ func (r *request) arrive(how migration, told cookie) (*arriving, error) {
 	} else if n := len(v.snapshots.all); n > 0 {
 		err = errorf(protocol.ErrOperationInvalid, "domain '%s' has %d snapshots here, which the disk that comes would make useless: delete them first", v.name, n)
 	} else {
-		err = a.refuseSaved("replace")
+		err = errors.Join(a.refuseSaved("replace"), a.allowCome())
 	}
 	if err != nil {
 		a.release()
 		return nil, err
 	}
 	return a, nil
+}
+
+// allowCome checks what the definitions ask for that the domain brings.
+func (a *arriving) allowCome() error {
+	err := a.allowClone(a.view().config, a.def)
+	if err == nil && a.persistent != nil {
+		err = a.allowClone(a.view().config, a.persistent)
+	}
+	return err
 }
 
 // leave gives the domain's job back, and forgets the domain if it did not come.

@@ -82,9 +82,9 @@ func absolute(source string) string {
 	return source
 }
 
-// openRegular opens a file that is read to its end. A FIFO would wait for who
+// openSource opens a file that is read to its end. A FIFO would wait for who
 // writes it, and neither that nor a read of it ends with the context.
-func openRegular(name string) (*os.File, int64, error) {
+func openSource(name string) (*os.File, int64, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, 0, errnoOf(err)
@@ -103,7 +103,7 @@ func openRegular(name string) (*os.File, int64, error) {
 // importTar unpacks into dir/rootfs.
 func importTar(ctx context.Context, tarFile, dir string, o ImportOptions) (Generation, error) {
 	made := Generation{Source: absolute(tarFile)}
-	f, size, err := openRegular(tarFile)
+	f, size, err := openSource(tarFile)
 	if err != nil {
 		return made, err
 	}

@@ -98,7 +98,7 @@ func openOCI(where string) (*ociImage, error) {
 }
 
 func readDocument(name string, into any) error {
-	f, _, err := openRegular(name)
+	f, _, err := openSource(name)
 	if err != nil {
 		return err
 	}
@@ -184,7 +184,7 @@ func (i *ociImage) open(d v1.Descriptor) (io.ReadCloser, error) {
 	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != digest.SHA256 {
 		return nil, fmt.Errorf("digest %q is not understood: sha256 is known", printable(string(d.Digest), 80))
 	}
-	f, size, err := openRegular(filepath.Join(i.dir, v1.ImageBlobsDir, "sha256", d.Digest.Encoded()))
+	f, size, err := openSource(filepath.Join(i.dir, v1.ImageBlobsDir, "sha256", d.Digest.Encoded()))
 	if err == nil && size != d.Size {
 		f.Close()
 		err = errors.New("it has not the size that the image says")

@@ -186,19 +186,44 @@ func (t *Templates) workDir() (dir string, done func(), err error) {
 }
 
 func temporaryDir(parent, prefix string) (dir string, done func(), err error) {
-	dir, err = os.MkdirTemp(parent, prefix)
-	if err != nil {
-		return "", nil, err
+	for {
+		dir, err = os.MkdirTemp(parent, prefix)
+		if err != nil {
+			return "", nil, err
+		}
+		f, err := lockDir(dir)
+		if err == nil {
+			return dir, func() { removeTree(dir); f.Close() }, nil
+		}
+		// Whoever sweeps has taken it for rubbish: another, then.
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EWOULDBLOCK) {
+			os.Remove(dir)
+			return "", nil, fmt.Errorf("lock %s: %w", dir, err)
+		}
 	}
+}
+
+// lockDir locks a directory that is at its path still when it is locked.
+func lockDir(dir string) (*os.File, error) {
 	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		var locked, there fs.FileInfo
+		if locked, err = f.Stat(); err == nil {
+			there, err = os.Lstat(dir)
+		}
+		if err == nil && !os.SameFile(locked, there) {
+			err = fs.ErrNotExist
+		}
 	}
 	if err != nil {
-		os.Remove(dir)
-		return "", nil, fmt.Errorf("lock %s: %w", dir, err)
+		f.Close()
+		return nil, err
 	}
-	return dir, func() { removeTree(dir); f.Close() }, nil
+	return f, nil
 }
 
 // sweep removes what was being made when its maker was killed.
@@ -211,14 +236,12 @@ func (t *Templates) sweep() {
 
 // removeUnlocked removes a temporaryDir whose maker is gone.
 func removeUnlocked(dir string) {
-	f, err := os.Open(dir)
+	f, err := lockDir(dir)
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-		removeTree(dir)
-	}
+	removeTree(dir)
 }
 
 // describe writes the manifest of a root beside it, and all of it to the disk:

@@ -2,10 +2,12 @@ package runtime
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -208,5 +210,44 @@ func TestManifest(t *testing.T) {
 	list, err := found.PackageList()
 	if got, want := strings.Join(list, ", "), "a 9, b 1:2-3, busybox 1.37, gcc-libs 15.1-2, musl 1.2-r3"; got != want || err != nil {
 		t.Errorf("packages %s, %v, want %s", got, err, want)
+	}
+}
+
+// TestSweepBeside: what begins while others sweep is not taken for what somebody
+// who was killed left, and what is removed is gone.
+func TestSweepBeside(t *testing.T) {
+	templates := OpenTemplates(t.TempDir())
+	again(t, templates, "base", "base")
+	stop := make(chan struct{})
+	var sweepers sync.WaitGroup
+	for range 2 {
+		sweepers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					templates.sweep()
+				}
+			}
+		})
+	}
+	defer sweepers.Wait()
+	defer close(stop)
+	for range 100 {
+		dir, done, err := templates.workDir()
+		if err == nil && !exists(dir) {
+			err = errors.New("the directory is gone")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		done()
+	}
+	for n := range 50 {
+		made := again(t, templates, "web", fmt.Sprint(n))
+		if err := templates.Remove("web"); err != nil || exists(made.Path) {
+			t.Fatalf("removed: %v; it is there still: %t", err, exists(made.Path))
+		}
 	}
 }

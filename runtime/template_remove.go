@@ -134,14 +134,13 @@ func (t *Templates) drop(g Generation) (trash string, err error) {
 			return "", nil
 		}
 	}
-	trash, err = os.MkdirTemp(filepath.Join(t.dir, ".digest"), ".import-")
-	if err != nil {
-		return "", err
+	// In one step it is what a sweep removes, should we be killed.
+	trash = t.digestDir(".import-" + newLayerID())
+	err = os.Rename(dir, trash)
+	if errors.Is(err, fs.ErrNotExist) { // a damaged name's
+		return "", nil
 	}
-	if err := os.Rename(dir, filepath.Join(trash, "old")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return trash, err
-	}
-	return trash, nil
+	return trash, err
 }
 
 // succeed gives a name whose current generation is gone to the newest of those
