@@ -22,7 +22,7 @@ import (
 const (
 	// fileTimeout is how long somebody may wait for a file.
 	fileTimeout = 10 * time.Second
-	// maxFileWaits bounds how many may wait in one environment.
+	// maxFileWaits bounds for how many in one environment; others wait for these.
 	maxFileWaits = 4
 )
 
@@ -30,10 +30,12 @@ const (
 // somebody inside serves (FUSE) may never answer. What waits then goes on to
 // wait until the environment ends, which ends such a file system, too.
 func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (value T, err error) {
+	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
+	defer cancel()
 	select {
 	case i.waits <- struct{}{}:
-	default:
-		return value, fmt.Errorf("%d files of %s are waited for already: try again later", maxFileWaits, i.Name())
+	case <-ctx.Done():
+		return value, fmt.Errorf("%d files of %s are waited for already: try again later: %w", maxFileWaits, i.Name(), ctx.Err())
 	}
 	type result struct {
 		value T
@@ -45,8 +47,6 @@ func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (v
 		value, err := do()
 		done <- result{value, err}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
-	defer cancel()
 	select {
 	case r := <-done:
 		return r.value, r.err

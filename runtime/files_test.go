@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -131,21 +132,30 @@ func TestBecomeUser(t *testing.T) {
 }
 
 // A file system that never answers costs those who ask an error, and only so
-// many may ask.
+// many may ask at once.
 func TestPatience(t *testing.T) {
 	i := newInstance(&Runtime{}, &record{Name: "web1"}, nil)
 	stuck, gone := make(chan bool), make(chan bool, maxFileWaits)
 	for range maxFileWaits {
 		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if _, err := patiently(ctx, i, func() (int, error) { <-stuck; gone <- true; return 1, nil }); !errors.Is(err, context.Canceled) {
+		if _, err := patiently(ctx, i, func() (int, error) { cancel(); <-stuck; gone <- true; return 1, nil }); !errors.Is(err, context.Canceled) {
 			t.Errorf("one that is stuck: %v", err)
 		}
 	}
-	if _, err := patiently(t.Context(), i, func() (int, error) { return 1, nil }); err == nil || !strings.Contains(err.Error(), "4 files of web1 are waited for already") {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := patiently(ctx, i, func() (int, error) { return 1, nil }); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "4 files of web1 are waited for already") {
 		t.Errorf("one too many: %v", err)
 	}
+	next := make(chan error)
+	go func() {
+		_, err := patiently(t.Context(), i, func() (int, error) { return 1, nil })
+		next <- err
+	}()
 	close(stuck)
+	if err := <-next; err != nil {
+		t.Errorf("one that waits until there is room: %v", err)
+	}
 	for range maxFileWaits {
 		<-gone
 	}
