@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"virtvzd/runtime"
@@ -148,6 +149,21 @@ func TestCommands(t *testing.T) {
 			t.Errorf("%s: %s, %v, want %s", c.command, got, err, c.want)
 		}
 	}
+}
+
+// TestLoadPatience: a program inside that is called cat and never ends does not
+// keep waiting who asks for the load.
+func TestLoadPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t, &guest{program: func(ctx context.Context, _ runtime.Command) (syscall.WaitStatus, error) {
+			<-ctx.Done()
+			return 0, ctx.Err()
+		}})
+		began := time.Now()
+		if _, err := a.Do(t.Context(), `{"execute":"guest-get-load"}`); !strings.Contains(fmt.Sprint(err), context.DeadlineExceeded.Error()) || time.Since(began) > 10*time.Second {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+	})
 }
 
 // TestFrozen: while a file system is frozen, no command is begun that might
