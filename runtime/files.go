@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"time"
@@ -136,11 +137,14 @@ func (i *Instance) OpenFile(ctx context.Context, who Owner, name string, flags i
 	return &File{i, f}, nil
 }
 
-// Read reads up to count bytes; none are left with io.EOF.
+// Read reads count bytes, or with io.EOF what is left.
 func (f *File) Read(ctx context.Context, count int) ([]byte, error) {
 	return patiently(ctx, f.i, func() ([]byte, error) {
 		body := make([]byte, count)
-		n, err := f.f.Read(body)
+		n, err := io.ReadFull(f.f, body)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = io.EOF
+		}
 		return body[:n], err
 	})
 }

@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -98,6 +99,33 @@ func TestKernelFiles(t *testing.T) {
 		unix.Close(fd)
 		if body, err := tr.read(name, 100); err != nil || string(body) != c.want {
 			t.Errorf("with %#x: %q, %v", c.flags, body, err)
+		}
+	}
+}
+
+// TestReadToEnd: what is read short is at its end.
+func TestReadToEnd(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	f := &File{newInstance(&Runtime{}, &record{Name: "web1"}, nil), file}
+	for _, c := range []struct {
+		at    int64
+		count int
+		body  string
+		end   error
+	}{{0, 2, "te", nil}, {2, 2, "xt", nil}, {4, 2, "", io.EOF}, {0, 0, "", nil}, {1, 9, "ext", io.EOF}} {
+		if _, err := f.Seek(t.Context(), c.at, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		if body, err := f.Read(t.Context(), c.count); string(body) != c.body || err != c.end {
+			t.Errorf("%d from %d on: %q, %v", c.count, c.at, body, err)
 		}
 	}
 }

@@ -34,6 +34,10 @@ func (g *guest) Exec(ctx context.Context, c runtime.Command) (syscall.WaitStatus
 	return g.program(ctx, c)
 }
 
+func (g *guest) OpenFile(context.Context, runtime.Owner, string, int, os.FileMode) (*runtime.File, error) {
+	return &runtime.File{}, nil
+}
+
 func (g *guest) ReadFile(_ context.Context, _ runtime.Owner, name string, limit int) ([]byte, error) {
 	body, ok := g.files[name]
 	if !ok {
@@ -345,6 +349,41 @@ func ended(t *testing.T, a *Agent, status string) map[string]any {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// TestFilesLeft: what clients leave open takes no room for ever, and what is in
+// use keeps its own.
+func TestFilesLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t, &guest{})
+		const open = `{"execute":"guest-file-open","arguments":{"path":"/f"}}`
+		for range maxFiles {
+			if _, err := a.Do(t.Context(), open); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		if _, err := a.Do(t.Context(), open); err == nil || !strings.Contains(err.Error(), "the limit is 64") {
+			t.Errorf("one too many: %v", err)
+		}
+		if _, err := a.file(1); err != nil { // a use
+			t.Error(err)
+		}
+		time.Sleep(fileIdle - (maxFiles-2)*time.Second) // the first three were opened longer ago
+		for n := range 2 {
+			if text, err := a.Do(t.Context(), open); err != nil {
+				t.Errorf("%d: %s, %v", n, text, err)
+			}
+		}
+		if _, err := a.Do(t.Context(), open); err == nil {
+			t.Error("one that was used lately makes room")
+		}
+		for handle, kept := range map[int]bool{1: true, 2: false, 3: false, 4: true, maxFiles + 2: true} {
+			if _, err := a.file(handle); (err == nil) != kept {
+				t.Errorf("%d: %v", handle, err)
+			}
+		}
+	})
 }
 
 func TestKeys(t *testing.T) {
