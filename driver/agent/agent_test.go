@@ -31,6 +31,9 @@ type guest struct {
 }
 
 func (g *guest) Exec(ctx context.Context, c runtime.Command) (syscall.WaitStatus, error) {
+	if c.Began != nil && c.Args[0] != "missing" {
+		c.Began()
+	}
 	return g.program(ctx, c)
 }
 
@@ -273,7 +276,7 @@ func TestExec(t *testing.T) {
 	if _, err := a.Do(t.Context(), status); err == nil || !strings.Contains(err.Error(), "PID lookup failed") {
 		t.Errorf("asked once more: %v", err)
 	}
-	for path, want := range map[string]string{"killed": `"signal":9`, "as if killed": `"exitcode":137`, "missing": "!cannot be run"} {
+	for path, want := range map[string]string{"killed": `"signal":9`, "as if killed": `"exitcode":137`} {
 		pid := do(t, a, `{"execute":"guest-exec","arguments":{"path":"`+path+`"}}`)["pid"]
 		status := fmt.Sprintf(`{"execute":"guest-exec-status","arguments":{"pid":%v}}`, pid)
 		var text string
@@ -281,9 +284,12 @@ func TestExec(t *testing.T) {
 		for text, err = a.Do(t.Context(), status); err == nil && strings.Contains(text, "false"); text, err = a.Do(t.Context(), status) {
 			time.Sleep(time.Millisecond)
 		}
-		if problem, fails := strings.CutPrefix(want, "!"); fails && (err == nil || !strings.Contains(err.Error(), problem)) || !fails && !strings.Contains(text, want) {
+		if err != nil || !strings.Contains(text, want) {
 			t.Errorf("%s: %s, %v", path, text, err)
 		}
+	}
+	if text, err := a.Do(t.Context(), `{"execute":"guest-exec","arguments":{"path":"missing"}}`); err == nil || !strings.Contains(err.Error(), "cannot be run") || len(a.processes) > 0 {
+		t.Errorf("missing: %s, %v; %d are kept", text, err, len(a.processes))
 	}
 	for range maxProcesses {
 		do(t, a, `{"execute":"guest-exec","arguments":{"path":"endless"}}`)
@@ -300,6 +306,25 @@ func TestExec(t *testing.T) {
 	if _, err := a.Do(t.Context(), `{"execute":"guest-exec","arguments":{"path":"tool"}}`); err == nil || !strings.Contains(err.Error(), "has ended") {
 		t.Errorf("after the end: %v", err)
 	}
+}
+
+// TestExecLate: a program that takes long to begin is asked about afterwards.
+func TestExecLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t, &guest{program: func(ctx context.Context, _ runtime.Command) (syscall.WaitStatus, error) {
+			time.Sleep(time.Minute)
+			return 0, runtime.ErrNotExecuted
+		}})
+		pid := do(t, a, `{"execute":"guest-exec","arguments":{"path":"missing"}}`)["pid"]
+		status := fmt.Sprintf(`{"execute":"guest-exec-status","arguments":{"pid":%v}}`, pid)
+		if got := do(t, a, status); got["exited"] != false {
+			t.Errorf("before it has begun: %v", got)
+		}
+		time.Sleep(time.Minute)
+		if _, err := a.Do(t.Context(), status); err == nil || !strings.Contains(err.Error(), "cannot be run") {
+			t.Errorf("at its end: %v", err)
+		}
+	})
 }
 
 // TestExecForgotten: programs that nobody asks about leave room for others, the
