@@ -32,6 +32,7 @@ type Command struct {
 	Stdin  io.Reader // nil is empty
 	Stdout io.Writer // nil drops what is written, as Stderr
 	Stderr io.Writer
+	Began  func() // is called, or nil, when it is there and about to run
 }
 
 // Exec runs a command and returns how it ended. When ctx is done the program is
@@ -64,6 +65,9 @@ func (i *Instance) Exec(ctx context.Context, c Command) (ended syscall.WaitStatu
 	s.begin()
 	if err != nil {
 		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
+	}
+	if c.Began != nil {
+		c.Began()
 	}
 	children.add(pid)
 	defer children.remove(pid)

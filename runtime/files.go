@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"time"
@@ -22,7 +23,7 @@ import (
 const (
 	// fileTimeout is how long somebody may wait for a file.
 	fileTimeout = 10 * time.Second
-	// maxFileWaits bounds how many may wait in one environment.
+	// maxFileWaits bounds for how many in one environment; others wait for these.
 	maxFileWaits = 4
 )
 
@@ -30,10 +31,12 @@ const (
 // somebody inside serves (FUSE) may never answer. What waits then goes on to
 // wait until the environment ends, which ends such a file system, too.
 func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (value T, err error) {
+	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
+	defer cancel()
 	select {
 	case i.waits <- struct{}{}:
-	default:
-		return value, fmt.Errorf("%d files of %s are waited for already: try again later", maxFileWaits, i.Name())
+	case <-ctx.Done():
+		return value, fmt.Errorf("%d files of %s are waited for already: try again later: %w", maxFileWaits, i.Name(), ctx.Err())
 	}
 	type result struct {
 		value T
@@ -45,8 +48,6 @@ func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (v
 		value, err := do()
 		done <- result{value, err}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
-	defer cancel()
 	select {
 	case r := <-done:
 		return r.value, r.err
@@ -136,11 +137,14 @@ func (i *Instance) OpenFile(ctx context.Context, who Owner, name string, flags i
 	return &File{i, f}, nil
 }
 
-// Read reads up to count bytes; none are left with io.EOF.
+// Read reads count bytes, or with io.EOF what is left.
 func (f *File) Read(ctx context.Context, count int) ([]byte, error) {
 	return patiently(ctx, f.i, func() ([]byte, error) {
 		body := make([]byte, count)
-		n, err := f.f.Read(body)
+		n, err := io.ReadFull(f.f, body)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = io.EOF
+		}
 		return body[:n], err
 	})
 }

@@ -3,10 +3,12 @@ package runtime
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -101,6 +103,33 @@ func TestKernelFiles(t *testing.T) {
 	}
 }
 
+// TestReadToEnd: what is read short is at its end.
+func TestReadToEnd(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	f := &File{newInstance(&Runtime{}, &record{Name: "web1"}, nil), file}
+	for _, c := range []struct {
+		at    int64
+		count int
+		body  string
+		end   error
+	}{{0, 2, "te", nil}, {2, 2, "xt", nil}, {4, 2, "", io.EOF}, {0, 0, "", nil}, {1, 9, "ext", io.EOF}} {
+		if _, err := f.Seek(t.Context(), c.at, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		if body, err := f.Read(t.Context(), c.count); string(body) != c.body || err != c.end {
+			t.Errorf("%d from %d on: %q, %v", c.count, c.at, body, err)
+		}
+	}
+}
+
 // TestBecomeUser: the host's settings are not this thread's to change any more.
 func TestBecomeUser(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -131,21 +160,30 @@ func TestBecomeUser(t *testing.T) {
 }
 
 // A file system that never answers costs those who ask an error, and only so
-// many may ask.
+// many may ask at once.
 func TestPatience(t *testing.T) {
 	i := newInstance(&Runtime{}, &record{Name: "web1"}, nil)
 	stuck, gone := make(chan bool), make(chan bool, maxFileWaits)
 	for range maxFileWaits {
 		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if _, err := patiently(ctx, i, func() (int, error) { <-stuck; gone <- true; return 1, nil }); !errors.Is(err, context.Canceled) {
+		if _, err := patiently(ctx, i, func() (int, error) { cancel(); <-stuck; gone <- true; return 1, nil }); !errors.Is(err, context.Canceled) {
 			t.Errorf("one that is stuck: %v", err)
 		}
 	}
-	if _, err := patiently(t.Context(), i, func() (int, error) { return 1, nil }); err == nil || !strings.Contains(err.Error(), "4 files of web1 are waited for already") {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := patiently(ctx, i, func() (int, error) { return 1, nil }); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "4 files of web1 are waited for already") {
 		t.Errorf("one too many: %v", err)
 	}
+	next := make(chan error)
+	go func() {
+		_, err := patiently(t.Context(), i, func() (int, error) { return 1, nil })
+		next <- err
+	}()
 	close(stuck)
+	if err := <-next; err != nil {
+		t.Errorf("one that waits until there is room: %v", err)
+	}
 	for range maxFileWaits {
 		<-gone
 	}
