@@ -225,7 +225,7 @@ func lxcBytes(s string) (uint64, error) {
 	if s == "-1" || s == "max" {
 		return math.MaxUint64, nil
 	}
-	n, err := amount(s, 1)
+	n, err := amount(s, 1, kernelSuffixes)
 	if n >= math.MaxInt64 {
 		n = math.MaxUint64
 	}
@@ -284,11 +284,9 @@ func (d *draft) tmpfs(line int, target string, options, more []string) {
 	}
 	for _, o := range options {
 		if text, ok := strings.CutPrefix(o, "size="); ok {
-			if n, err := amount(text, 1024); err == nil && n > 0 && n < Unlimited {
-				if !strings.ContainsAny(strings.ToLower(text), "kmgtp") {
-					n = max(1, n/1024)
-				}
-				source := element("source", "", "usage", fmt.Sprint(n), "units", "KiB")
+			n, err := amount(text, 1, kernelSuffixes)
+			if size := (n + 1023) / 1024; err == nil && size > 0 && size < Unlimited {
+				source := element("source", "", "usage", fmt.Sprint(size), "units", "KiB")
 				d.filesystems = append(d.filesystems, within("filesystem",
 					append([]string{source, element("target", "", "dir", target)}, more...), "type", "ram"))
 				return
