@@ -47,12 +47,21 @@ func fromLXC(d *draft, config string) error {
 		if !ok {
 			return badLine(n, "'%s' is not KEY = VALUE", shorten(text))
 		}
-		key, value = strings.TrimSpace(key), strings.Trim(strings.TrimSpace(value), `"`)
+		key, value = strings.TrimSpace(key), withoutQuotes(strings.TrimSpace(value))
 		if err := c.read(n, key, value); err != nil {
 			return err
 		}
 	}
 	return c.finish()
+}
+
+// withoutQuotes takes quotes off that are around all of a value, as LXC does.
+// Others belong to it.
+func withoutQuotes(value string) string {
+	if n := len(value) - 1; n > 0 && value[0] == value[n] && (value[0] == '"' || value[0] == '\'') {
+		return value[1:n]
+	}
+	return value
 }
 
 // lxcOwn are settings of which nothing is lost: every environment has its

@@ -112,6 +112,26 @@ func TestNativeAmounts(t *testing.T) {
 	}
 }
 
+// TestNativeQuotes: LXC takes off quotes around a value, not those within it.
+func TestNativeQuotes(t *testing.T) {
+	const config = "lxc.uts.name = 'a'\nlxc.rootfs.path = \"dir:/x\"\n"
+	for line, want := range map[string]string{
+		`lxc.environment = A="x y"`:              `<initenv name='A'>&quot;x y&quot;</initenv>`,
+		`lxc.environment = "A=x y"`:              `<initenv name='A'>x y</initenv>`,
+		`lxc.environment = 'A=x "y"'`:            `<initenv name='A'>x &quot;y&quot;</initenv>`,
+		`lxc.environment = A="`:                  `<initenv name='A'>&quot;</initenv>`,
+		`lxc.environment = "A='`:                 `<initenv name='&quot;A'>&apos;</initenv>`,
+		`lxc.environment = ""A"="`:               `<initenv name='&quot;A&quot;'/>`,
+		`lxc.environment = A=`:                   `<initenv name='A'/>`,
+		`lxc.mount.entry = /d" y none bind 0 0"`: `<source dir='/d&quot;'/>`,
+	} {
+		doc, err := FromNative("lxc-tools", config+line+"\n", host)
+		if err != nil || !strings.Contains(doc, want) || !strings.Contains(doc, "<name>a</name>") {
+			t.Errorf("%s: %v, want %s in\n%s", line, err, want, doc)
+		}
+	}
+}
+
 // TestNativeComment: a comment can neither be left nor be without end.
 func TestNativeComment(t *testing.T) {
 	config := "NAME=a\nOSTEMPLATE=b\nX='--><domain>---'\n"
