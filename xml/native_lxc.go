@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // lxc is a container's config as far as it was read. What is made of several
@@ -64,6 +65,25 @@ func withoutQuotes(value string) string {
 	return value
 }
 
+// lxcWords are the words of a command: one that begins with a quote ends with
+// the next of its kind.
+func lxcWords(s string) (words []string) {
+	for s = strings.TrimSpace(s); s != ""; s = strings.TrimSpace(s) {
+		if s[0] == '"' || s[0] == '\'' {
+			if word, rest, closed := strings.Cut(s[1:], s[:1]); closed {
+				words, s = append(words, word), rest
+				continue
+			}
+		}
+		end := strings.IndexFunc(s, unicode.IsSpace)
+		if end < 0 {
+			end = len(s)
+		}
+		words, s = append(words, s[:end]), s[end:]
+	}
+	return words
+}
+
 // lxcOwn are settings of which nothing is lost: every environment has its
 // own /dev, /proc, terminals and log.
 var lxcOwn = []string{"lxc.mount.auto", "lxc.autodev", "lxc.devttydir", "lxc.tty.dir", "lxc.kmsg", "lxc.log*", "lxc.console*",
@@ -118,7 +138,7 @@ func (c *lxc) read(line int, key, value string) error {
 	case "lxc.mount.entry":
 		return c.mount(line, value)
 	case "lxc.init_cmd", "lxc.init.cmd":
-		for n, word := range strings.Fields(value) {
+		for n, word := range lxcWords(value) {
 			c.os = append(c.os, element([]string{"init", "initarg"}[min(n, 1)], word))
 		}
 	case "lxc.init.cwd":

@@ -116,14 +116,16 @@ func TestNativeAmounts(t *testing.T) {
 func TestNativeQuotes(t *testing.T) {
 	const config = "lxc.uts.name = 'a'\nlxc.rootfs.path = \"dir:/x\"\n"
 	for line, want := range map[string]string{
-		`lxc.environment = A="x y"`:              `<initenv name='A'>&quot;x y&quot;</initenv>`,
-		`lxc.environment = "A=x y"`:              `<initenv name='A'>x y</initenv>`,
-		`lxc.environment = 'A=x "y"'`:            `<initenv name='A'>x &quot;y&quot;</initenv>`,
-		`lxc.environment = A="`:                  `<initenv name='A'>&quot;</initenv>`,
-		`lxc.environment = "A='`:                 `<initenv name='&quot;A'>&apos;</initenv>`,
-		`lxc.environment = ""A"="`:               `<initenv name='&quot;A&quot;'/>`,
-		`lxc.environment = A=`:                   `<initenv name='A'/>`,
-		`lxc.mount.entry = /d" y none bind 0 0"`: `<source dir='/d&quot;'/>`,
+		`lxc.environment = A="x y"`:               `<initenv name='A'>&quot;x y&quot;</initenv>`,
+		`lxc.environment = "A=x y"`:               `<initenv name='A'>x y</initenv>`,
+		`lxc.environment = 'A=x "y"'`:             `<initenv name='A'>x &quot;y&quot;</initenv>`,
+		`lxc.environment = A="`:                   `<initenv name='A'>&quot;</initenv>`,
+		`lxc.environment = "A='`:                  `<initenv name='&quot;A'>&apos;</initenv>`,
+		`lxc.environment = ""A"="`:                `<initenv name='&quot;A&quot;'/>`,
+		`lxc.environment = A=`:                    `<initenv name='A'/>`,
+		`lxc.init.cmd = /bin/sh -c "echo hi" x'y`: "<init>/bin/sh</init>\n    <initarg>-c</initarg>\n    <initarg>echo hi</initarg>\n    <initarg>x&apos;y</initarg>",
+		`lxc.init.cmd = /sbin/init ' 1" 2`:        "<initarg>&apos;</initarg>\n    <initarg>1&quot;</initarg>\n    <initarg>2</initarg>",
+		`lxc.mount.entry = /d" y none bind 0 0"`:  `<source dir='/d&quot;'/>`,
 	} {
 		doc, err := FromNative("lxc-tools", config+line+"\n", host)
 		if err != nil || !strings.Contains(doc, want) || !strings.Contains(doc, "<name>a</name>") {
