@@ -118,7 +118,7 @@ func importTar(ctx context.Context, tarFile, dir string, o ImportOptions) (Gener
 	if err := u.unpackStream(counted, digest); err != nil {
 		return made, err
 	}
-	if err := u.finish(&made); err != nil {
+	if err := u.finish(ctx, &made); err != nil {
 		return made, err
 	}
 	made.Digest = fmt.Sprintf("sha256-%x", digest.Sum(nil))

@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -215,6 +217,95 @@ func TestImportXZMemory(t *testing.T) {
 		if made := (after.TotalAlloc - before.TotalAlloc) >> 20; made > 160 {
 			t.Errorf("%s: %d MiB of memory", name, made)
 		}
+	}
+}
+
+func testUnpacker(t *testing.T, limits Limits) *unpacker {
+	t.Helper()
+	u, err := newUnpacker(filepath.Join(t.TempDir(), "rootfs"), limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(u.close)
+	return u
+}
+
+// TestImportNames: what is kept of names until the end is bounded, and is not
+// more when the same comes again.
+func TestImportNames(t *testing.T) {
+	deep := strings.Repeat("abcdefghijklmno/", 200)
+	var same, directories, short []tar.Header
+	for n := range 1000 {
+		same = append(same, dir(deep))
+		short = append(short, dir(fmt.Sprint(n)+strings.Repeat("/", 3000)))
+		directories = append(directories, dir(deep+fmt.Sprint(n)))
+	}
+	heap := func() int64 {
+		var m goruntime.MemStats
+		goruntime.GC()
+		goruntime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	for name, entries := range map[string][]tar.Header{"the same": same, "short": short} {
+		u, body := testUnpacker(t, DefaultLimits), bytes.NewReader(tarOf(t, entries...))
+		before := heap()
+		if err := u.unpack(tar.NewReader(body)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if held := heap() - before; held > 1<<20 {
+			t.Errorf("%s: %d KiB are held", name, held>>10)
+		}
+		goruntime.KeepAlive(u)
+		goruntime.KeepAlive(body)
+	}
+	for name, layer := range map[string]map[string]bool{"directories": nil, "a layer": {}} {
+		u := testUnpacker(t, DefaultLimits)
+		u.layer, u.used.names = layer, maxNames-1<<20
+		if err := u.unpack(tar.NewReader(bytes.NewReader(tarOf(t, directories...)))); !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "names") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	u := testUnpacker(t, DefaultLimits)
+	if err := u.unpack(tar.NewReader(bytes.NewReader(tarOf(t, same[:1]...)))); err != nil {
+		t.Error(err)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := u.finish(ended, &Generation{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("times are set although the import has ended: %v", err)
+	}
+}
+
+// TestImportDirectoryNames: nor are more names read of a directory than there
+// may be files, or more kept of those that have several.
+func TestImportDirectoryNames(t *testing.T) {
+	from := t.TempDir()
+	for n := range 40 {
+		name := filepath.Join(from, fmt.Sprint(n, strings.Repeat("x", 200)))
+		if err := errors.Join(os.WriteFile(name, nil, 0o600), os.Link(name, name+"2")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	walk := func(u *unpacker) error {
+		fd, err := unix.Open(from, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &walker{ctx: t.Context(), to: u, digest: sha256.New(), links: map[uint64]string{}, progress: func(int64, int64) {}}
+		return w.walk(fd, "")
+	}
+	u := testUnpacker(t, Limits{Bytes: 1 << 20, Files: 50})
+	if err := walk(u); !errors.Is(err, ErrTooLarge) || u.have > 1 {
+		t.Errorf("80 files, 50 are allowed: %v, after %d", err, u.have)
+	}
+	u = testUnpacker(t, Limits{Bytes: 1 << 20, Files: 81})
+	if err := walk(u); err != nil {
+		t.Errorf("as many as are allowed: %v", err)
+	}
+	u = testUnpacker(t, DefaultLimits)
+	u.used.names = maxNames - 4096
+	if err := walk(u); !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "names") {
+		t.Errorf("names of links: %v", err)
 	}
 }
 

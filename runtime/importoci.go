@@ -61,7 +61,7 @@ func importOCI(ctx context.Context, where, dir string, o ImportOptions) (Generat
 	}
 	// What a manifest names, it names by digest.
 	made.Digest = "sha256-" + image.digest.Encoded()
-	return made, u.finish(&made)
+	return made, u.finish(ctx, &made)
 }
 
 // ociImage is one image of a layout.

@@ -50,6 +50,9 @@ func (u *unpacker) layerEntry(dir int, base, name string, h *tar.Header) (done b
 		return true, removeAllAt(dir, gone)
 	}
 	for at := name; at != "." && at != "/" && !u.layer[at]; at = path.Dir(at) {
+		if err := u.used.name(at); err != nil {
+			return false, err
+		}
 		u.layer[at] = true
 	}
 	var st unix.Stat_t
