@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,6 +64,49 @@ func TestCloneNothing(t *testing.T) {
 	}
 	if exists(l.privateDir(formatUUID([16]byte{8}))) {
 		t.Error("a failed clone left a disk")
+	}
+}
+
+// TestCloneOfOneThatStarts: a start that finds no disk and takes long to make one
+// does not replace what was made meanwhile, and who starts or runs gets none.
+func TestCloneOfOneThatStarts(t *testing.T) {
+	l := newTestLayers(t)
+	write(t, l.upper(layersUUID), "a=1")
+	to := [16]byte{2}
+	if err := os.WriteFile(filepath.Join(l.templates.Dir(), "web.tar"), tarOf(t, file("text", "2")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pinned := make(chan error, 1)
+	err := l.templates.locked(unix.LOCK_EX, func() error {
+		go func() {
+			_, err := l.templates.pin(t.Context(), "web.tar", l.privateDir(formatUUID(to)))
+			pinned <- err
+		}()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			if made, _ := filepath.Glob(l.templates.digestDir(".import-*/template.json")); len(made) > 0 {
+				return l.Clone(layersUUID, "", to)
+			}
+			if time.Now().After(end) {
+				return errors.New("the volume is not imported")
+			}
+		}
+	})
+	if err = errors.Join(err, <-pinned); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.shows(t, to); got != "a=1 text=1" {
+		t.Errorf("the clone shows %q", got)
+	}
+
+	third := [16]byte{3}
+	if err := os.MkdirAll(filepath.Join(l.state, formatUUID(third)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Clone(layersUUID, "", third); !errors.Is(err, ErrRunning) {
+		t.Errorf("clone for one that runs: %v", err)
+	}
+	if exists(l.privateDir(formatUUID(third))) {
+		t.Error("a disk was made below one that runs")
 	}
 }
 

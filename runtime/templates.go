@@ -162,7 +162,17 @@ func (t *Templates) pin(ctx context.Context, name, layers string) (Generation, e
 		if found, err = t.Lookup(name); err != nil {
 			return err
 		}
-		return makeLayer(found, layers)
+		return t.layers().locked(func() error {
+			d, err := readDisk(layers) // a clone's, if it was made meanwhile
+			switch {
+			case err == nil:
+				found, err = t.byDigest(d.Template)
+				return err
+			case err != errNoDisk:
+				return err
+			}
+			return makeLayer(found, layers)
+		})
 	})
 	return found, err
 }
