@@ -224,8 +224,15 @@ func (l *Layers) Adopt(old, now [16]byte) error {
 		}
 		found := err == nil
 		if found {
-			if exists(filepath.Join(l.privateDir(to), "template")) {
+			switch {
+			case exists(filepath.Join(l.privateDir(to), "template")):
 				return fmt.Errorf("%s has a disk already: 'virtvzd root rm' deletes it", to)
+			case l.unmade(to):
+				if err := l.setAside(l.privateDir(to)); err != nil {
+					return err
+				}
+			case exists(l.privateDir(to)):
+				return fmt.Errorf("%s is no disk and in its way: move it away", l.privateDir(to))
 			}
 			if err := os.Rename(l.privateDir(from), l.privateDir(to)); err != nil {
 				return err

@@ -135,6 +135,74 @@ func TestAdoptRoot(t *testing.T) {
 	}
 }
 
+// TestUnmadeDisk: what is left of a disk whose maker was killed before it was
+// one is in nobody's way and does not stay. Whatever else lies there does.
+func TestUnmadeDisk(t *testing.T) {
+	unmade := map[string][]string{
+		"directory": {"/"},
+		"start":     {"upper/", "work/", "template.new="},
+		"clone":     {"upper.new/", "work/"},
+	}
+	others := map[string][]string{
+		"written to": {"upper/file=1", "work/"},
+		"other":      {"rootfs/"},
+		"half one":   {"upper=1"},
+	}
+	left := func(t *testing.T, l *Layers, name string, entries []string) string {
+		dir := l.privateDir(name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, dir, entries...)
+		return dir
+	}
+	to := [16]byte{9}
+	for name, entries := range unmade {
+		t.Run(name, func(t *testing.T) {
+			l := newTestLayers(t)
+			dir := left(t, l, formatUUID(to), entries)
+			if err := l.Adopt(layersUUID, to); err != nil {
+				t.Fatal(err)
+			}
+			if got := l.shows(t, to); got != "text=1" {
+				t.Errorf("adopted: %s", got)
+			}
+			os.RemoveAll(dir)
+			left(t, l, formatUUID(to), entries)
+			foreign := left(t, l, "a", entries) // nobody's name but its owner's
+			state := filepath.Join(l.state, formatUUID(to))
+			if err := os.MkdirAll(state, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.sweep(); err != nil || !exists(dir) {
+				t.Errorf("it is gone from below one that starts: %v", err)
+			}
+			os.Remove(state)
+			if err := l.sweep(); err != nil || exists(dir) || !exists(foreign) {
+				t.Errorf("%v, it is there still: %t, another: %t", err, exists(dir), exists(foreign))
+			}
+			if entries := l.left(t); len(entries) > 0 {
+				t.Errorf("left %v", entries)
+			}
+		})
+	}
+	for name, entries := range others {
+		t.Run(name, func(t *testing.T) {
+			l := newTestLayers(t)
+			dir := left(t, l, formatUUID(to), entries)
+			if err := l.Adopt(layersUUID, to); err == nil || !strings.Contains(err.Error(), dir+" is no disk and in its way") {
+				t.Errorf("adopted: %v", err)
+			}
+			if err := l.sweep(); err != nil || view(t, dir) == "" {
+				t.Errorf("%v, it is gone", err)
+			}
+			if got := l.shows(t, layersUUID); got != "text=1" {
+				t.Errorf("what was not adopted: %s", got)
+			}
+		})
+	}
+}
+
 func TestForgetIdentity(t *testing.T) {
 	for kind, want := range map[InitKind]string{Systemd: "etc/ etc/machine-id= etc/other=1 var/ var/lib/ var/lib/dbus/", Sysvinit: "etc/ etc/other=1 var/ var/lib/ var/lib/dbus/"} {
 		dir := t.TempDir()
