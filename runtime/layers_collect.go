@@ -174,6 +174,7 @@ func (l *Layers) sweep() error {
 				return err
 			}
 		}
+		l.sweepUnmade()
 		return errors.Join(l.sweepEmpty(), l.sweepMemory())
 	})
 	gone, _ := filepath.Glob(filepath.Join(l.dir, ".gone-*"))
@@ -182,6 +183,17 @@ func (l *Layers) sweep() error {
 		removeTree(dir) // what cannot be removed is out of sight, and tried again next time
 	}
 	return err
+}
+
+// sweepUnmade sets aside what never became a disk. What cannot be, as where
+// something is mounted, stays.
+func (l *Layers) sweepUnmade() {
+	entries, _ := os.ReadDir(l.private)
+	for _, e := range entries {
+		if !l.running(e.Name()) && l.unmade(e.Name()) {
+			l.setAside(l.privateDir(e.Name()))
+		}
+	}
 }
 
 // sweepEmpty sets aside layers that an upper was to become and did not.

@@ -113,6 +113,29 @@ func (l *Layers) setAside(dir string) error {
 	return syncDirectory(filepath.Dir(dir))
 }
 
+// unmade tells whether all there is of an environment's disk was left by somebody
+// who was killed before it was one, and nobody has written to it. The lock is
+// held, as it is by those who make disks.
+func (l *Layers) unmade(uuid string) bool {
+	dir := l.privateDir(uuid)
+	entries, err := os.ReadDir(dir)
+	if _, valid := parseUUID(uuid); !valid || err != nil {
+		return false
+	}
+	for _, e := range entries {
+		switch e.Name() {
+		case "upper", "upper.new", "work":
+			if within, err := os.ReadDir(filepath.Join(dir, e.Name())); err != nil || len(within) > 0 {
+				return false
+			}
+		case "template.new":
+		default:
+			return false
+		}
+	}
+	return true
+}
+
 // makeUpper makes the directories an environment writes to if they are not
 // there. The root directory itself is as it was in what lies below.
 func (l *Layers) makeUpper(dir string, d disk) error {

@@ -123,6 +123,15 @@ func (l *Layers) Remove(uuid [16]byte) error {
 // off. Nothing is copied: what both have in common is a layer that both
 // stand on. The clone gets an identity of its own at its first start.
 func (l *Layers) Clone(from [16]byte, layer string, to [16]byte) error {
+	return l.clone(from, layer, to, false)
+}
+
+// ErrTargetRunning is returned by Clone for an environment that runs, or starts,
+// without the disk that it is to get.
+var ErrTargetRunning = fmt.Errorf("it is to get a disk that it did not start with: %w", ErrRunning)
+
+// clone is Clone, also for an environment that is starting.
+func (l *Layers) clone(from [16]byte, layer string, to [16]byte, starting bool) error {
 	source, target := formatUUID(from), formatUUID(to)
 	if err := l.collect(source); err != nil {
 		return err
@@ -133,6 +142,8 @@ func (l *Layers) Clone(from [16]byte, layer string, to [16]byte) error {
 			return fmt.Errorf("%s has a disk already: 'virtvzd root rm' deletes it", target)
 		case err != errNoDisk:
 			return err
+		case l.running(target) && !starting:
+			return fmt.Errorf("%s: %w", target, ErrTargetRunning)
 		}
 		d := disk{Layer: layer, Clone: source}
 		if layer != "" {
@@ -213,8 +224,15 @@ func (l *Layers) Adopt(old, now [16]byte) error {
 		}
 		found := err == nil
 		if found {
-			if exists(filepath.Join(l.privateDir(to), "template")) {
+			switch {
+			case exists(filepath.Join(l.privateDir(to), "template")):
 				return fmt.Errorf("%s has a disk already: 'virtvzd root rm' deletes it", to)
+			case l.unmade(to):
+				if err := l.setAside(l.privateDir(to)); err != nil {
+					return err
+				}
+			case exists(l.privateDir(to)):
+				return fmt.Errorf("%s is no disk and in its way: move it away", l.privateDir(to))
 			}
 			if err := os.Rename(l.privateDir(from), l.privateDir(to)); err != nil {
 				return err

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,6 +67,49 @@ func TestCloneNothing(t *testing.T) {
 	}
 }
 
+// TestCloneOfOneThatStarts: a start that finds no disk and takes long to make one
+// does not replace what was made meanwhile, and who starts or runs gets none.
+func TestCloneOfOneThatStarts(t *testing.T) {
+	l := newTestLayers(t)
+	write(t, l.upper(layersUUID), "a=1")
+	to := [16]byte{2}
+	if err := os.WriteFile(filepath.Join(l.templates.Dir(), "web.tar"), tarOf(t, file("text", "2")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pinned := make(chan error, 1)
+	err := l.templates.locked(unix.LOCK_EX, func() error {
+		go func() {
+			_, err := l.templates.pin(t.Context(), "web.tar", l.privateDir(formatUUID(to)))
+			pinned <- err
+		}()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			if made, _ := filepath.Glob(l.templates.digestDir(".import-*/template.json")); len(made) > 0 {
+				return l.Clone(layersUUID, "", to)
+			}
+			if time.Now().After(end) {
+				return errors.New("the volume is not imported")
+			}
+		}
+	})
+	if err = errors.Join(err, <-pinned); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.shows(t, to); got != "a=1 text=1" {
+		t.Errorf("the clone shows %q", got)
+	}
+
+	third := [16]byte{3}
+	if err := os.MkdirAll(filepath.Join(l.state, formatUUID(third)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Clone(layersUUID, "", third); !errors.Is(err, ErrRunning) {
+		t.Errorf("clone for one that runs: %v", err)
+	}
+	if exists(l.privateDir(formatUUID(third))) {
+		t.Error("a disk was made below one that runs")
+	}
+}
+
 // What is kept goes on as the disk of another domain, with its snapshots.
 func TestAdoptRoot(t *testing.T) {
 	l := newTestLayers(t)
@@ -88,6 +132,74 @@ func TestAdoptRoot(t *testing.T) {
 	roots, err := l.Roots()
 	if err != nil || len(roots) != 1 || roots[0].UUID != formatUUID(now) || roots[0].Snapshots != 1 {
 		t.Errorf("%+v, %v", roots, err)
+	}
+}
+
+// TestUnmadeDisk: what is left of a disk whose maker was killed before it was
+// one is in nobody's way and does not stay. Whatever else lies there does.
+func TestUnmadeDisk(t *testing.T) {
+	unmade := map[string][]string{
+		"directory": {"/"},
+		"start":     {"upper/", "work/", "template.new="},
+		"clone":     {"upper.new/", "work/"},
+	}
+	others := map[string][]string{
+		"written to": {"upper/file=1", "work/"},
+		"other":      {"rootfs/"},
+		"half one":   {"upper=1"},
+	}
+	left := func(t *testing.T, l *Layers, name string, entries []string) string {
+		dir := l.privateDir(name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, dir, entries...)
+		return dir
+	}
+	to := [16]byte{9}
+	for name, entries := range unmade {
+		t.Run(name, func(t *testing.T) {
+			l := newTestLayers(t)
+			dir := left(t, l, formatUUID(to), entries)
+			if err := l.Adopt(layersUUID, to); err != nil {
+				t.Fatal(err)
+			}
+			if got := l.shows(t, to); got != "text=1" {
+				t.Errorf("adopted: %s", got)
+			}
+			os.RemoveAll(dir)
+			left(t, l, formatUUID(to), entries)
+			foreign := left(t, l, "a", entries) // nobody's name but its owner's
+			state := filepath.Join(l.state, formatUUID(to))
+			if err := os.MkdirAll(state, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.sweep(); err != nil || !exists(dir) {
+				t.Errorf("it is gone from below one that starts: %v", err)
+			}
+			os.Remove(state)
+			if err := l.sweep(); err != nil || exists(dir) || !exists(foreign) {
+				t.Errorf("%v, it is there still: %t, another: %t", err, exists(dir), exists(foreign))
+			}
+			if entries := l.left(t); len(entries) > 0 {
+				t.Errorf("left %v", entries)
+			}
+		})
+	}
+	for name, entries := range others {
+		t.Run(name, func(t *testing.T) {
+			l := newTestLayers(t)
+			dir := left(t, l, formatUUID(to), entries)
+			if err := l.Adopt(layersUUID, to); err == nil || !strings.Contains(err.Error(), dir+" is no disk and in its way") {
+				t.Errorf("adopted: %v", err)
+			}
+			if err := l.sweep(); err != nil || view(t, dir) == "" {
+				t.Errorf("%v, it is gone", err)
+			}
+			if got := l.shows(t, layersUUID); got != "text=1" {
+				t.Errorf("what was not adopted: %s", got)
+			}
+		})
 	}
 }
 

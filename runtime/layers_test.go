@@ -574,3 +574,57 @@ func TestDamagedLayer(t *testing.T) {
 		})
 	}
 }
+
+// What stands on a template may be what is damaged: none is removed as long as
+// that is not known, and no more than that.
+func TestTemplateBelowDamage(t *testing.T) {
+	for name, damage := range map[string]func(l *Layers) (file string){
+		"disk": func(l *Layers) string { return filepath.Join(l.privateDir(formatUUID(layersUUID)), "template") },
+		"layer": func(l *Layers) string {
+			id := must[string](t)(l.Push(layersUUID))
+			os.RemoveAll(l.privateDir(formatUUID(layersUUID))) // only the snapshot is left
+			return filepath.Join(l.layerDir(id), "layer.json")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newTestLayers(t)
+			one, err := l.templates.Lookup("web")
+			if err != nil {
+				t.Fatal(err)
+			}
+			again(t, l.templates, "web", "2")
+			again(t, l.templates, "db", "2") // the same by another name
+			broken := damage(l)
+			good, err := os.ReadFile(broken)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Dir(broken), filepath.Base(broken)+"=")
+			for _, which := range []string{"web", "web@" + one.ID()} {
+				if err := l.templates.Remove(which); err == nil || !strings.Contains(err.Error(), "for what stands on it is not known: ") || !strings.Contains(err.Error(), "damaged") {
+					t.Errorf("%s removed: %v", which, err)
+				}
+			}
+			if gone, err := l.templates.Prune(); err == nil || len(gone) > 0 || !exists(one.Path) {
+				t.Errorf("pruned %v: %v", gone, err)
+			}
+			if list, err := l.templates.List(); err == nil || len(list) != 3 {
+				t.Errorf("the list of %d says nothing of it: %v", len(list), err)
+			}
+			if _, err := l.templates.Find("web"); err == nil {
+				t.Error("whom it is used by is said to be known")
+			}
+			if err := l.templates.Remove("db"); err != nil {
+				t.Errorf("a name of two: %v", err)
+			}
+			write(t, filepath.Dir(broken), filepath.Base(broken)+"="+string(good), "../stray=")
+			if err := l.templates.Remove("web"); err == nil || !strings.Contains(err.Error(), "in use") {
+				t.Errorf("mended: %v", err)
+			}
+			again(t, l.templates, "web", "3")
+			if gone, err := l.templates.Prune(); err != nil || len(gone) != 1 {
+				t.Errorf("mended, pruned %v: %v", gone, err)
+			}
+		})
+	}
+}

@@ -114,7 +114,7 @@ func (s *starter) cloneRoot() error {
 	if s.env.CloneOf == [16]byte{} || pinned(s.res.Layers) != "" {
 		return nil
 	}
-	if err := s.r.Layers().Clone(s.env.CloneOf, "", s.env.UUID); err != nil {
+	if err := s.r.Layers().clone(s.env.CloneOf, "", s.env.UUID, true); err != nil {
 		return fmt.Errorf("%s cannot start as a clone: %w; shut that off, or take <disk:disk> and <ve:clone> out of the definition", s.env.Name, err)
 	}
 	return nil

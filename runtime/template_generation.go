@@ -71,13 +71,19 @@ func (t *Templates) byDigest(digest string) (Generation, error) {
 
 // List returns every generation: by name, of a name the current one first and
 // then the newest. What no name has comes last. A damaged one is left out and
-// reported.
+// reported, and so is what is damaged and may stand on any.
 func (t *Templates) List() ([]Generation, error) {
+	users, unknown := t.users()
+	list, damaged := t.list(users)
+	return list, errors.Join(damaged, unknown)
+}
+
+func (t *Templates) list(users map[string][]string) ([]Generation, error) {
 	entries, err := os.ReadDir(filepath.Join(t.dir, ".digest"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	users, current := t.users(), t.currentDigests()
+	current := t.currentDigests()
 	var list []Generation
 	var errs []error
 	for _, e := range entries {
@@ -323,19 +329,21 @@ func replaceLink(target, name string) error {
 }
 
 // Find finds a generation by "NAME", which is the current one, "NAME@ID" or
-// "@ID".
+// "@ID". If not all of its users are known it is returned with an error.
 func (t *Templates) Find(which string) (Generation, error) {
+	users, unknown := t.users()
 	name, id, one := strings.Cut(which, "@")
 	if !one {
 		found, err := t.Lookup(name)
-		if err == nil {
-			found.Users = t.users()[found.Digest]
+		if err != nil {
+			return found, err
 		}
-		return found, err
+		found.Users = users[found.Digest]
+		return found, unknown
 	}
-	chosen, _, err := t.choose(name, id, one)
+	chosen, _, err := t.choose(name, id, one, users)
 	if err != nil {
 		return Generation{}, err
 	}
-	return chosen[0], nil
+	return chosen[0], unknown
 }

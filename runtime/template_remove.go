@@ -32,7 +32,11 @@ func (t *Templates) Remove(which string) error {
 func (t *Templates) Prune() (gone []Generation, err error) {
 	var trash []string
 	err = t.locked(unix.LOCK_EX, func() error {
-		list, err := t.List()
+		users, unknown := t.users()
+		if unknown != nil {
+			return fmt.Errorf("no template is removed, for what stands on them is not known: %w; mend that, or move it away", unknown)
+		}
+		list, err := t.list(users)
 		for _, g := range list {
 			if g.Current || len(g.Users) > 0 {
 				continue
@@ -57,19 +61,28 @@ func (t *Templates) Prune() (gone []Generation, err error) {
 
 func (t *Templates) remove(which string) (trash []string, err error) {
 	name, id, one := strings.Cut(which, "@")
-	chosen, rest, err := t.choose(name, id, one)
+	users, unknown := t.users()
+	chosen, rest, err := t.choose(name, id, one, users)
 	if err != nil {
 		return nil, err
 	}
 	var used []string
+	last := false // name of a generation
 	for _, g := range chosen {
 		// What another name has as well is only renamed by this.
-		if others := slices.ContainsFunc(rest, func(o Generation) bool { return o.Digest == g.Digest }); len(g.Users) > 0 && !others {
+		if slices.ContainsFunc(rest, func(o Generation) bool { return o.Digest == g.Digest }) {
+			continue
+		}
+		last = true
+		if len(g.Users) > 0 {
 			used = append(used, fmt.Sprintf("generation %s by %s", g.ID(), strings.Join(g.Users, ", ")))
 		}
 	}
-	if len(used) > 0 {
+	switch {
+	case len(used) > 0:
 		return nil, fmt.Errorf("template %s is in use: %s; undefine them and remove their storage first", which, strings.Join(used, "; "))
+	case last && unknown != nil:
+		return nil, fmt.Errorf("template %s is not removed, for what stands on it is not known: %w; mend that, or move it away", which, unknown)
 	}
 	for _, g := range chosen {
 		dir, err := t.drop(g)
@@ -84,7 +97,7 @@ func (t *Templates) remove(which string) (trash []string, err error) {
 }
 
 // choose divides all generations into those that are meant and the rest.
-func (t *Templates) choose(name, id string, one bool) (chosen, rest []Generation, err error) {
+func (t *Templates) choose(name, id string, one bool, users map[string][]string) (chosen, rest []Generation, err error) {
 	if name != "" || !one {
 		if err := checkTemplateName(name); err != nil {
 			return nil, nil, err
@@ -93,7 +106,7 @@ func (t *Templates) choose(name, id string, one bool) (chosen, rest []Generation
 	if one && len(id) < 4 {
 		return nil, nil, fmt.Errorf("generation %q is too short: give at least 4 digits of what 'template list' shows", id)
 	}
-	list, damaged := t.List()
+	list, damaged := t.list(users)
 	for _, g := range list {
 		if g.Name == name && strings.HasPrefix(strings.TrimPrefix(g.Digest, "sha256-"), id) {
 			chosen = append(chosen, g)
@@ -112,7 +125,7 @@ func (t *Templates) choose(name, id string, one bool) (chosen, rest []Generation
 	// A damaged one can go all the same.
 	if target, err := os.Readlink(filepath.Join(t.dir, name)); err == nil {
 		digest := filepath.Base(target)
-		return []Generation{{Name: name, Digest: digest, Current: true, Users: t.users()[digest]}}, rest, nil
+		return []Generation{{Name: name, Digest: digest, Current: true, Users: users[digest]}}, rest, nil
 	}
 	if isFile(filepath.Join(t.dir, name)) { // never started from
 		return nil, rest, nil

@@ -162,7 +162,17 @@ func (t *Templates) pin(ctx context.Context, name, layers string) (Generation, e
 		if found, err = t.Lookup(name); err != nil {
 			return err
 		}
-		return makeLayer(found, layers)
+		return t.layers().locked(func() error {
+			d, err := readDisk(layers) // a clone's, if it was made meanwhile
+			switch {
+			case err == nil:
+				found, err = t.byDigest(d.Template)
+				return err
+			case err != errNoDisk:
+				return err
+			}
+			return makeLayer(found, layers)
+		})
 	})
 	return found, err
 }
@@ -195,22 +205,32 @@ func (t *Templates) layers() *Layers {
 }
 
 // users lists, by digest, what to call the environments whose layers belong to
-// a generation.
-func (t *Templates) users() map[string][]string {
+// a generation. The error tells of what is damaged, and may stand on any.
+func (t *Templates) users() (map[string][]string, error) {
 	users := map[string][]string{}
-	entries, _ := os.ReadDir(t.private)
+	entries, err := os.ReadDir(t.private)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
 	for _, e := range entries {
-		digest := pinned(filepath.Join(t.private, e.Name()))
-		if digest == "" {
+		if e.Type().IsRegular() {
+			continue
+		}
+		d, damaged := readDisk(filepath.Join(t.private, e.Name()))
+		if d.Template == "" {
+			if damaged != errNoDisk {
+				err = errors.Join(err, damaged)
+			}
 			continue
 		}
 		name := e.Name()
 		if t.NameOf != nil {
 			name = t.NameOf(name)
 		}
-		users[digest] = append(users[digest], name)
+		users[d.Template] = append(users[d.Template], name)
 	}
-	layers, _ := t.layers().all()
+	layers, damaged := t.layers().all()
+	err = errors.Join(err, damaged)
 	for _, layer := range layers { // snapshots that no disk stands on
 		name := layer.Of
 		if t.NameOf != nil {
@@ -223,5 +243,5 @@ func (t *Templates) users() map[string][]string {
 	for _, list := range users {
 		slices.Sort(list)
 	}
-	return users
+	return users, err
 }

@@ -80,7 +80,9 @@ func cloneRoot(conf *config, layers *runtime.Layers, args []string) error {
 			return err
 		}
 	}
-	if err := layers.Clone(from, layer, to); errors.Is(err, runtime.ErrRunning) {
+	if err := layers.Clone(from, layer, to); errors.Is(err, runtime.ErrTargetRunning) {
+		return fmt.Errorf("%w: shut %s off", err, args[1])
+	} else if errors.Is(err, runtime.ErrRunning) {
 		return fmt.Errorf("%w: shut %s off, or make a snapshot with --disk-only and clone %s@SNAPSHOT", err, name, name)
 	} else if err != nil {
 		return err

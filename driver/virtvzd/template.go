@@ -171,9 +171,9 @@ func showTemplate(_ context.Context, templates *runtime.Templates, args []string
 	if err := parse(flags, args, "NAME"); err != nil {
 		return err
 	}
-	g, err := templates.Find(flags.Arg(0))
-	if err != nil {
-		return err
+	g, damaged := templates.Find(flags.Arg(0))
+	if g.Path == "" {
+		return damaged
 	}
 	packages, err := g.PackageList()
 	if err != nil {
@@ -186,7 +186,7 @@ func showTemplate(_ context.Context, templates *runtime.Templates, args []string
 	for _, p := range packages {
 		fmt.Fprintf(w, "\t%s\n", p)
 	}
-	return w.Flush()
+	return errors.Join(w.Flush(), damaged)
 }
 
 func removeTemplate(_ context.Context, templates *runtime.Templates, args []string) error {
