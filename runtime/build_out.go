@@ -57,13 +57,17 @@ const maxOut = 64
 
 type outProxy struct {
 	way     wayOut
-	named   map[string]bool
+	named   map[string]bool // HOST:PORT of the host's own that a step may ask for
+	proxies map[string]bool // HOST:PORT of the host's proxies
+	names   map[string]bool // by which the host calls itself
 	slots   chan struct{}
 	forward *httputil.ReverseProxy
 }
 
 func newOutProxy(way wayOut) *outProxy {
-	p := &outProxy{way: way, named: map[string]bool{}, slots: make(chan struct{}, maxOut)}
+	p := &outProxy{way: way, named: map[string]bool{}, proxies: map[string]bool{}, slots: make(chan struct{}, maxOut)}
+	hosts, _ := os.ReadFile("/etc/hosts")
+	p.names = ownNames(string(hosts))
 	for _, address := range way.Named {
 		p.named[address] = true
 	}
@@ -73,11 +77,14 @@ func newOutProxy(way wayOut) *outProxy {
 	}
 	for _, text := range proxies {
 		if u, err := parseProxy(text); err == nil && u != nil {
-			p.named[hostPort(u)] = true
+			p.proxies[hostPort(u)] = true
 		}
 	}
 	transport := &http.Transport{
-		Proxy: func(r *http.Request) (*url.URL, error) { return way.proxyFor(r.URL) }, DialContext: p.dial,
+		Proxy: func(r *http.Request) (*url.URL, error) { return way.proxyFor(r.URL) },
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return p.dial(ctx, network, address, p.proxies[address])
+		},
 		DisableCompression: true, MaxIdleConnsPerHost: maxOut, IdleConnTimeout: time.Minute,
 	}
 	p.forward = &httputil.ReverseProxy{
@@ -100,8 +107,20 @@ func (p *outProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case r.Method == http.MethodConnect:
+		err := p.check(r.Host)
+		if err == nil {
+			err = p.checkTunnel(r.Host)
+		}
+		if err != nil {
+			refuse(w, err)
+			return
+		}
 		p.tunnel(w, r)
 	case r.URL.Scheme == "http" && r.URL.Host != "":
+		if err := p.check(hostPort(r.URL)); err != nil {
+			refuse(w, err)
+			return
+		}
 		p.forward.ServeHTTP(w, r)
 	default:
 		refuse(w, errors.New("a build reaches archives by http and https only"))
@@ -140,14 +159,78 @@ func hostPort(u *url.URL) string {
 	return net.JoinHostPort(u.Hostname(), port)
 }
 
-// dial connects to what is named, and to all but the host itself.
-func (p *outProxy) dial(ctx context.Context, network, address string) (net.Conn, error) {
+// check refuses what names the host itself, before anybody is asked for it: a
+// proxy on this host would take it for its own.
+func (p *outProxy) check(address string) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = strings.Trim(address, "[]")
+	}
+	if name := canonical(host); !p.named[address] && (isOwn(name) || p.names[name] || isLocalhost(name) || isNumber(name)) {
+		return errOwn(address)
+	}
+	return nil
+}
+
+// checkTunnel refuses one to a proxy of the host's, which could be asked for
+// anything through it.
+func (p *outProxy) checkTunnel(address string) error {
+	if host, port, err := net.SplitHostPort(address); err == nil && !p.named[address] {
+		for proxy := range p.proxies {
+			if at, of, _ := net.SplitHostPort(proxy); of == port && canonical(at) == canonical(host) {
+				return fmt.Errorf("%s is the host's proxy, and no archive", address)
+			}
+		}
+	}
+	return nil
+}
+
+func errOwn(address string) error {
+	return fmt.Errorf("%s is the host's own: a build reaches that only where a [[repository]] has localhost in its address", printable(address, 256))
+}
+
+// canonical is a name as it is compared.
+func canonical(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
+
+// isLocalhost tells whether resolvers take a name for the host itself, whatever
+// else there is (RFC 6761).
+func isLocalhost(name string) bool {
+	return name == "localhost" || strings.HasSuffix(name, ".localhost")
+}
+
+// isNumber tells whether a name that is no address as it is written today may
+// be one to inet_aton(3), as 127.1 and 0x7f000001 are. No domain is called so.
+func isNumber(name string) bool {
+	if _, err := netip.ParseAddr(name); err == nil {
+		return false
+	}
+	last := name[strings.LastIndex(name, ".")+1:]
+	return last != "" && strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x")
+}
+
+// ownNames are those that hosts(5) gives addresses of the host's own.
+func ownNames(hosts string) map[string]bool {
+	names := map[string]bool{}
+	for line := range strings.Lines(hosts) {
+		line, _, _ = strings.Cut(line, "#")
+		if fields := strings.Fields(line); len(fields) > 1 && isOwn(fields[0]) {
+			for _, name := range fields[1:] {
+				names[canonical(name)] = true
+			}
+		}
+	}
+	return names
+}
+
+// dial connects to what is named or one of the host's proxies, and to all but
+// the host itself.
+func (p *outProxy) dial(ctx context.Context, network, address string, proxy bool) (net.Conn, error) {
 	d := net.Dialer{Timeout: 30 * time.Second}
-	if !p.named[address] {
+	if !p.named[address] && !proxy {
 		d.Control = func(_, at string, _ syscall.RawConn) error {
 			host, _, err := net.SplitHostPort(at)
 			if err == nil && isOwn(host) {
-				err = fmt.Errorf("%s is the host's own: a build reaches that only where a [[repository]] has localhost in its address", address)
+				err = errOwn(address)
 			}
 			return err
 		}
@@ -192,12 +275,12 @@ func (p *outProxy) connect(ctx context.Context, address string) (net.Conn, error
 		if err != nil {
 			return nil, err
 		}
-		return p.dial(ctx, "tcp", address)
+		return p.dial(ctx, "tcp", address, false)
 	}
 	if via.Scheme != "http" {
 		return nil, fmt.Errorf("the proxy %s cannot be used for a build: only those of http can", via.Redacted())
 	}
-	conn, err := p.dial(ctx, "tcp", hostPort(via))
+	conn, err := p.dial(ctx, "tcp", hostPort(via), true)
 	if err != nil {
 		return nil, err
 	}

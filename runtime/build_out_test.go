@@ -70,9 +70,14 @@ func TestOutProxy(t *testing.T) {
 		{wayOut{Named: both}, "http://localhost" + port, "is the host's own", ""},
 		{wayOut{Named: both}, "http://[::ffff:127.0.0.1]" + port, "is the host's own", ""},
 		{wayOut{}, "http://169.254.169.254/latest", "is the host's own", ""},
-		{wayOut{Proxies: map[string]string{"http": upstream.URL}}, plain.URL, "an archive", "GET "},
-		{wayOut{Proxies: map[string]string{"http": upstream.URL}}, secret.URL, "an archive", "CONNECT "},
-		{wayOut{Proxies: map[string]string{"https": withUser}}, secret.URL, "an archive", "CONNECT Basic bWU6c2VjcmV0"},
+		{wayOut{Named: both, Proxies: map[string]string{"http": upstream.URL}}, plain.URL, "an archive", "GET "},
+		{wayOut{Named: both, Proxies: map[string]string{"http": upstream.URL}}, secret.URL, "an archive", "CONNECT "},
+		{wayOut{Named: both, Proxies: map[string]string{"https": withUser}}, secret.URL, "an archive", "CONNECT Basic bWU6c2VjcmV0"},
+		{wayOut{Proxies: map[string]string{"http": plain.URL}}, "http://archive.test/", "an archive", ""},
+		{wayOut{Proxies: map[string]string{"http": upstream.URL}}, plain.URL, "is the host's own", ""},
+		{wayOut{Proxies: map[string]string{"http": upstream.URL}}, secret.URL, "Bad Gateway", ""},
+		{wayOut{Proxies: map[string]string{"http": upstream.URL}}, upstream.URL, "is the host's own", ""},
+		{wayOut{Named: both, Proxies: map[string]string{"http": upstream.URL}}, "http://127.0.0.1:9/", "is the host's own", ""},
 		{wayOut{Proxies: map[string]string{"http": upstream.URL, "http::127.0.0.1": "DIRECT"}}, plain.URL, "is the host's own", ""},
 		{wayOut{Proxies: map[string]string{"https": "socks5h://127.0.0.1:1"}}, secret.URL, "Bad Gateway", ""},
 	} {
@@ -84,10 +89,46 @@ func TestOutProxy(t *testing.T) {
 			t.Errorf("%s with %+v: by the host's proxy %q", test.address, test.way, got)
 		}
 	}
-	w := httptest.NewRecorder()
-	newOutProxy(wayOut{}).ServeHTTP(w, httptest.NewRequest("GET", "/etc/passwd", nil))
-	if w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), "by http and https only") {
-		t.Errorf("%d %s", w.Code, w.Body)
+	hosts.list = nil
+	proxy := newOutProxy(wayOut{Named: []string{"localhost:80"}, Proxies: map[string]string{"http": upstream.URL, "https::a.test": "http://Cache.test:3142"}})
+	for _, test := range []struct{ method, target, want string }{
+		{"GET", "/etc/passwd", "by http and https only"},
+		{"GET", "http://localhost:8080/", "is the host's own"},
+		{"GET", "http://LocalHost./", "is the host's own"},
+		{"GET", "http://a.localhost/", "is the host's own"},
+		{"GET", "http://[::1]/", "is the host's own"},
+		{"GET", "http://[::]:80/", "is the host's own"},
+		{"GET", "http://[fe80::1%25lo]/", "is the host's own"},
+		{"GET", "http://169.254.169.254/latest", "is the host's own"},
+		{"GET", "http://127.0.0.1./", "is the host's own"},
+		{"GET", "http://127.1/", "is the host's own"}, // as inet_aton(3) has them
+		{"GET", "http://0x7f.1/", "is the host's own"},
+		{"GET", "http://2130706433/", "is the host's own"},
+		{"CONNECT", "127.0.0.1:22", "is the host's own"},
+		{"CONNECT", "localhost:80", "the proxy"}, // named, and its proxy is asked
+		{"CONNECT", "0:22", "is the host's own"},
+		{"CONNECT", "cache.test:3142", "is the host's proxy"},
+		{"CONNECT", "CACHE.TEST.:3142", "is the host's proxy"},
+	} {
+		w := httptest.NewRecorder()
+		proxy.ServeHTTP(w, httptest.NewRequest(test.method, test.target, nil))
+		if w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), test.want) {
+			t.Errorf("%s %s: %d %s", test.method, test.target, w.Code, w.Body)
+		}
+	}
+	if got := strings.Join(hosts.list, ","); got != "CONNECT " {
+		t.Errorf("the host's proxy was asked %q", got)
+	}
+}
+
+// TestOwnNames are those that the host gives itself.
+func TestOwnNames(t *testing.T) {
+	names := ownNames("127.0.0.1 localhost\n# 127.0.0.1 commented\n127.0.1.1\tweb.example Web # 127.0.0.1 more\n::1 ip6-loopback\n192.0.2.1 other\nx y\n\n")
+	for name, want := range map[string]bool{"localhost": true, "web.example": true, "web": true, "ip6-loopback": true,
+		"commented": false, "more": false, "other": false, "y": false} {
+		if names[name] != want {
+			t.Errorf("%s: %t", name, names[name])
+		}
 	}
 }
 
