@@ -106,10 +106,34 @@ func (i *Instance) openAs(who Owner, name string, flags int, mode uint32) (fd in
 		fd, err = openRegular(t.fd, name, flags, mode)
 		return err
 	})
-	if errors.Is(err, unix.EACCES) && who == (Owner{}) && i.rec.IDMap.Mode != xml.Privileged {
-		return i.openAsRoot(name, flags, mode)
+	if !i.mayMore(who, err) {
+		return fd, err
+	}
+	if fd, err = i.openAsRoot(name, regularFlags(flags), mode); err == nil {
+		err = acceptRegular(fd, flags)
 	}
 	return fd, err
+}
+
+// mayMore tells whether a user has capabilities for what was denied.
+func (i *Instance) mayMore(who Owner, err error) bool {
+	return errors.Is(err, unix.EACCES) && who == (Owner{}) && i.rec.IDMap.Mode != xml.Privileged
+}
+
+// lookUp opens a path (O_PATH), or makes it, as root inside.
+func (i *Instance) lookUp(name string, open func(*tree) (int, error)) (f *os.File, err error) {
+	fd := -1
+	err = i.asUser(Owner{}, name, func(t *tree) error {
+		fd, err = open(t)
+		return err
+	})
+	if i.mayMore(Owner{}, err) {
+		fd, err = i.openAsRoot(name, unix.O_PATH, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // File is a regular file inside that is open.

@@ -29,14 +29,15 @@ type rootOpen struct {
 	place       int // the descriptor that becomes the file's
 }
 
-// openAsRoot is openRegular for root inside, with its capabilities.
+// openAsRoot is openIn for root inside, with its capabilities. It is not for a
+// thread that is inside itself.
 func (i *Instance) openAsRoot(name string, flags int, mode uint32) (fd int, err error) {
 	fail := func(err error) (int, error) { return -1, fmt.Errorf("%s of %s: %w", name, i.Name(), err) }
 	rights, err := i.fileRights()
 	if err != nil {
 		return fail(err)
 	}
-	r := &rootOpen{header: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, how: openHow(regularFlags(flags), mode), root: unix.AT_FDCWD}
+	r := &rootOpen{header: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, how: openHow(flags, mode), root: unix.AT_FDCWD}
 	r.rights[0] = unix.CapUserData{Effective: rights, Permitted: rights}
 	if r.name, err = unix.BytePtrFromString(name); err != nil {
 		return fail(err)
@@ -57,9 +58,6 @@ func (i *Instance) openAsRoot(name string, flags int, mode uint32) (fd int, err 
 	}
 	if err := r.open(); err != nil {
 		unix.Close(r.place)
-		return fail(err)
-	}
-	if err := acceptRegular(r.place, flags); err != nil {
 		return fail(err)
 	}
 	return r.place, nil

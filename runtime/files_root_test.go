@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -141,6 +142,60 @@ func TestRootInside(t *testing.T) {
 	}
 	if body, err := i.ReadFile(t.Context(), Owner{}, at("web/file"), 10); err != nil || len(body) != 0 {
 		t.Errorf("truncated it has %q, %v", body, err)
+	}
+}
+
+// TestPlacesInside: mount points and devices go where root inside might put
+// them, whatever link of its own leads there, and nothing else is removed.
+func TestPlacesInside(t *testing.T) {
+	dir, err := os.MkdirTemp("", "inside")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	os.Chmod(dir, 0o755)
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for name, owner := range map[string]int{"own": 100000, "web": 101000, "web/data": 101000, "closed": 0, "closed/data": 0} {
+		if err := errors.Join(os.MkdirAll(at(name), 0o700), os.Chown(at(name), owner, owner)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Symlink("closed", at("link")), os.WriteFile(at("closed/empty"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	i := userspace(t, `"CAP_DAC_OVERRIDE"`, "mount -t tmpfs none /mnt && mkdir /mnt/bind")
+	bound := func(target string) xml.Filesystem {
+		return xml.Filesystem{Type: "bind", Source: "/mnt/bind", Target: target}
+	}
+	for _, c := range []struct {
+		fs   xml.Filesystem
+		want string
+	}{
+		{bound(at("own/new/one")), ""},
+		{bound(at("web/data")), ""},
+		{bound(at("link/data")), "the mount point inside: .*permission denied"},
+		{bound(at("link/new")), "the mount point inside: .*permission denied"},
+		{xml.Filesystem{Type: "bind", Source: at("link/data"), Target: at("own")}, "the source .*/link/data inside: .*permission denied"},
+	} {
+		found, err := i.places(c.fs, freshMount{})
+		found.close()
+		if c.want == "" && err != nil || c.want != "" && !regexp.MustCompile(c.want).MatchString(fmt.Sprint(err)) {
+			t.Errorf("%s at %s: %v, want %q", c.fs.Source, c.fs.Target, err, c.want)
+		}
+	}
+	if err := i.addNodes([]deviceNode{{Source: "/dev/null", Target: at("link/null")}}); err == nil || !strings.Contains(err.Error(), "permission denied") {
+		t.Errorf("a device: %v", err)
+	}
+	if err := i.removeNodes([]deviceNode{{Target: at("link/empty")}}); err != nil {
+		t.Error(err)
+	}
+	left, err := os.ReadDir(at("closed"))
+	if err != nil || len(left) != 2 {
+		t.Errorf("the host's directory has %v, %v", left, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(at("own/new/one"), &st); err != nil || st.Uid != 100000 {
+		t.Errorf("what was made belongs to %d, %v", st.Uid, err)
 	}
 }
 
