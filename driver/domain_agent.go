@@ -16,20 +16,21 @@ import (
 )
 
 // What a guest agent does in a virtual machine the daemon does itself for an
-// environment, see package agent. Other calls of libvirt lead there, too.
+// environment, see package agent. Other calls of libvirt lead there, too. Each
+// waits for programs or file systems inside, which may not want to end.
 var agents = table{
-	query(protocol.DomainGetGuestInfo, domainGuestInfo),
-	query(protocol.DomainSetUserPassword, domainSetUserPassword),
-	query(protocol.DomainAuthorizedSshKeysGet, domainSSHKeys),
-	query(protocol.DomainAuthorizedSshKeysSet, domainSetSSHKeys),
-	query(protocol.DomainFsfreeze, domainFreeze),
-	query(protocol.DomainFsthaw, domainThaw),
-	query(protocol.DomainFstrim, domainTrim),
+	apart(query(protocol.DomainGetGuestInfo, domainGuestInfo)),
+	apart(query(protocol.DomainSetUserPassword, domainSetUserPassword)),
+	apart(query(protocol.DomainAuthorizedSshKeysGet, domainSSHKeys)),
+	apart(query(protocol.DomainAuthorizedSshKeysSet, domainSetSSHKeys)),
+	apart(query(protocol.DomainFsfreeze, domainFreeze)),
+	apart(query(protocol.DomainFsthaw, domainThaw)),
+	apart(query(protocol.DomainFstrim, domainTrim)),
 }
 
 // qemuProgram is QEMU's program as far as it is not about QEMU.
 var qemuProgram = table{
-	apart(query(protocol.QemuDomainAgentCommand, agentCommand)), // until a program inside has something to say
+	apart(query(protocol.QemuDomainAgentCommand, agentCommand)),
 }
 
 // agentPatience is how long a client waits that does not say.

@@ -60,7 +60,7 @@ func (c *change) startMarked() error {
 	if v.saved {
 		return c.boot(0)
 	}
-	return c.start(v.config, 0, nil)
+	return c.start(v.config, 0, nil, booted)
 }
 
 // number is a truth value on the wire.

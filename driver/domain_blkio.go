@@ -154,12 +154,14 @@ func parseDevices(name, text string, most uint64) (list []deviceValue, err error
 	return list, nil
 }
 
-// ioTuneFields are the parameters of blkdeviotune that the kernel can hold
-// to.
-var ioTuneFields = []struct {
+type ioTuneField struct {
 	name  string
 	field func(*libvirtxml.DomainDiskIOTune) *uint64
-}{
+}
+
+// ioTuneFields are the parameters of blkdeviotune that the kernel can hold
+// to: three of bytes, three of operations.
+var ioTuneFields = []ioTuneField{
 	{protocol.DomainBlockIotuneTotalBytesSec, func(t *libvirtxml.DomainDiskIOTune) *uint64 { return &t.TotalBytesSec }},
 	{protocol.DomainBlockIotuneReadBytesSec, func(t *libvirtxml.DomainDiskIOTune) *uint64 { return &t.ReadBytesSec }},
 	{protocol.DomainBlockIotuneWriteBytesSec, func(t *libvirtxml.DomainDiskIOTune) *uint64 { return &t.WriteBytesSec }},
@@ -179,7 +181,8 @@ var refusedIOTune = []string{
 }
 
 func blockIOTune(r *request, d *domain, a *protocol.DomainGetBlockIoTuneArgs) (ret protocol.DomainGetBlockIoTuneRet, err error) {
-	def, _, err := d.view().affected(a.Flags)
+	v := d.view()
+	def, _, err := v.affected(a.Flags)
 	if err != nil {
 		return ret, err
 	}
@@ -188,7 +191,7 @@ func blockIOTune(r *request, d *domain, a *protocol.DomainGetBlockIoTuneArgs) (r
 		ret.Nparams = int32(len(ioTuneFields))
 		return ret, nil
 	}
-	b, err := r.drv.findBlock(d, *a.Disk)
+	b, err := r.drv.findBlockOf(d, v, def, *a.Disk)
 	if err != nil {
 		return ret, err
 	}
@@ -215,19 +218,16 @@ func setBlockIOTune(c *change, a *protocol.DomainSetBlockIoTuneArgs) error {
 	if err != nil {
 		return err
 	}
-	b, err := c.drv.findBlock(c.domain, a.Disk)
-	if err != nil {
-		return err
-	}
-	changed := append([]protocol.TypedParam{{Field: protocol.DomainTunableBlkdevDisk, Value: protocol.StringValue(b.name)}}, prefixed("blkdeviotune.", a.Params)...)
+	changed := append([]protocol.TypedParam{{Field: protocol.DomainTunableBlkdevDisk, Value: protocol.StringValue(a.Disk)}}, prefixed("blkdeviotune.", a.Params)...)
 	return c.tune(a.Flags, func(def *libvirtxml.Domain) error {
+		b, err := c.drv.findBlockOf(c.domain, c.view(), def, a.Disk)
+		if err != nil {
+			return err
+		}
 		if b.name == rootTarget {
 			return setRootIOTune(def, b, given, wanted)
 		}
 		disk := diskOf(def, b.name)
-		if disk == nil {
-			return errorf(protocol.ErrInvalidArg, "invalid path: %s", a.Disk)
-		}
 		t := disk.IOTune
 		if t == nil {
 			t = &libvirtxml.DomainDiskIOTune{}
@@ -271,20 +271,15 @@ func readIOTune(params []protocol.TypedParam) (given map[string]bool, t *libvirt
 	return given, t, nil
 }
 
-// merge puts the given limits over those there are. A total takes the place
-// of single limits and they of it, as in libvirt: only one kind can hold.
+// merge puts the given limits over those there are: who gives one of bytes or of
+// operations gives all of that kind, and those he does not name hold no more
+// (qemuDomainSetBlockIoTuneDefaults).
 func merge(t *libvirtxml.DomainDiskIOTune, given map[string]bool, wanted *libvirtxml.DomainDiskIOTune) {
-	for _, kind := range [][3]int{{0, 1, 2}, {3, 4, 5}} {
-		total, read, write := ioTuneFields[kind[0]], ioTuneFields[kind[1]], ioTuneFields[kind[2]]
-		if given[total.name] && *total.field(wanted) != 0 {
-			*read.field(t), *write.field(t) = 0, 0
+	for kind := range slices.Chunk(ioTuneFields, 3) {
+		if !slices.ContainsFunc(kind, func(f ioTuneField) bool { return given[f.name] }) {
+			continue
 		}
-		if *read.field(wanted)+*write.field(wanted) != 0 {
-			*total.field(t) = 0
-		}
-	}
-	for _, f := range ioTuneFields {
-		if given[f.name] {
+		for _, f := range kind {
 			*f.field(t) = *f.field(wanted)
 		}
 	}

@@ -3,6 +3,8 @@ package driver
 import (
 	"os"
 
+	"libvirt.org/go/libvirtxml"
+
 	"virtvzd/driver/protocol"
 	"virtvzd/runtime"
 )
@@ -35,9 +37,32 @@ const rootTarget = "/"
 
 // blocks lists the root and the disks.
 func (drv *Driver) blocks(d *domain, v *view) []block {
-	devices := v.definition(false).Devices
+	return drv.blocksOf(d, v, v.definition(false))
+}
+
+// blocksOf lists those of the running definition or the saved one.
+func (drv *Driver) blocksOf(d *domain, v *view, def *libvirtxml.Domain) []block {
+	root := drv.rootOf(d, def)
+	if root.kind == rootImage && v.instance != nil && root == drv.rootOf(d, v.live) {
+		if path, device := v.instance.ImageRoot(); path != "" {
+			root.path, root.device = path, device
+		}
+	}
+	list := []block{root}
+	for _, disk := range def.Devices.Disks {
+		if disk.Source.Block != nil {
+			list = append(list, block{name: disk.Target.Dev, path: disk.Source.Block.Dev, kind: diskDevice})
+		} else {
+			list = append(list, block{name: disk.Target.Dev, path: disk.Source.File.File, kind: diskFile})
+		}
+	}
+	return list
+}
+
+// rootOf is the root that a definition has.
+func (drv *Driver) rootOf(d *domain, def *libvirtxml.Domain) block {
 	root := block{name: rootTarget, path: drv.rt.PrivateDir(d.uuid), kind: rootLayer}
-	for _, fs := range devices.Filesystems {
+	for _, fs := range def.Devices.Filesystems {
 		if fs.Target == nil || fs.Target.Dir != rootTarget || fs.Source == nil {
 			continue
 		}
@@ -53,27 +78,20 @@ func (drv *Driver) blocks(d *domain, v *view) []block {
 		}
 		root.qcow2 = fs.Driver != nil && fs.Driver.Format == "qcow2"
 	}
-	if root.kind == rootImage && v.instance != nil {
-		if path, device := v.instance.ImageRoot(); path != "" {
-			root.path, root.device = path, device
-		}
-	}
-	list := []block{root}
-	for _, disk := range devices.Disks {
-		if disk.Source.Block != nil {
-			list = append(list, block{name: disk.Target.Dev, path: disk.Source.Block.Dev, kind: diskDevice})
-		} else {
-			list = append(list, block{name: disk.Target.Dev, path: disk.Source.File.File, kind: diskFile})
-		}
-	}
-	return list
+	return root
 }
 
 // findBlock finds one by its target, or by its path on the host if only one
 // has it (virDomainDiskByName).
 func (drv *Driver) findBlock(d *domain, name string) (block, error) {
+	v := d.view()
+	return drv.findBlockOf(d, v, v.definition(false), name)
+}
+
+// findBlockOf is findBlock in the running definition or the saved one.
+func (drv *Driver) findBlockOf(d *domain, v *view, def *libvirtxml.Domain, name string) (block, error) {
 	var byPath []block
-	for _, b := range drv.blocks(d, d.view()) {
+	for _, b := range drv.blocksOf(d, v, def) {
 		if b.name == name {
 			return b, nil
 		}

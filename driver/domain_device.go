@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"errors"
+
 	"libvirt.org/go/libvirtxml"
 
 	"virtvzd/driver/protocol"
@@ -42,10 +44,17 @@ func (c *change) parseDevice(doc string, flags uint32) (*xml.DeviceChange, error
 
 func (c *change) checkLive(device *xml.DeviceChange, flags uint32) error {
 	live, _, err := c.view().affects(flags)
-	if err == nil && live && !liveDevices[device.Kind] {
-		err = errorf(protocol.ErrOperationUnsupported, "a <%s> of a running environment cannot be changed by this version: use --config, it holds from the next start on", device.Kind)
+	if err == nil && live {
+		err = changesLive(device)
 	}
 	return err
+}
+
+func changesLive(device *xml.DeviceChange) error {
+	if !liveDevices[device.Kind] {
+		return errorf(protocol.ErrOperationUnsupported, "a <%s> of a running environment cannot be changed by this version: use --config, it holds from the next start on", device.Kind)
+	}
+	return nil
 }
 
 func attachDevice(c *change, doc string, flags uint32) error {
@@ -72,25 +81,29 @@ func detachDevice(c *change, doc string, flags uint32) error {
 	if err != nil {
 		return err
 	}
-	return c.detach(device, flags)
+	return c.detach(flags, device.Detach)
 }
 
 func detachAlias(c *change, a *protocol.DomainDetachDeviceAliasArgs) error {
-	def := c.view().definition(false)
-	device := xml.FindAlias(def, a.Alias)
-	if device == nil {
-		return errorf(protocol.ErrDeviceMissing, "no device found with alias %s", a.Alias)
-	}
-	if err := c.checkLive(device, a.Flags); err != nil {
-		return err
-	}
-	return c.detach(device, a.Flags)
+	return c.detach(a.Flags, func(def *libvirtxml.Domain) (string, error) {
+		device := xml.FindAlias(def, a.Alias)
+		if device == nil {
+			return "", errorf(protocol.ErrDeviceMissing, "no device found with alias %s", a.Alias)
+		}
+		if def.ID != nil {
+			if err := changesLive(device); err != nil {
+				return "", err
+			}
+		}
+		return device.Detach(def)
+	})
 }
 
-func (c *change) detach(device *xml.DeviceChange, flags uint32) error {
+// detach removes a device, of which from tells the alias.
+func (c *change) detach(flags uint32, from func(*libvirtxml.Domain) (alias string, err error)) error {
 	removed := ""
 	err := c.tune(flags, func(def *libvirtxml.Domain) error {
-		alias, err := device.Detach(def)
+		alias, err := from(def)
 		if def.ID != nil {
 			removed = alias
 		}
@@ -100,7 +113,7 @@ func (c *change) detach(device *xml.DeviceChange, flags uint32) error {
 	case removed == "":
 	case err == nil:
 		c.drv.events.emit(c.domain, deviceRemovedEvent(removed))
-	default:
+	case errors.As(err, new(*unrealisedError)):
 		c.drv.events.emit(c.domain, deviceRemovalFailedEvent(removed))
 	}
 	return err

@@ -79,7 +79,7 @@ func (c *change) edit(live, config bool, edit func(*libvirtxml.Domain) error) (e
 	if live {
 		defer before.instance.Settle()
 		if err := c.realise(before.live, next.live); err != nil {
-			return err
+			return &unrealisedError{err}
 		}
 		next.live = xml.Live(next.live, liveFacts(before.instance))
 	}
@@ -95,6 +95,12 @@ func (c *change) edit(live, config bool, edit func(*libvirtxml.Domain) error) (e
 	c.publish(func(v *view) { v.live, v.config, v.updated = next.live, next.config, next.updated })
 	return nil
 }
+
+// unrealisedError is that of an environment which could not be made what its
+// definition was to say.
+type unrealisedError struct{ error }
+
+func (e *unrealisedError) Unwrap() error { return e.error }
 
 func (c *change) edited(def *libvirtxml.Domain, edit func(*libvirtxml.Domain) error) (*libvirtxml.Domain, error) {
 	next := xml.Copy(def)

@@ -48,10 +48,7 @@ func domainInfo(d *domain, _ *protocol.DomainGetInfoArgs) (ret protocol.DomainGe
 	ret.MaxMem = maxMemory(v)
 	ret.Memory = currentMemory(v)
 	if def.VCPU != nil {
-		ret.NrVirtCPU = uint16(def.VCPU.Value)
-		if def.VCPU.Current != 0 && v.state.active() {
-			ret.NrVirtCPU = uint16(def.VCPU.Current)
-		}
+		ret.NrVirtCPU = uint16(online(def))
 	}
 	if v.instance != nil {
 		// An environment that ended a moment ago used no more time.
@@ -68,9 +65,9 @@ func maxMemory(v *view) uint64 {
 	return math.MaxUint64 / 1024
 }
 
-// currentMemory is what a running domain may use now, in KiB.
+// currentMemory is <currentMemory>, what a domain may use now or will, in KiB.
 func currentMemory(v *view) uint64 {
-	if m := v.definition(false).CurrentMemory; m != nil && v.state.active() {
+	if m := v.definition(false).CurrentMemory; m != nil {
 		return uint64(m.Value)
 	}
 	return maxMemory(v)

@@ -140,49 +140,30 @@ func (r *request) restore(path string, dxml *string, flags uint32) error {
 	if c.view().state.active() {
 		return errorf(protocol.ErrOperationInvalid, "domain '%s' is already active", def.Name)
 	}
-	if err := c.allowClone(c.view().config, def); err != nil {
+	if err := errors.Join(c.refuseSaved("restore"), c.allowClone(c.view().config, def)); err != nil {
 		return err
 	}
-	return c.restoreFrom(path, def, paused, fromImage, nil)
-}
-
-// restoredFrom is what clients are told of a restore.
-type restoredFrom struct {
-	operation          int32 // VIR_DOMAIN_JOB_OPERATION_*
-	running, paused    int32 // reason of the state
-	started, suspended int32 // detail of the event
+	return c.restoreFrom(path, def, paused, nil, fromImage)
 }
 
 var (
-	fromImage = restoredFrom{protocol.DomainJobOperationRestore, protocol.DomainRunningRestored, protocol.DomainPausedUser,
-		protocol.DomainEventStartedRestored, protocol.DomainEventSuspendedRestored}
-	fromSnapshot = restoredFrom{protocol.DomainJobOperationSnapshotRevert, protocol.DomainRunningFromSnapshot, protocol.DomainPausedFromSnapshot,
-		protocol.DomainEventStartedFromSnapshot, protocol.DomainEventSuspendedFromSnapshot}
+	fromImage = origin{protocol.DomainJobOperationRestore, protocol.DomainRunningRestored, protocol.DomainPausedUser,
+		protocol.DomainEventStartedRestored, protocol.DomainEventSuspendedRestored, false}
+	fromManagedSave = origin{protocol.DomainJobOperationRestore, protocol.DomainRunningRestored, protocol.DomainPausedUser,
+		protocol.DomainEventStartedRestored, protocol.DomainEventSuspendedRestored, true}
+	fromSnapshot = origin{protocol.DomainJobOperationSnapshotRevert, protocol.DomainRunningFromSnapshot, protocol.DomainPausedFromSnapshot,
+		protocol.DomainEventStartedFromSnapshot, protocol.DomainEventSuspendedFromSnapshot, false}
 )
 
-// boot starts a defined domain: from its managed save image if it has one and
-// is not to forget that.
+// boot starts a defined domain from its managed save image.
 func (c *change) boot(flags uint32) error {
 	v := c.view()
 	path := c.drv.rt.ManagedSave(v.name)
-	if flags&protocol.DomainStartForceBoot != 0 {
-		if err := c.dropManagedSave(); err != nil {
-			return err
-		}
-		return c.start(v.config, flags, nil)
-	}
 	def, h, err := c.savedOwn(path)
 	if err != nil {
 		return errorf(protocol.ErrOperationFailed, "%v; 'virsh start --force-boot %s' starts without it", err, v.name)
 	}
-	if err := c.restoreFrom(path, def, h.Paused || flags&protocol.DomainStartPaused != 0, fromImage, func(v *view) {
-		if flags&protocol.DomainStartAutodestroy != 0 {
-			v.autodestroy = c.client
-		}
-	}); err != nil {
-		return err
-	}
-	return c.dropManagedSave()
+	return c.restoreFrom(path, def, h.Paused || flags&protocol.DomainStartPaused != 0, c.destroyer(flags), fromManagedSave)
 }
 
 // savedOwn reads the definition in an image that the daemon made for itself.
@@ -197,12 +178,23 @@ func (c *change) savedOwn(path string) (*libvirtxml.Domain, runtime.SavedHeader,
 	return def, h, err
 }
 
-func (c *change) restoreFrom(path string, def *libvirtxml.Domain, paused bool, from restoredFrom, edit func(*view)) error {
+// restoreFrom starts an environment from an image. One that is used up is gone
+// before the processes run: with the disk that they change it does not go
+// together any more.
+func (c *change) restoreFrom(path string, def *libvirtxml.Domain, paused bool, with *client, from origin) error {
+	as := view{state: Running, autodestroy: with}
+	if from.once && !paused {
+		as.state, as.reason = Paused, protocol.DomainPausedStartingUp
+	}
 	var inst *runtime.Instance
 	var live *libvirtxml.Domain
 	err := c.working(from.operation, func(ctx context.Context, w *work) (err error) {
-		inst, live, err = c.launchWith(def, func(env *xml.Environment) (*runtime.Instance, error) {
-			return c.drv.rt.Restore(ctx, env, path, paused, w.progress)
+		inst, live, err = c.launchWith(def, as, func(env *xml.Environment) (*runtime.Instance, error) {
+			inst, err := c.drv.rt.Restore(ctx, env, path, paused || from.once, w.progress)
+			if err == nil && from.once {
+				err = c.useUp(inst)
+			}
+			return inst, err
 		})
 		return err
 	})
@@ -212,21 +204,26 @@ func (c *change) restoreFrom(path string, def *libvirtxml.Domain, paused bool, f
 	if err != nil {
 		return unsupportedMode(err)
 	}
-	state, reason := Running, from.running
-	happened := []event{lifecycleEvent(protocol.DomainEventStarted, from.started)}
-	if paused {
-		state, reason = Paused, from.paused
-		happened = append(happened, lifecycleEvent(protocol.DomainEventSuspended, from.suspended))
-	}
-	err = c.enter(state, reason, func(v *view) {
-		v.instance, v.live = inst, live
-		if edit != nil {
-			edit(v)
+	if from.once && !paused {
+		if err = inst.Resume(c.ctx); err != nil {
+			paused = true // and nothing is lost
+			err = errorf(protocol.ErrOperationFailed, "domain '%s' is paused, and 'virsh resume' lets it go on: %v", def.Name, err)
 		}
-	}, happened...)
-	if err != nil {
-		c.drv.log.Error("cannot save the status of a restored domain", "domain", def.Name, "error", err)
 	}
-	go c.domain.watch(inst)
+	c.begun(inst, live, paused, with, from)
+	return err
+}
+
+// useUp removes the managed save image, from which inst was made that has not run
+// yet. After an error the image is there, and of inst nothing.
+func (c *change) useUp(inst *runtime.Instance) error {
+	err := runtime.AtStep("restored")
+	if err == nil {
+		err = c.dropManagedSave()
+	}
+	if err != nil {
+		return errors.Join(err, inst.Kill(c.ctx), inst.Release(c.ctx))
+	}
+	runtime.AtStep("used up")
 	return nil
 }

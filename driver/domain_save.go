@@ -206,12 +206,27 @@ func (c *change) lookForSaved() {
 
 // dropManagedSave forgets the processes that the next start would go on with.
 func (c *change) dropManagedSave() error {
-	err := os.Remove(c.drv.rt.ManagedSave(c.view().name))
+	image := c.drv.rt.ManagedSave(c.view().name)
+	err := os.Remove(image)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if err == nil { // it must not be back after the host lost its power
+		if err := syncDir(filepath.Dir(image)); err != nil {
+			c.drv.log.Warn("a managed save image may be there again after a crash of the host", "image", image, "error", err)
+		}
+	}
 	c.publish(func(v *view) { v.saved = false })
 	return nil
+}
+
+// passOverSaved is for a start that is not from the managed save image: it has to
+// go, if that was asked for, and keeps it from starting otherwise.
+func (c *change) passOverSaved(flags uint32, what string) error {
+	if c.view().saved && flags&protocol.DomainStartForceBoot != 0 {
+		return c.dropManagedSave()
+	}
+	return c.refuseSaved(what)
 }
 
 // refuseSaved is for what would pull the disk away from under saved processes.

@@ -76,20 +76,13 @@ func revertToSnapshot(c *change, a *protocol.DomainRevertToSnapshotArgs) error {
 	switch {
 	case snap.HasMemory():
 		paused = paused || snap.State == xml.SnapshotPaused && a.Flags&protocol.DomainSnapshotRevertRunning == 0
-		return c.restoreFrom(memory, live, paused, fromSnapshot, nil)
+		return c.restoreFrom(memory, live, paused, nil, fromSnapshot)
 	case start:
-		return c.startReverted(paused)
+		flags := uint32(0)
+		if paused {
+			flags = protocol.DomainStartPaused
+		}
+		return c.start(c.view().config, flags, nil, fromSnapshot)
 	}
 	return nil
-}
-
-func (c *change) startReverted(paused bool) error {
-	flags, state, reason := uint32(0), Running, int32(protocol.DomainRunningFromSnapshot)
-	if paused {
-		flags, state, reason = protocol.DomainStartPaused, Paused, protocol.DomainPausedFromSnapshot
-	}
-	if err := c.start(c.view().config, flags, nil); err != nil {
-		return err
-	}
-	return c.enter(state, reason, nil)
 }

@@ -46,10 +46,13 @@ func (c *change) create(flags uint32, files []*os.File) error {
 	if err := c.requireInactive(); err != nil {
 		return err
 	}
-	if c.view().saved && len(files) == 0 {
+	if c.view().saved && len(files) == 0 && flags&protocol.DomainStartForceBoot == 0 {
 		return c.boot(flags)
 	}
-	return c.start(c.view().config, flags, files)
+	if err := c.passOverSaved(flags, "pass descriptors to"); err != nil {
+		return err
+	}
+	return c.start(c.view().config, flags, files, booted)
 }
 
 // createXML starts a transient domain, or a persistent one from another
@@ -70,56 +73,85 @@ func (r *request) createXML(doc string, flags uint32, files []*os.File) (ref pro
 	if c.view().state.active() {
 		return ref, errorf(protocol.ErrOperationInvalid, "domain '%s' is already active", def.Name)
 	}
+	if err := c.passOverSaved(flags, "create"); err != nil {
+		return ref, err
+	}
 	if err := c.takeDisk(def); err != nil {
 		return ref, err
 	}
-	if err := c.start(def, flags, files); err != nil {
+	if err := c.start(def, flags, files, booted); err != nil {
 		return ref, err
 	}
 	return c.ref(c.view()), nil
 }
 
+// origin is what an environment starts from, and what clients are told of it.
+type origin struct {
+	operation          int32 // VIR_DOMAIN_JOB_OPERATION_*
+	running, paused    int32 // reason of the state
+	started, suspended int32 // detail of the event
+	once               bool  // an image that is used up
+}
+
+var booted = origin{protocol.DomainJobOperationStart, protocol.DomainRunningBooted, protocol.DomainPausedUser,
+	protocol.DomainEventStartedBooted, protocol.DomainEventSuspendedPaused, false}
+
 // start runs a definition and announces it.
-func (c *change) start(def *libvirtxml.Domain, flags uint32, files []*os.File) error {
+func (c *change) start(def *libvirtxml.Domain, flags uint32, files []*os.File, from origin) error {
 	paused := flags&protocol.DomainStartPaused != 0
-	inst, live, err := c.launch(def, runtime.StartOptions{Paused: paused, Files: files})
+	with := c.destroyer(flags)
+	inst, live, err := c.launch(def, runtime.StartOptions{Paused: paused, Files: files}, with)
 	if err != nil {
 		return err
 	}
-	state, reason := Running, int32(protocol.DomainRunningBooted)
-	happened := []event{lifecycleEvent(protocol.DomainEventStarted, protocol.DomainEventStartedBooted)}
-	if paused {
-		state, reason = Paused, protocol.DomainPausedUser
-		happened = append(happened, lifecycleEvent(protocol.DomainEventSuspended, protocol.DomainEventSuspendedPaused))
+	c.begun(inst, live, paused, with, from)
+	return nil
+}
+
+// destroyer is the client with whose connection the domain is to end; nil: it goes
+// on.
+func (c *change) destroyer(flags uint32) *client {
+	if flags&protocol.DomainStartAutodestroy == 0 {
+		return nil
 	}
-	err = c.enter(state, reason, func(v *view) {
-		v.instance, v.live = inst, live
-		if flags&protocol.DomainStartAutodestroy != 0 {
-			v.autodestroy = c.client
-		}
+	return c.client
+}
+
+// begun makes the domain one that has an environment.
+func (c *change) begun(inst *runtime.Instance, live *libvirtxml.Domain, paused bool, with *client, from origin) {
+	state, reason := Running, from.running
+	happened := []event{lifecycleEvent(protocol.DomainEventStarted, from.started)}
+	if paused {
+		state, reason = Paused, from.paused
+		happened = append(happened, lifecycleEvent(protocol.DomainEventSuspended, from.suspended))
+	}
+	err := c.enter(state, reason, func(v *view) {
+		v.instance, v.live, v.autodestroy = inst, live, with
 	}, happened...)
 	if err != nil {
-		c.drv.log.Error("cannot save the status of a started domain", "domain", def.Name, "error", err)
+		c.drv.log.Error("cannot save the status of a started domain", "domain", live.Name, "error", err)
 	}
 	go c.domain.watch(inst)
-	return nil
 }
 
 // launch starts the environment of a definition. The status is saved before
 // anything is made, so that a daemon killed meanwhile finds the definition of
 // what it then has to adopt; on failure nothing of either remains.
-func (c *change) launch(def *libvirtxml.Domain, o runtime.StartOptions) (*runtime.Instance, *libvirtxml.Domain, error) {
-	return c.launchWith(def, func(env *xml.Environment) (*runtime.Instance, error) { return c.drv.rt.Start(c.ctx, env, o) })
+func (c *change) launch(def *libvirtxml.Domain, o runtime.StartOptions, with *client) (*runtime.Instance, *libvirtxml.Domain, error) {
+	return c.launchWith(def, view{state: Running, autodestroy: with}, func(env *xml.Environment) (*runtime.Instance, error) { return c.drv.rt.Start(c.ctx, env, o) })
 }
 
-func (c *change) launchWith(def *libvirtxml.Domain, start func(*xml.Environment) (*runtime.Instance, error)) (*runtime.Instance, *libvirtxml.Domain, error) {
+// launchWith is launch by start. A daemon killed meanwhile finds the domain in
+// the state that as has.
+func (c *change) launchWith(def *libvirtxml.Domain, as view, start func(*xml.Environment) (*runtime.Instance, error)) (*runtime.Instance, *libvirtxml.Domain, error) {
 	env, err := xml.NewEnvironment(def)
 	if err != nil {
 		return nil, nil, err
 	}
 	runtime.AtStep("status")
 	v := c.view()
-	if err := c.saveStatus(&view{name: def.Name, state: Running, persistent: v.persistent, live: def, restarting: v.restarting}); err != nil {
+	as.name, as.live, as.persistent, as.restarting = def.Name, def, v.persistent, v.restarting
+	if err := c.saveStatus(&as); err != nil {
 		return nil, nil, err
 	}
 	for _, warning := range xml.Unrealised(def, c.drv.facts()) {

@@ -5,6 +5,9 @@ import (
 	"testing"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/driver/rpc"
+	"virtvzd/driver/rpc/rpctest"
+	"virtvzd/driver/rpc/xdr"
 )
 
 // undefines is an access driver that undefines b while it is asked about a.
@@ -44,6 +47,59 @@ func TestAskedOfGone(t *testing.T) {
 	}
 	if list := drv.blocks(d, d.view()); len(list) == 0 {
 		t.Error("it had no root")
+	}
+}
+
+// whileAsked is an access driver that does something and allows all.
+type whileAsked func()
+
+func (do whileAsked) allowed(context.Context, identity, object, string) error {
+	do()
+	return nil
+}
+
+// TestGoneMeanwhile: a domain that goes away while somebody decides whether a client
+// may ask about it, or while the answer is looked for, is not there.
+func TestGoneMeanwhile(t *testing.T) {
+	h := newTestHost(t)
+	forget := func() { undefines{t, h.drv}.allowed(t.Context(), identity{}, object{name: "a"}, "") }
+	h.drv.access = whileAsked(forget)
+	c := dial(t, h.socket, 0)
+	gone := func(what string, p rpctest.Packet) {
+		t.Helper()
+		if e := p.Error(t); e.Code != protocol.ErrNoDomain {
+			t.Errorf("%s: %d %s", what, e.Code, text(e.Message))
+		}
+	}
+	for what, call := range map[string]struct {
+		info *protocol.Info
+		args func(protocol.NonnullDomain) xdr.Marshaler
+	}{
+		"get":    {protocol.DomainGetInfo.Info, func(d protocol.NonnullDomain) xdr.Marshaler { return protocol.DomainGetInfoArgs{Dom: d} }},
+		"query":  {protocol.DomainGetHostname.Info, func(d protocol.NonnullDomain) xdr.Marshaler { return protocol.DomainGetHostnameArgs{Dom: d} }},
+		"modify": {protocol.DomainDestroy.Info, func(d protocol.NonnullDomain) xdr.Marshaler { return protocol.DomainDestroyArgs{Dom: d} }},
+	} {
+		d := addDomain(t, h.drv, "b", "")
+		gone(what, ask(t, c, call.info, call.args(d.ref(d.view()))))
+	}
+
+	// While it is looked for.
+	h.drv.access = nil
+	d := addDomain(t, h.drv, "b", "")
+	entry := query(protocol.DomainGetHostname, func(r *request, d *domain, a *protocol.DomainGetHostnameArgs) (ret protocol.DomainGetHostnameRet, err error) {
+		forget()
+		return domainHostname(r, d, a)
+	})
+	body, err := xdr.Marshal(protocol.DomainGetHostnameArgs{Dom: d.ref(d.view())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	who := &client{drv: h.drv}
+	who.authenticated.Store(true)
+	who.opened.Store(true)
+	_, err = entry.serve(&request{ctx: t.Context(), drv: h.drv, client: who, call: &rpc.Call{Payload: body}, info: protocol.DomainGetHostname.Info})
+	if EncodeError(err).Code != protocol.ErrNoDomain {
+		t.Error(err)
 	}
 }
 

@@ -212,7 +212,7 @@ func (c *change) restart(inst *runtime.Instance) error {
 
 // launchAgain is launch in the course of a restart.
 func (c *change) launchAgain(def *libvirtxml.Domain) error {
-	inst, live, err := c.launch(def, runtime.StartOptions{})
+	inst, live, err := c.launch(def, runtime.StartOptions{}, c.view().autodestroy)
 	if err != nil {
 		return err
 	}

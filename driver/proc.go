@@ -91,6 +91,9 @@ func query[A, R any](p protocol.Procedure[A, R], fn func(*request, *domain, *A) 
 			return nil, err
 		}
 		ret, err := fn(r, d, &args)
+		if err != nil && d.ifDefined() == nil {
+			err = noDomain(d.uuid, d.view().name) // it went meanwhile
+		}
 		return marshaler(&ret, err)
 	}}
 }
@@ -164,7 +167,13 @@ func (r *request) openDomain(args protocol.Payload, field []int) (*domain, error
 	if d == nil {
 		return nil, noDomain(ref.UUID, ref.Name)
 	}
-	return d, r.allow(d, args)
+	if err := r.allow(d, args); err != nil {
+		return nil, err
+	}
+	if d.ifDefined() == nil { // who decides about it may take long
+		return nil, noDomain(ref.UUID, ref.Name)
+	}
+	return d, nil
 }
 
 // domainField finds the argument that names the domain, or names a snapshot of it. A table entry of a

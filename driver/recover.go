@@ -55,14 +55,24 @@ func (drv *Driver) Recover(ctx context.Context, stored map[string]*os.File) erro
 				"domain", inst.Name(), "uuid", protocol.UUID(inst.UUID()), "scope", inst.Scope(), "error", err)
 		}
 	}
-	drv.giveUpUnfinished()
+	// A layer can be as large as a disk, and nobody is served before we are back.
+	go drv.collect(drv.giveUpUnfinished())
 	return err
 }
 
-// giveUpUnfinished releases the layers of snapshots in the making of which an
+// collect removes what layers of environments that were given up hold.
+func (drv *Driver) collect(owners []protocol.UUID) {
+	for _, id := range owners {
+		if err := drv.layers.Collect(id); err != nil {
+			drv.log.Error("the data of a snapshot that was not finished is left", "uuid", id, "error", err)
+		}
+	}
+}
+
+// giveUpUnfinished gives up the layers of snapshots in the making of which an
 // earlier daemon was killed. What a snapshot names is kept: it was killed right
-// after that.
-func (drv *Driver) giveUpUnfinished() {
+// after that. It returns whose they are, for collect.
+func (drv *Driver) giveUpUnfinished() (owners []protocol.UUID) {
 	layers, err := drv.layers.Unfinished()
 	if err != nil {
 		drv.log.Error("cannot tell of every layer whether a snapshot is of it", "error", err)
@@ -79,12 +89,14 @@ func (drv *Driver) giveUpUnfinished() {
 			err = errors.New("not every snapshot of its domain can be read: mend or remove them")
 		default:
 			drv.log.Warn("a snapshot was not finished, and its layer is given up", "uuid", id, "layer", layer.ID)
-			err = drv.layers.Release(id, layer.ID)
+			owners = append(owners, id)
+			err = drv.layers.GiveUp(id, layer.ID)
 		}
 		if err != nil {
 			drv.log.Error("cannot give up the data of a snapshot that was not finished", "uuid", layer.Of, "layer", layer.ID, "error", err)
 		}
 	}
+	return owners
 }
 
 // adopt makes a domain of a running environment and its saved status.
@@ -150,8 +162,11 @@ func (c *change) takeOver(inst *runtime.Instance, live *libvirtxml.Domain, s sav
 	if err == nil {
 		err = c.finishSave()
 	}
-	if err == nil && c.view().state == Paused && reason == protocol.DomainPausedSnapshot {
-		err = c.letGo(true) // the daemon was killed while it copied the disk
+	if err == nil && c.view().state.active() {
+		err = c.dropManagedSave() // what it was made from
+	}
+	if err == nil && c.view().state == Paused && (reason == protocol.DomainPausedSnapshot || reason == protocol.DomainPausedStartingUp) {
+		err = c.letGo(true) // the daemon was killed while it copied the disk, or while it went on from an image
 	}
 	return err
 }

@@ -207,10 +207,10 @@ func TestSnapshotCutOff(t *testing.T) {
 	// What a snapshot is of that cannot be read is not known.
 	damaged := filepath.Join(h.drv.store.snapshotDir(uuid), "damaged.xml")
 	os.WriteFile(damaged, []byte("<domainsnapshot>"), 0o600)
-	h.drv.giveUpUnfinished()
+	h.drv.collect(h.drv.giveUpUnfinished())
 	remain(kept, forgotten, cutOff)
 	os.Remove(damaged)
-	h.drv.giveUpUnfinished()
+	h.drv.collect(h.drv.giveUpUnfinished())
 	remain(kept, forgotten)
 
 	// The daemon was killed right after it had kept the snapshot.
@@ -220,9 +220,9 @@ func TestSnapshotCutOff(t *testing.T) {
 	}
 	dump := strings.ReplaceAll(strings.Replace(h.virsh(true, "snapshot-dumpxml", "web1", "kept"), kept, last, 1), "<name>kept</name>", "<name>last</name>")
 	h.virsh(true, "snapshot-create", "web1", h.file(dump), "--redefine")
-	h.drv.giveUpUnfinished()
+	h.drv.collect(h.drv.giveUpUnfinished())
 	h.virsh(true, "snapshot-delete", "web1", "last", "--metadata")
-	h.drv.giveUpUnfinished()
+	h.drv.collect(h.drv.giveUpUnfinished())
 	remain(kept, forgotten, last)
 }
 

@@ -140,6 +140,10 @@ func TestVirshDefine(t *testing.T) {
 	h.want(h.virsh(true, "define", h.file(domainXML("web1", "<title>first</title>"))), "Domain 'web1' defined")
 	h.want(h.virsh(true, "list", "--all", "--title"), "web1", "shut off", "first")
 	h.want(h.virsh(true, "dominfo", "web1"), "OS Type:        exe", "Max memory:     65536 KiB", "Persistent:     yes", "State:          shut off")
+	h.virsh(true, "define", h.file(domainXML("less", "<currentMemory unit='MiB'>32</currentMemory><vcpu current='1'>2</vcpu>")))
+	h.want(h.virsh(true, "dominfo", "less"), "Max memory:     65536 KiB", "Used memory:    32768 KiB", "CPU(s):         1")
+	h.want(h.virsh(true, "domstats", "less", "--balloon", "--vcpu"), "balloon.current=32768", "balloon.maximum=65536", "vcpu.current=1")
+	h.virsh(true, "undefine", "less")
 	h.want(h.virsh(true, "domstate", "web1", "--reason"), "shut off (unknown)")
 	id := strings.TrimSpace(h.virsh(true, "domuuid", "web1"))
 	h.want(h.virsh(true, "domname", id), "web1")
@@ -298,6 +302,23 @@ func TestRenameCutOff(t *testing.T) {
 	}
 	if strings.Contains(h.log.String(), "level=ERROR") {
 		t.Error("an error was logged")
+	}
+}
+
+// TestRenameOver: a file that was skipped keeps its name, and what it has.
+func TestRenameOver(t *testing.T) {
+	h := newTestHost(t)
+	h.virsh(true, "define", h.file(domainXML("web1", "")))
+	foreign := h.drv.store.definition("www")
+	if err := os.WriteFile(foreign, []byte("<domain>half written"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.want(h.virsh(false, "domrename", "web1", "www"), "www.xml is there, and of no domain that is known: take it away")
+	if text, err := os.ReadFile(foreign); err != nil || string(text) != "<domain>half written" {
+		t.Errorf("it is %q now, %v", text, err)
+	}
+	if got, want := names(t, h.drv.store.configDir), []string{"autostart", "run", "web1.xml", "www.xml"}; !slices.Equal(got, want) {
+		t.Errorf("there are %v, want %v", got, want)
 	}
 }
 

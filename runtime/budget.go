@@ -19,14 +19,19 @@ var ErrTooLarge = errors.New("the root is too large")
 type budget struct {
 	limits       Limits
 	bytes, files int64
+	names        int64 // bytes of memory for names that are kept
 }
 
 // file counts an entry of n bytes of data and attributes.
 func (b *budget) file(n int64) error {
 	if b.files++; b.files > b.limits.Files {
-		return fmt.Errorf("%w: it has more than the %d files that are allowed", ErrTooLarge, b.limits.Files)
+		return b.tooManyFiles()
 	}
 	return b.data(n)
+}
+
+func (b *budget) tooManyFiles() error {
+	return fmt.Errorf("%w: it has more than the %d files that are allowed", ErrTooLarge, b.limits.Files)
 }
 
 func (b *budget) data(n int64) error {
@@ -34,6 +39,20 @@ func (b *budget) data(n int64) error {
 		return fmt.Errorf("%w: it has more than the %d MiB that are allowed", ErrTooLarge, b.limits.Bytes>>20)
 	}
 	b.bytes += (n + block - 1) / block * block
+	return nil
+}
+
+// Bounds of the names that are kept in memory to the end.
+const (
+	maxNames = 128 << 20
+	perName  = 64 // what a map takes for each beside its text
+)
+
+// name counts one that is kept.
+func (b *budget) name(name string) error {
+	if b.names += int64(len(name)) + perName; b.names > maxNames {
+		return fmt.Errorf("%w: the names of its files have more than the %d MiB that are allowed", ErrTooLarge, maxNames>>20)
+	}
 	return nil
 }
 

@@ -159,46 +159,48 @@ func (i *Instance) addNodes(nodes []deviceNode) error {
 		}
 		return nil
 	}
-	var mounted []deviceNode
-	err := i.enter("devices", []string{"mnt"}, prepare, func() error {
-		t, err := openTreeRoot("/")
-		if err != nil {
-			return err
+	var targets []int
+	defer func() {
+		for _, fd := range targets {
+			unix.Close(fd)
 		}
-		defer t.Close()
-		if uid != 0 {
-			if err := becomeOwner(uid, gid); err != nil {
-				return err
-			}
-		}
-		for n, d := range nodes {
-			if err := mountNode(t, trees[n], d.Target); err != nil {
+	}()
+	err := i.asUser(Owner{}, "devices", func(t *tree) error {
+		for _, d := range nodes {
+			fd, err := nodeTarget(t, d.Target)
+			if err != nil {
 				return fmt.Errorf("device %s: %w", d.Target, err)
 			}
-			mounted = append(mounted, d)
+			targets = append(targets, fd)
 		}
 		return nil
 	})
+	if err == nil {
+		err = i.enter("devices", []string{"mnt"}, prepare, func() error {
+			for n, d := range nodes {
+				err := unix.MoveMount(trees[n], "", targets[n], "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+				if err != nil {
+					return fmt.Errorf("device %s: %w", d.Target, err)
+				}
+			}
+			return nil
+		})
+	}
 	if err != nil {
-		i.removeNodes(mounted)
+		i.removeNodes(nodes[:len(targets)])
 	}
 	return err
 }
 
-// mountNode puts a node on a file that was not there before: what root inside
-// has put at its place stays and is the error.
-func mountNode(t *tree, node int, target string) error {
+// nodeTarget makes the file to put a node on, which was not there before: what
+// root inside has put at its place stays and is the error.
+func nodeTarget(t *tree, target string) (int, error) {
 	dir, err := t.directory(path.Dir(target), 0o755)
 	if err != nil {
-		return err
+		return -1, err
 	}
 	defer unix.Close(dir)
-	fd, err := openIn(dir, path.Base(target), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return unix.MoveMount(node, "", fd, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	return openIn(dir, path.Base(target), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 }
 
 // removeNodes takes nodes out of the running environment. One that is not
@@ -208,7 +210,6 @@ func (i *Instance) removeNodes(nodes []deviceNode) error {
 	if len(nodes) == 0 {
 		return nil
 	}
-	uid, gid := i.rootIDs()
 	numbers := make([]uint64, len(nodes))
 	for n, d := range nodes {
 		var st unix.Stat_t
@@ -216,7 +217,7 @@ func (i *Instance) removeNodes(nodes []deviceNode) error {
 			numbers[n] = st.Rdev // else it is gone from the host, too
 		}
 	}
-	return i.inside("devices", []string{"mnt"}, func() error {
+	err := i.inside("devices", []string{"mnt"}, func() error {
 		t, err := openTreeRoot("/")
 		if err != nil {
 			return err
@@ -225,11 +226,12 @@ func (i *Instance) removeNodes(nodes []deviceNode) error {
 		for n, d := range nodes {
 			removeNode(t, d.Target, numbers[n])
 		}
-		if uid != 0 {
-			if err := becomeOwner(uid, gid); err != nil {
-				return err
-			}
-		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return i.asUser(Owner{}, "devices", func(t *tree) error {
 		for _, d := range nodes {
 			removeFile(t, d.Target)
 		}

@@ -32,10 +32,11 @@ type Command struct {
 	Stdin  io.Reader // nil is empty
 	Stdout io.Writer // nil drops what is written, as Stderr
 	Stderr io.Writer
+	Began  func() // is called, or nil, when it is there and about to run
 }
 
 // Exec runs a command and returns how it ended. When ctx is done the program is
-// killed.
+// killed with what it has started, but for what has become a daemon.
 //
 // The OCI runtime does the work, because it knows how to enter an environment
 // that is hostile. It is put into the cgroup of init: in that of the scope
@@ -54,7 +55,8 @@ func (i *Instance) Exec(ctx context.Context, c Command) (ended syscall.WaitStatu
 	if err := i.writeProcess(filepath.Join(dir, "process.json"), c, false); err != nil {
 		return 0, err
 	}
-	s, err := openStreams(c)
+	uid, gid := i.rootIDs()
+	s, err := openStreams(c, uid, gid)
 	if err != nil {
 		return 0, err
 	}
@@ -64,6 +66,9 @@ func (i *Instance) Exec(ctx context.Context, c Command) (ended syscall.WaitStatu
 	if err != nil {
 		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
 	}
+	if c.Began != nil {
+		c.Began()
+	}
 	children.add(pid)
 	defer children.remove(pid)
 	pidfd, err := openPidfd(pid, 0)
@@ -71,7 +76,7 @@ func (i *Instance) Exec(ctx context.Context, c Command) (ended syscall.WaitStatu
 		return 0, err
 	}
 	defer pidfd.Close()
-	if err := awaitOrKill(ctx, pidfd); err != nil {
+	if err := awaitOrKill(ctx, pid, pidfd, i.rec.Cgroup); err != nil {
 		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
 	}
 	s.end()
@@ -104,6 +109,7 @@ func (i *Instance) execute(ctx context.Context, dir string, s *streams) (pid int
 	cmd := inCgroup(ctx, cgroup, i.r.host.OCI, "--root", i.r.ociRoot(), "--cgroup-manager=disabled", "--log", filepath.Join(dir, ociLog),
 		"exec", "--detach", "--process", filepath.Join(dir, "process.json"), "--pid-file", pidFile, i.rec.UUID)
 	cmd.Env = []string{"PATH=" + runtimePath}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // see killSession
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.program[0], s.program[1], s.program[2]
 	cmd.Cancel = func() error {
 		i.killExecuted(pidFile)
@@ -132,8 +138,9 @@ func (i *Instance) execute(ctx context.Context, dir string, s *streams) (pid int
 // waits for a file system does not end.
 const killPatience = time.Second
 
-// awaitOrKill waits for the end of a process, and kills it when ctx is done.
-func awaitOrKill(ctx context.Context, pidfd *os.File) error {
+// awaitOrKill waits for the end of a process in a cgroup, and kills it and its
+// session when ctx is done.
+func awaitOrKill(ctx context.Context, pid int, pidfd *os.File, cgroup string) error {
 	ended := make(chan bool)
 	go func() {
 		defer close(ended)
@@ -144,32 +151,75 @@ func awaitOrKill(ctx context.Context, pidfd *os.File) error {
 		return nil
 	case <-ctx.Done():
 	}
+	patience, cancel := context.WithTimeout(context.Background(), killPatience)
+	defer cancel()
+	session := sessionOf(pid) // which is nobody else's while this process is not reaped
 	withFd(pidfd, func(fd int) { unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
+	killSession(patience, cgroup, session)
 	select {
 	case <-ended:
-	case <-time.After(killPatience):
+	case <-patience.Done():
 	}
 	return ctx.Err()
+}
+
+// killSession kills what a program has started: it is in its session, unless it
+// has made one of its own, as daemons do. It is looked for again, for there may
+// have been a fork meanwhile, until there is no more.
+func killSession(ctx context.Context, cgroup, session string) {
+	for left := session != ""; left && ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
+		left = false
+		processesBelow(cgroup, func(pid int) error {
+			pidfd, err := openPidfd(pid, 0)
+			if err != nil {
+				return nil
+			}
+			defer pidfd.Close()
+			if sessionOf(pid) == session && !dead(pidfd) {
+				withFd(pidfd, func(fd int) { unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
+				left = true
+			}
+			return nil
+		})
+	}
+}
+
+// sessionOf a process is a number, or empty when it is gone.
+func sessionOf(pid int) string {
+	if f := statFields(pid); len(f) > 3 {
+		return f[3]
+	}
+	return ""
 }
 
 // writeProcess describes the command by what init was given: the same user,
 // capabilities and limits of a process.
 func (i *Instance) writeProcess(name string, c Command, terminal bool) error {
-	body, err := os.ReadFile(filepath.Join(i.dir, "config.json"))
+	p, err := i.process()
 	if err != nil {
 		return err
 	}
-	spec := &specs.Spec{}
-	if err := json.Unmarshal(body, spec); err != nil {
-		return err
-	}
-	p := spec.Process
 	p.Terminal, p.User, p.Cwd = terminal, specs.User{}, "/"
 	p.Args, p.Env = c.Args, append(p.Env, c.Env...)
-	if body, err = json.Marshal(p); err != nil {
+	body, err := json.Marshal(p)
+	if err != nil {
 		return err
 	}
 	return os.WriteFile(name, body, 0o600)
+}
+
+// process is what init was given.
+func (i *Instance) process() (*specs.Process, error) {
+	body, err := os.ReadFile(filepath.Join(i.dir, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	spec := &specs.Spec{}
+	err = json.Unmarshal(body, spec)
+	if err == nil && spec.Process == nil {
+		err = errors.New("config.json describes no process")
+	}
+	return spec.Process, err
 }
 
 // openInitCgroup opens the cgroup that init is in now, which is the scope's or
@@ -195,7 +245,8 @@ func (i *Instance) openInitCgroup() (*os.File, error) {
 }
 
 // killExecuted kills the program of a command that is given up, if it has come
-// to be one: a process of this environment, whichever has its number.
+// to be one, and its session: a process of this environment, whichever has its
+// number.
 func (i *Instance) killExecuted(pidFile string) {
 	text, err := os.ReadFile(pidFile)
 	if err != nil {
@@ -206,6 +257,8 @@ func (i *Instance) killExecuted(pidFile string) {
 		return
 	}
 	if cgroup, err := systemd.ControlGroupOf(pid, i.rec.Scope); err == nil && cgroup == i.rec.Cgroup {
-		unix.Kill(pid, unix.SIGKILL)
+		patience, cancel := context.WithTimeout(context.Background(), killPatience)
+		defer cancel()
+		killSession(patience, cgroup, sessionOf(pid))
 	}
 }

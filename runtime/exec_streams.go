@@ -11,7 +11,8 @@ import (
 )
 
 // streams are a command's standard input and output: pipes always, for root
-// inside would be given a file of the host, as /dev/null is one.
+// inside would be given a file of the host, as /dev/null is one. They belong to
+// it, so that a program may open them again: /dev/stderr.
 type streams struct {
 	c       Command
 	program [3]*os.File // its ends
@@ -19,17 +20,22 @@ type streams struct {
 	copies  sync.WaitGroup // of output
 }
 
-func openStreams(c Command) (s *streams, err error) {
+func openStreams(c Command, uid, gid uint32) (s *streams, err error) {
 	s = &streams{c: c}
 	for n := range s.program {
 		r, w, err := os.Pipe()
+		if err == nil {
+			s.program[n], s.ours[n] = w, r
+			if n == 0 {
+				s.program[n], s.ours[n] = r, w
+			}
+			if uid != 0 {
+				err = w.Chown(int(uid), int(gid))
+			}
+		}
 		if err != nil {
 			s.close()
 			return nil, err
-		}
-		s.program[n], s.ours[n] = w, r
-		if n == 0 {
-			s.program[n], s.ours[n] = r, w
 		}
 	}
 	if c.Stderr == c.Stdout { // one stream, in the order in which it was written

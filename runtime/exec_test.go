@@ -4,17 +4,26 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // run has this host's shell in the place of a program inside.
 func (s *streams) run(t *testing.T, script string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command("/bin/sh", "-c", script)
+	return s.start(t, exec.Command("/bin/sh", "-c", script))
+}
+
+func (s *streams) start(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
+	t.Helper()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.program[0], s.program[1], s.program[2]
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -38,7 +47,7 @@ func TestStreams(t *testing.T) {
 	} {
 		out.Reset()
 		errs.Reset()
-		s, err := openStreams(c.command)
+		s, err := openStreams(c.command, 0, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -53,11 +62,33 @@ func TestStreams(t *testing.T) {
 	}
 }
 
+// TestStreamsOwner: root inside may open again what it was given.
+func TestStreamsOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root starts programs of somebody else")
+	}
+	var out, errs bytes.Buffer
+	s, err := openStreams(Command{Stdin: strings.NewReader("text\n"), Stdout: &out, Stderr: &errs}, 100000, 100001)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-c", "cat </dev/stdin >/dev/stdout; echo oops >/dev/stderr")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 100000, Gid: 100001}}
+	if err := s.start(t, cmd).Wait(); err != nil {
+		t.Error(err)
+	}
+	s.end()
+	s.close()
+	if out.String() != "text\n" || errs.String() != "oops\n" {
+		t.Errorf("%q and %q", out.String(), errs.String())
+	}
+}
+
 // TestStreamsHeld: a daemon that a program leaves holds its output open. It is
 // not waited for, and writes nothing afterwards.
 func TestStreamsHeld(t *testing.T) {
 	var out bytes.Buffer
-	s, err := openStreams(Command{Stdout: &out, Stderr: &out})
+	s, err := openStreams(Command{Stdout: &out, Stderr: &out}, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +118,7 @@ func (s *slow) Write(p []byte) (int, error) {
 // takes his time.
 func TestStreamsSlow(t *testing.T) {
 	out := &slow{}
-	s, err := openStreams(Command{Stdout: out})
+	s, err := openStreams(Command{Stdout: out}, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +145,7 @@ func TestWaitStatus(t *testing.T) {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		late := awaitOrKill(ctx, pidfd)
+		late := awaitOrKill(ctx, cmd.Process.Pid, pidfd, "no such cgroup")
 		if errors.Is(late, context.DeadlineExceeded) != strings.Contains(script, "sleep") {
 			t.Errorf("%s: %v", script, late)
 		}
@@ -124,5 +155,68 @@ func TestWaitStatus(t *testing.T) {
 		cancel()
 		pidfd.Close()
 		cmd.Process.Release()
+	}
+}
+
+// TestKillSession: with a program that is given up ends what it has started,
+// but no daemon, and nothing of another.
+func TestKillSession(t *testing.T) {
+	const script = `(trap "" TERM HUP; sleep 1000; sleep 1000) & echo $!; setsid sleep 1000 & echo $!; wait`
+	begin := func() *[3]int {
+		t.Helper()
+		cmd := exec.Command("/bin/sh", "-c", script)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		pids := &[3]int{}
+		if err == nil {
+			pids[0] = cmd.Process.Pid
+			_, err = fmt.Fscan(out, &pids[1], &pids[2])
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			for _, pid := range pids[1:] {
+				unix.Kill(pid, unix.SIGKILL)
+			}
+			cmd.Process.Kill()
+			cmd.Wait()
+		})
+		for sessionOf(pids[2]) == sessionOf(pids[0]) {
+			time.Sleep(time.Millisecond)
+		}
+		return pids
+	}
+	ours, others := begin(), begin()
+	dir := t.TempDir() // for a cgroup
+	cgroup, err := filepath.Rel(cgroupRoot, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	procs := fmt.Sprintln(others[0], others[1], others[2], ours[0], ours[1], ours[2])
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(procs), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var pidfds []*os.File
+	for _, pid := range append(ours[:], others[:]...) {
+		pidfd, err := openPidfd(pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pidfd.Close()
+		pidfds = append(pidfds, pidfd)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := awaitOrKill(ctx, ours[0], pidfds[0], cgroup); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	for n, want := range []bool{true, true, false, false, false, false} {
+		if got := dead(pidfds[n]); got != want {
+			t.Errorf("process %d of %v and %v has ended: %v, want %v", n, ours, others, got, want)
+		}
 	}
 }

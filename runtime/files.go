@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"time"
@@ -16,13 +17,13 @@ import (
 // What is read or written inside is found from the environment's root, in its
 // mount namespace, by one of its users: a link leads to where it leads inside,
 // and a directory of the host that is mounted there gives no more than that
-// user may have. Its root, too, is a user here without privileges: what
-// belongs to another user alone is not read for it.
+// user may have. Its root, too, is a user here without privileges; what it may
+// not open so, it may by those that it has inside, see openAsRoot.
 
 const (
 	// fileTimeout is how long somebody may wait for a file.
 	fileTimeout = 10 * time.Second
-	// maxFileWaits bounds how many may wait in one environment.
+	// maxFileWaits bounds for how many in one environment; others wait for these.
 	maxFileWaits = 4
 )
 
@@ -30,10 +31,12 @@ const (
 // somebody inside serves (FUSE) may never answer. What waits then goes on to
 // wait until the environment ends, which ends such a file system, too.
 func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (value T, err error) {
+	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
+	defer cancel()
 	select {
 	case i.waits <- struct{}{}:
-	default:
-		return value, fmt.Errorf("%d files of %s are waited for already: try again later", maxFileWaits, i.Name())
+	case <-ctx.Done():
+		return value, fmt.Errorf("%d files of %s are waited for already: try again later: %w", maxFileWaits, i.Name(), ctx.Err())
 	}
 	type result struct {
 		value T
@@ -45,8 +48,6 @@ func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (v
 		value, err := do()
 		done <- result{value, err}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
-	defer cancel()
 	select {
 	case r := <-done:
 		return r.value, r.err
@@ -67,22 +68,72 @@ type Owner struct{ UID, GID uint32 }
 // inTree is patiently for something in the environment's tree, as one of its
 // users.
 func inTree[T any](ctx context.Context, i *Instance, who Owner, name string, do func(*tree) (T, error)) (T, error) {
-	uid, gid := i.hostIDs(who)
 	return patiently(ctx, i, func() (value T, err error) {
-		err = i.inside(name, []string{"mnt"}, func() error {
-			t, err := openTreeRoot("/")
-			if err != nil {
-				return err
-			}
-			defer t.Close()
-			if err := becomeUser(uid, gid); err != nil {
-				return err
-			}
+		err = i.asUser(who, name, func(t *tree) error {
 			value, err = do(t)
 			return err
 		})
 		return value, err
 	})
+}
+
+// asUser is inside with the environment's tree and the rights of a user.
+func (i *Instance) asUser(who Owner, name string, do func(*tree) error) error {
+	uid, gid := i.hostIDs(who)
+	rights := uint32(0)
+	if who == (Owner{}) && i.rec.IDMap.Mode == xml.Privileged { // it is root here, too
+		var err error
+		if rights, err = i.fileRights(); err != nil {
+			return err
+		}
+	}
+	return i.inside(name, []string{"mnt"}, func() error {
+		t, err := openTreeRoot("/")
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		if err := becomeUser(uid, gid, rights); err != nil {
+			return err
+		}
+		return do(t)
+	})
+}
+
+// openAs opens a regular file as a user.
+func (i *Instance) openAs(who Owner, name string, flags int, mode uint32) (fd int, err error) {
+	err = i.asUser(who, name, func(t *tree) error {
+		fd, err = openRegular(t.fd, name, flags, mode)
+		return err
+	})
+	if !i.mayMore(who, err) {
+		return fd, err
+	}
+	if fd, err = i.openAsRoot(name, regularFlags(flags), mode); err == nil {
+		err = acceptRegular(fd, flags)
+	}
+	return fd, err
+}
+
+// mayMore tells whether a user has capabilities for what was denied.
+func (i *Instance) mayMore(who Owner, err error) bool {
+	return errors.Is(err, unix.EACCES) && who == (Owner{}) && i.rec.IDMap.Mode != xml.Privileged
+}
+
+// lookUp opens a path (O_PATH), or makes it, as root inside.
+func (i *Instance) lookUp(name string, open func(*tree) (int, error)) (f *os.File, err error) {
+	fd := -1
+	err = i.asUser(Owner{}, name, func(t *tree) error {
+		fd, err = open(t)
+		return err
+	})
+	if i.mayMore(Owner{}, err) {
+		fd, err = i.openAsRoot(name, unix.O_PATH, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // File is a regular file inside that is open.
@@ -97,17 +148,12 @@ func (i *Instance) OpenFile(ctx context.Context, who Owner, name string, flags i
 	if flags&os.O_CREATE == 0 {
 		mode = 0 // openat2(2) insists
 	}
-	f, err := inTree(ctx, i, who, name, func(t *tree) (*os.File, error) {
-		fd, err := openIn(t.fd, name, flags|unix.O_NONBLOCK|unix.O_NOCTTY, uint32(mode.Perm()))
+	f, err := patiently(ctx, i, func() (*os.File, error) {
+		fd, err := i.openAs(who, name, flags, uint32(mode.Perm()))
 		if err != nil {
 			return nil, err
 		}
-		f := os.NewFile(uintptr(fd), name) // closed by the garbage collector if it comes too late
-		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-			f.Close()
-			return nil, errors.Join(err, errors.New("it is no regular file"))
-		}
-		return f, nil
+		return os.NewFile(uintptr(fd), name), nil // closed by the garbage collector if it comes too late
 	})
 	if err != nil {
 		return nil, err
@@ -115,11 +161,14 @@ func (i *Instance) OpenFile(ctx context.Context, who Owner, name string, flags i
 	return &File{i, f}, nil
 }
 
-// Read reads up to count bytes; none are left with io.EOF.
+// Read reads count bytes, or with io.EOF what is left.
 func (f *File) Read(ctx context.Context, count int) ([]byte, error) {
 	return patiently(ctx, f.i, func() ([]byte, error) {
 		body := make([]byte, count)
-		n, err := f.f.Read(body)
+		n, err := io.ReadFull(f.f, body)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = io.EOF
+		}
 		return body[:n], err
 	})
 }
@@ -145,7 +194,14 @@ func (f *File) Close() { go f.f.Close() }
 
 // ReadFile reads a regular file of at most limit bytes.
 func (i *Instance) ReadFile(ctx context.Context, who Owner, name string, limit int) ([]byte, error) {
-	body, err := inTree(ctx, i, who, name, func(t *tree) ([]byte, error) { return t.read(name, limit+1) })
+	body, err := patiently(ctx, i, func() ([]byte, error) {
+		fd, err := i.openAs(who, name, unix.O_RDONLY, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(fd)
+		return readRegular(fd, limit+1)
+	})
 	if err == nil && len(body) > limit {
 		err = fmt.Errorf("%s of %s has more than %d bytes", name, i.Name(), limit)
 	}

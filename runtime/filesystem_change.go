@@ -175,30 +175,31 @@ func (p places) close() {
 // bind, a directory inside.
 func (i *Instance) places(fs xml.Filesystem, m freshMount) (p places, err error) {
 	p.mount = m.File
-	err = i.insideAsRoot("filesystem", func(t *tree) error {
-		if fs.Type == "bind" {
-			source, err := t.open(fs.Source, unix.O_PATH)
-			if err != nil {
-				return fmt.Errorf("the source %s inside: %w", fs.Source, err)
-			}
-			defer unix.Close(source)
-			attr := uint64(0)
-			if fs.ReadOnly {
-				attr = unix.MOUNT_ATTR_RDONLY
-			}
-			fd, err := openTree(source, "", nil, attr, true)
-			if err != nil {
-				return err
-			}
-			p.mount = os.NewFile(uintptr(fd), fs.Source)
-		}
-		target, err := openTarget(t, fs.Target, int(p.mount.Fd()))
+	if fs.Type == "bind" {
+		source, err := i.lookUp(fs.Source, func(t *tree) (int, error) { return t.open(fs.Source, unix.O_PATH) })
 		if err != nil {
-			return fmt.Errorf("the mount point inside: %w", err)
+			return p, fmt.Errorf("the source %s inside: %w", fs.Source, err)
 		}
-		p.target = os.NewFile(uintptr(target), fs.Target)
-		return nil
-	})
+		defer source.Close()
+		attr := uint64(0)
+		if fs.ReadOnly {
+			attr = unix.MOUNT_ATTR_RDONLY
+		}
+		err = i.inside("filesystem", []string{"mnt"}, func() error {
+			fd, err := openTree(int(source.Fd()), "", nil, attr, true)
+			if err == nil {
+				p.mount = os.NewFile(uintptr(fd), fs.Source)
+			}
+			return err
+		})
+		if err != nil {
+			return p, err
+		}
+	}
+	p.target, err = i.lookUp(fs.Target, func(t *tree) (int, error) { return openTarget(t, fs.Target, int(p.mount.Fd())) })
+	if err != nil {
+		err = fmt.Errorf("the mount point inside: %w", err)
+	}
 	return p, err
 }
 

@@ -72,25 +72,31 @@ func clonePaused(spaces uintptr) (pid int, errno syscall.Errno) {
 }
 
 // becomeUser gives this thread the rights of a user to files and no other: no
-// group besides gid, no capability. It ends with what it is for. The system
-// calls are raw, for this thread alone.
-func becomeUser(uid, gid uint32) error {
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
-		return fmt.Errorf("leave the daemon's groups: %w", errno)
+// group besides gid, no capability but rights. For the kernel's settings (/proc/sys) it is
+// the effective user that counts, not the one for files; the real one stays, so
+// that nobody else may signal this thread. It ends with what it is for. The
+// system calls are raw, for this thread alone.
+func becomeUser(uid, gid, rights uint32) error {
+	const same = ^uint32(0)
+	if uid == same || gid == same {
+		return fmt.Errorf("user %d and group %d: there are none of this number", uid, gid)
 	}
-	unix.Setfsgid(int(gid))
-	unix.Setfsuid(int(uid))
-	// They tell what was, not whether they worked; -1 changes nothing.
-	if now, _ := unix.SetfsuidRetUid(-1); uint32(now) != uid {
-		return fmt.Errorf("become user %d: still user %d", uid, now)
-	}
-	if now, _ := unix.SetfsgidRetGid(-1); uint32(now) != gid {
-		return fmt.Errorf("become group %d: still group %d", gid, now)
+	for _, c := range []struct {
+		what           string
+		nr, a0, a1, a2 uintptr
+	}{
+		{"leave the daemon's groups", unix.SYS_SETGROUPS, 0, 0, 0},
+		{"become the user's group", unix.SYS_SETRESGID, uintptr(same), uintptr(gid), uintptr(same)},
+		{"become the user", unix.SYS_SETRESUID, uintptr(same), uintptr(uid), uintptr(same)}, // and for files
+	} {
+		if _, _, errno := unix.RawSyscall(c.nr, c.a0, c.a1, c.a2); errno != 0 {
+			return fmt.Errorf("%s: %w", c.what, errno)
+		}
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var sets [2]unix.CapUserData
+	sets := [2]unix.CapUserData{{Effective: rights, Permitted: rights}}
 	if err := unix.Capset(&header, &sets[0]); err != nil {
-		return fmt.Errorf("drop all capabilities: %w", err)
+		return fmt.Errorf("drop the daemon's capabilities: %w", err)
 	}
 	return nil
 }

@@ -14,7 +14,8 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"github.com/therootcompany/xz"
+	"golang.org/x/sys/unix"
 )
 
 // Limits are the most that a root may take on the disk.
@@ -81,32 +82,43 @@ func absolute(source string) string {
 	return source
 }
 
+// openSource opens a file that is read to its end. A FIFO would wait for who
+// writes it, and neither that nor a read of it ends with the context.
+func openSource(name string) (*os.File, int64, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, 0, errnoOf(err)
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it is not a regular file")
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
+}
+
 // importTar unpacks into dir/rootfs.
 func importTar(ctx context.Context, tarFile, dir string, o ImportOptions) (Generation, error) {
 	made := Generation{Source: absolute(tarFile)}
-	f, err := os.Open(tarFile)
-	if err != nil {
-		return made, errnoOf(err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
+	f, size, err := openSource(tarFile)
 	if err != nil {
 		return made, err
 	}
-	if !info.Mode().IsRegular() {
-		return made, errors.New("it is neither a file nor a directory")
-	}
+	defer f.Close()
 	u, err := newUnpacker(filepath.Join(dir, "rootfs"), o.Limits)
 	if err != nil {
 		return made, err
 	}
 	defer u.close()
 	digest := sha256.New()
-	counted := &countingReader{ctx: ctx, r: f, total: info.Size(), progress: o.progress}
+	counted := &countingReader{ctx: ctx, r: f, total: size, progress: o.progress}
 	if err := u.unpackStream(counted, digest); err != nil {
 		return made, err
 	}
-	if err := u.finish(&made); err != nil {
+	if err := u.finish(ctx, &made); err != nil {
 		return made, err
 	}
 	made.Digest = fmt.Sprintf("sha256-%x", digest.Sum(nil))
@@ -130,6 +142,24 @@ func (c *countingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Bounds of the memory that a compressed archive can ask for: twice what xz -9
+// makes of it, and what zstd --long=28 does.
+const (
+	maxXZDictionary = 128 << 20
+	maxZstdWindow   = 256 << 20
+)
+
+// tooMuchMemory makes a sentence of what a decoder says of those.
+func tooMuchMemory(err error) error {
+	switch {
+	case errors.Is(err, xz.ErrMemlimit):
+		return fmt.Errorf("its dictionary is larger than %d MiB: compress it with xz -9 or less", maxXZDictionary>>20)
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+		return fmt.Errorf("its window is larger than %d MiB: compress it with zstd --long=28 or less", maxZstdWindow>>20)
+	}
+	return err
+}
+
 // decompress goes by the first bytes, not by the name.
 func decompress(r *bufio.Reader) (io.Reader, error) {
 	magic, err := r.Peek(6)
@@ -140,9 +170,9 @@ func decompress(r *bufio.Reader) (io.Reader, error) {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
 		return gzip.NewReader(r)
 	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return xz.ReaderConfig{DictCap: 128 << 20}.NewReader(r)
+		return xz.NewReader(r, maxXZDictionary)
 	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		d, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(256<<20), zstd.WithDecoderConcurrency(1))
+		d, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxZstdWindow), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, err
 		}

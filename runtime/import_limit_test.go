@@ -4,11 +4,16 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -147,6 +152,160 @@ func TestImportOCIBomb(t *testing.T) {
 		if left, _ := os.ReadDir(templates.digestDir("")); len(left) > 0 {
 			t.Errorf("%s: left %v", name, left)
 		}
+	}
+}
+
+// xzDictionary is the code of a dictionary's size in the header of a block of
+// 12 bytes.
+func xzDictionary(t *testing.T, header []byte, code byte) {
+	if !bytes.HasPrefix(header, []byte{2, 0, 0x21, 1}) {
+		t.Fatalf("% x is no header of a block", header[:12])
+	}
+	header[4] = code
+	binary.LittleEndian.PutUint32(header[8:], crc32.ChecksumIEEE(header[:8]))
+}
+
+// TestImportXZMemory: what a block asks for as its dictionary is bounded, of
+// whichever block, and is not made anew for each.
+func TestImportXZMemory(t *testing.T) {
+	const (
+		largest  = 30 // 128 MiB
+		larger   = 31
+		enormous = 40 // 4 GiB
+	)
+	plain := tarOf(t, file("x", strings.Repeat("0123456789", 1000)))
+	var out bytes.Buffer
+	w, err := xz.WriterConfig{BlockSize: 100, DictCap: 1 << 20}.NewWriter(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Write(plain)
+	w.Close()
+	var blocks []int // where their headers are
+	header := out.Bytes()[12:20]
+	for at := 0; ; {
+		n := bytes.Index(out.Bytes()[at:], header)
+		if n < 0 {
+			break
+		}
+		blocks, at = append(blocks, at+n), at+n+1
+	}
+	if len(blocks) != (len(plain)+99)/100 {
+		t.Fatalf("%d blocks", len(blocks))
+	}
+	for name, test := range map[string]struct {
+		code   byte
+		blocks []int
+		want   string
+	}{
+		"all as large as may be": {largest, blocks, ""},
+		"the first larger":       {larger, blocks[:1], "128 MiB"},
+		"the first enormous":     {enormous, blocks[:1], "128 MiB"},
+		"the last enormous":      {enormous, blocks[len(blocks)-1:], "128 MiB"},
+	} {
+		body := bytes.Clone(out.Bytes())
+		for _, at := range test.blocks {
+			xzDictionary(t, body[at:], test.code)
+		}
+		var before, after goruntime.MemStats
+		goruntime.ReadMemStats(&before)
+		_, err := watched(t, body, DefaultLimits)
+		goruntime.ReadMemStats(&after)
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+		if made := (after.TotalAlloc - before.TotalAlloc) >> 20; made > 160 {
+			t.Errorf("%s: %d MiB of memory", name, made)
+		}
+	}
+}
+
+func testUnpacker(t *testing.T, limits Limits) *unpacker {
+	t.Helper()
+	u, err := newUnpacker(filepath.Join(t.TempDir(), "rootfs"), limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(u.close)
+	return u
+}
+
+// TestImportNames: what is kept of names until the end is bounded, and is not
+// more when the same comes again.
+func TestImportNames(t *testing.T) {
+	deep := strings.Repeat("abcdefghijklmno/", 200)
+	var same, directories, short []tar.Header
+	for n := range 1000 {
+		same = append(same, dir(deep))
+		short = append(short, dir(fmt.Sprint(n)+strings.Repeat("/", 3000)))
+		directories = append(directories, dir(deep+fmt.Sprint(n)))
+	}
+	heap := func() int64 {
+		var m goruntime.MemStats
+		goruntime.GC()
+		goruntime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	for name, entries := range map[string][]tar.Header{"the same": same, "short": short} {
+		u, body := testUnpacker(t, DefaultLimits), bytes.NewReader(tarOf(t, entries...))
+		before := heap()
+		if err := u.unpack(tar.NewReader(body)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if held := heap() - before; held > 1<<20 {
+			t.Errorf("%s: %d KiB are held", name, held>>10)
+		}
+		goruntime.KeepAlive(u)
+		goruntime.KeepAlive(body)
+	}
+	for name, layer := range map[string]map[string]bool{"directories": nil, "a layer": {}} {
+		u := testUnpacker(t, DefaultLimits)
+		u.layer, u.used.names = layer, maxNames-1<<20
+		if err := u.unpack(tar.NewReader(bytes.NewReader(tarOf(t, directories...)))); !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "names") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	u := testUnpacker(t, DefaultLimits)
+	if err := u.unpack(tar.NewReader(bytes.NewReader(tarOf(t, same[:1]...)))); err != nil {
+		t.Error(err)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := u.finish(ended, &Generation{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("times are set although the import has ended: %v", err)
+	}
+}
+
+// TestImportDirectoryNames: nor are more names read of a directory than there
+// may be files, or more kept of those that have several.
+func TestImportDirectoryNames(t *testing.T) {
+	from := t.TempDir()
+	for n := range 40 {
+		name := filepath.Join(from, fmt.Sprint(n, strings.Repeat("x", 200)))
+		if err := errors.Join(os.WriteFile(name, nil, 0o600), os.Link(name, name+"2")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	walk := func(u *unpacker) error {
+		fd, err := unix.Open(from, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &walker{ctx: t.Context(), to: u, digest: sha256.New(), links: map[uint64]string{}, progress: func(int64, int64) {}}
+		return w.walk(fd, "")
+	}
+	u := testUnpacker(t, Limits{Bytes: 1 << 20, Files: 50})
+	if err := walk(u); !errors.Is(err, ErrTooLarge) || u.have > 1 {
+		t.Errorf("80 files, 50 are allowed: %v, after %d", err, u.have)
+	}
+	u = testUnpacker(t, Limits{Bytes: 1 << 20, Files: 81})
+	if err := walk(u); err != nil {
+		t.Errorf("as many as are allowed: %v", err)
+	}
+	u = testUnpacker(t, DefaultLimits)
+	u.used.names = maxNames - 4096
+	if err := walk(u); !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "names") {
+		t.Errorf("names of links: %v", err)
 	}
 }
 

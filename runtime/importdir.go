@@ -43,7 +43,7 @@ func copyTree(ctx context.Context, fd int, dir string, o ImportOptions) (Generat
 	if err := w.walk(fd, ""); err != nil {
 		return made, err
 	}
-	if err := u.finish(&made); err != nil {
+	if err := u.finish(ctx, &made); err != nil {
 		return made, err
 	}
 	made.Digest = fmt.Sprintf("sha256-%x", w.digest.Sum(nil))
@@ -59,6 +59,7 @@ type walker struct {
 	digest   hash.Hash // of everything but times
 	device   uint64
 	links    map[uint64]string // inode with several names: the first of them
+	ahead    int64             // entries whose names are read
 	progress func(done, total int64)
 }
 
@@ -78,16 +79,30 @@ func (w *walker) walk(fd int, name string) error {
 	if strings.Count(name, "/") > maxTarDepth {
 		return fmt.Errorf("%s: %w", printable(name, 256), errTooDeep)
 	}
-	names, err := readNames(fd)
+	names, err := w.readNames(fd)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", printable(name, 256), err)
 	}
 	for _, base := range names {
+		w.ahead--
 		if err := w.child(fd, base, path.Join(name, base)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// readNames does not read more than there may be files: of a directory that
+// does not end, the names alone would fill the memory.
+func (w *walker) readNames(fd int) ([]string, error) {
+	used := w.to.used
+	most := used.limits.Files - used.files - w.ahead
+	names, err := readNamesUpTo(fd, int(most)+1)
+	if err == nil && int64(len(names)) > most {
+		err = used.tooManyFiles()
+	}
+	w.ahead += int64(len(names))
+	return names, err
 }
 
 func (w *walker) child(dir int, base, name string) error {
@@ -153,6 +168,9 @@ func (w *walker) add(fd int, name string, st *unix.Stat_t) error {
 	if first, ok := w.links[st.Ino]; ok && h.Typeflag != tar.TypeDir && st.Nlink > 1 {
 		h.Typeflag, h.Linkname, content = tar.TypeLink, first, nil
 	} else if st.Nlink > 1 && h.Typeflag != tar.TypeDir {
+		if err := w.to.used.name(name); err != nil {
+			return err
+		}
 		w.links[st.Ino] = name
 	}
 	if h.Typeflag != tar.TypeLink {
@@ -290,14 +308,20 @@ func (fd readerAt) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // readNames lists a directory, sorted, and leaves it open.
-func readNames(fd int) ([]string, error) {
+func readNames(fd int) ([]string, error) { return readNamesUpTo(fd, -1) }
+
+// readNamesUpTo lists so many of its entries.
+func readNamesUpTo(fd, most int) ([]string, error) {
 	again, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(again), ".")
 	defer f.Close()
-	names, err := f.Readdirnames(-1)
+	names, err := f.Readdirnames(most)
+	if err == io.EOF { // it is empty
+		err = nil
+	}
 	slices.Sort(names)
 	return names, err
 }

@@ -79,7 +79,7 @@ func TestImportDirectoryRefused(t *testing.T) {
 		"missing": {empty + "/none", 0, "no such file"},
 		"deep":    {deep, 0, "nested deeper"},
 		"large":   {large, 1 << 20, "too large"},
-		"device":  {"/dev/null", 0, "neither a file nor a directory"},
+		"device":  {"/dev/null", 0, "not a regular file"},
 	}
 	for name, test := range tests {
 		templates := OpenTemplates(t.TempDir())

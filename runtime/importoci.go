@@ -61,7 +61,7 @@ func importOCI(ctx context.Context, where, dir string, o ImportOptions) (Generat
 	}
 	// What a manifest names, it names by digest.
 	made.Digest = "sha256-" + image.digest.Encoded()
-	return made, u.finish(&made)
+	return made, u.finish(ctx, &made)
 }
 
 // ociImage is one image of a layout.
@@ -98,9 +98,9 @@ func openOCI(where string) (*ociImage, error) {
 }
 
 func readDocument(name string, into any) error {
-	f, err := os.Open(name)
+	f, _, err := openSource(name)
 	if err != nil {
-		return errnoOf(err)
+		return err
 	}
 	defer f.Close()
 	if err := json.NewDecoder(io.LimitReader(f, maxOCIDocument)).Decode(into); err != nil {
@@ -139,12 +139,7 @@ func (i *ociImage) resolve(d v1.Descriptor, nested int) error {
 		v1.Manifest
 		Manifests []v1.Descriptor `json:"manifests"`
 	}
-	blob, err := i.open(d)
-	if err != nil {
-		return err
-	}
-	defer blob.Close()
-	body, err := io.ReadAll(io.LimitReader(blob, maxOCIDocument))
+	body, err := i.read(d)
 	if err != nil {
 		return err
 	}
@@ -168,22 +163,33 @@ func (i *ociImage) resolve(d v1.Descriptor, nested int) error {
 	return i.resolve(both.Manifests[at], nested+1)
 }
 
+// read returns a blob that is a document. Only whose end was read is what its
+// digest says.
+func (i *ociImage) read(d v1.Descriptor) ([]byte, error) {
+	blob, err := i.open(d)
+	if err != nil {
+		return nil, err
+	}
+	defer blob.Close()
+	body, err := io.ReadAll(io.LimitReader(blob, maxOCIDocument+1))
+	if err == nil && len(body) > maxOCIDocument {
+		err = fmt.Errorf("blob %s is too large: a manifest has at most %d MiB", d.Digest, maxOCIDocument>>20)
+	}
+	return body, err
+}
+
 // open opens a blob. What is read of it is checked: reading fails at its end
 // unless it has the size and the digest that it should have.
 func (i *ociImage) open(d v1.Descriptor) (io.ReadCloser, error) {
 	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != digest.SHA256 {
 		return nil, fmt.Errorf("digest %q is not understood: sha256 is known", printable(string(d.Digest), 80))
 	}
-	f, err := os.Open(filepath.Join(i.dir, v1.ImageBlobsDir, "sha256", d.Digest.Encoded()))
-	if err != nil {
-		return nil, fmt.Errorf("blob %s: %w", d.Digest, errnoOf(err))
-	}
-	info, err := f.Stat()
-	if err == nil && (!info.Mode().IsRegular() || info.Size() != d.Size) {
+	f, size, err := openSource(filepath.Join(i.dir, v1.ImageBlobsDir, "sha256", d.Digest.Encoded()))
+	if err == nil && size != d.Size {
+		f.Close()
 		err = errors.New("it has not the size that the image says")
 	}
 	if err != nil {
-		f.Close()
 		return nil, fmt.Errorf("blob %s: %w", d.Digest, err)
 	}
 	return &checkedBlob{f, f, d.Digest.Verifier(), d}, nil
@@ -219,6 +225,8 @@ func (i *ociImage) unpackLayer(ctx context.Context, d v1.Descriptor, u *unpacker
 		return err
 	}
 	// The end of the compressed stream may not be the end of the blob.
-	_, err = io.Copy(io.Discard, whole)
-	return err
+	if _, err = io.Copy(io.Discard, whole); err != nil {
+		return err
+	}
+	return u.endLayer()
 }

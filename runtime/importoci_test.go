@@ -13,10 +13,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	"github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // layout is an OCI image layout that is being made.
@@ -72,6 +74,26 @@ func (l layout) image(layers ...[]byte) v1.Descriptor {
 	return l.document(m)
 }
 
+// forged puts another manifest, of at least so many bytes, under the digest of
+// an image.
+func (l layout) forged(layer []byte, size int) v1.Descriptor {
+	genuine := l.image(layer)
+	body, err := os.ReadFile(l.blobName(l.image(layer, tarOf(l.t, file("evil", "")))))
+	if err == nil {
+		body = append(body, bytes.Repeat([]byte(" "), max(0, size-len(body)))...)
+		err = os.WriteFile(l.blobName(genuine), body, 0o644)
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	genuine.Size = int64(len(body))
+	return genuine
+}
+
+func (l layout) blobName(d v1.Descriptor) string {
+	return filepath.Join(l.dir, "blobs/sha256", d.Digest.Encoded())
+}
+
 func (l layout) index(images ...v1.Descriptor) {
 	l.write("index.json", v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: images})
 }
@@ -117,6 +139,26 @@ func TestImportOCI(t *testing.T) {
 	}
 	if made.Digest != "sha256-"+image.Digest.Encoded() {
 		t.Errorf("digest %s of the image %s", made.Digest, image.Digest)
+	}
+}
+
+// Images that were made on AUFS have its own files, into which what has several
+// names may be linked.
+func TestImportOCIFromAUFS(t *testing.T) {
+	hardLink := func(name, to string) tar.Header { return tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: to} }
+	l := newLayout(t)
+	l.index(l.image(
+		tarOf(t, file(".wh..wh.aufs", ""), dir(".wh..wh.orph"), file(".wh..wh.orph/x", ""), dir(".wh..wh.plnk"), file(".wh..wh.plnk/7.1", "1"),
+			hardLink("a", ".wh..wh.plnk/7.1"), hardLink("b", "./.wh..wh.plnk/7.1")),
+		tarOf(t, dir("./.wh..wh.orph"), file("./.wh..wh.plnk/7.1", "2"), hardLink("b", ".wh..wh.plnk/7.1"), dir("d"), file("d/.wh..wh..opq", "")),
+		tarOf(t, file(".wh..wh.plnk/7.2", "3"), hardLink("c", ".wh..wh.plnk/7.2")),
+	))
+	made, err := OpenTemplates(t.TempDir()).Import(t.Context(), "x", "oci:"+l.dir, ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := contents(t, made.Path), "a=1 b=2 c=3 d"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
@@ -211,7 +253,11 @@ func TestImportOCIDamaged(t *testing.T) {
 		"other algorithm": {func(l layout) {
 			l.index(v1.Descriptor{Digest: digest.Digest("sha512:" + strings.Repeat("a", 128)), Size: 1})
 		}, "sha256 is known"},
-		"no layers": {func(l layout) { l.index(l.image()) }, "has 0 layers"},
+		"other manifest": {func(l layout) { l.index(l.forged(layer, 0)) }, "has another digest"},
+		// Read up to the bound, its end and so its digest would not be seen.
+		"other manifest, as long as may be":  {func(l layout) { l.index(l.forged(layer, maxOCIDocument)) }, "has another digest"},
+		"other manifest, longer than may be": {func(l layout) { l.index(l.forged(layer, maxOCIDocument+1)) }, "at most 4 MiB"},
+		"no layers":                          {func(l layout) { l.index(l.image()) }, "has 0 layers"},
 		"nested": {func(l layout) {
 			d := l.image(layer)
 			for range 10 {
@@ -231,6 +277,46 @@ func TestImportOCIDamaged(t *testing.T) {
 		}
 		if left, _ := os.ReadDir(templates.digestDir("")); len(left) > 0 {
 			t.Errorf("%s left %v", name, left)
+		}
+	}
+}
+
+// Who opens a FIFO waits for somebody who writes it, and nothing ends that.
+func TestImportFIFO(t *testing.T) {
+	layer := tarOf(t, file("x", "1"))
+	for _, name := range []string{"tar", "oci-layout", "index.json", "manifest", "layer"} {
+		l := newLayout(t)
+		image := l.image(layer)
+		l.index(image)
+		source, fifo := "oci:"+l.dir, filepath.Join(l.dir, name)
+		switch name {
+		case "tar":
+			source = fifo
+		case "manifest":
+			fifo = l.blobName(image)
+		case "layer":
+			fifo = l.blobName(v1.Descriptor{Digest: digest.FromBytes(layer)})
+		}
+		os.Remove(fifo)
+		if err := unix.Mkfifo(fifo, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		templates, done := OpenTemplates(t.TempDir()), make(chan error, 1)
+		go func() {
+			_, err := templates.Import(t.Context(), "x", source, ImportOptions{})
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if err == nil || !strings.Contains(err.Error(), "regular file") {
+				t.Errorf("%s: %v", name, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: the import waits for a writer", name)
+			if f, err := os.OpenFile(fifo, os.O_RDWR, 0); err == nil { // which lets it end
+				f.Close()
+				<-done
+			}
 		}
 	}
 }

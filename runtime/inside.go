@@ -24,25 +24,6 @@ func (i *Instance) inside(what string, kinds []string, do func() error) error {
 	return i.enter(what, kinds, func() error { return nil }, do)
 }
 
-// insideAsRoot runs do in the environment's mount namespace, where t is its
-// root. What do makes belongs to root inside.
-func (i *Instance) insideAsRoot(what string, do func(t *tree) error) error {
-	uid, gid := i.rootIDs()
-	return i.inside(what, []string{"mnt"}, func() error {
-		if uid != 0 {
-			if err := becomeOwner(uid, gid); err != nil {
-				return err
-			}
-		}
-		t, err := openTreeRoot("/")
-		if err != nil {
-			return err
-		}
-		defer t.Close()
-		return do(t)
-	})
-}
-
 // enter is inside with something to be done on the same thread before.
 func (i *Instance) enter(what string, kinds []string, prepare, do func() error) error {
 	var spaces []*os.File

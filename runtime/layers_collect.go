@@ -12,7 +12,15 @@ import (
 // goes when no disk and no other layer needs it. As long as exactly one does,
 // the two become one as soon as nothing runs that uses them.
 func (l *Layers) Release(uuid [16]byte, id string) error {
-	err := l.locked(func() error {
+	if err := l.GiveUp(uuid, id); err != nil {
+		return err
+	}
+	return l.Collect(uuid)
+}
+
+// GiveUp is the part of Release that takes no time; Collect is the other.
+func (l *Layers) GiveUp(uuid [16]byte, id string) error {
+	return l.locked(func() error {
 		layer, err := l.Of(uuid, id)
 		if err != nil || layer.Released {
 			return err
@@ -20,11 +28,11 @@ func (l *Layers) Release(uuid [16]byte, id string) error {
 		layer.Released = true
 		return l.describe(l.layerDir(id), layer)
 	})
-	if err != nil {
-		return err
-	}
-	return l.collect(formatUUID(uuid))
 }
+
+// Collect removes the data of an environment's layers that were given up, as far
+// as that can be now.
+func (l *Layers) Collect(uuid [16]byte) error { return l.collect(formatUUID(uuid)) }
 
 // user is who stands directly on a layer: a disk or another layer.
 type user struct {

@@ -95,17 +95,13 @@ type cloner struct {
 
 // measure sums up what there is to copy.
 func (c *cloner) measure(dir, depth int) error {
-	names, err := readNames(dir)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
+	return eachName(dir, func(name string) error {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
 		var st unix.Stat_t
 		if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err == unix.ENOENT {
-			continue
+			return nil
 		} else if err != nil {
 			return err
 		}
@@ -123,8 +119,8 @@ func (c *cloner) measure(dir, depth int) error {
 				return err
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // directory copies one, its content first: that changes its times.
@@ -141,17 +137,17 @@ func (c *cloner) directory(from int, path string, to int, base string, st *unix.
 		return err
 	}
 	defer unix.Close(made)
-	names, err := readNames(from)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
+	err = eachName(from, func(name string) error {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
 		if err := c.entry(from, made, name); err != nil {
 			return fmt.Errorf("%s: %w", printable(name, 64), err)
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return copyAttributes(procPath(from, path), to, base, st, keep)
 }

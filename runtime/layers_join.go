@@ -31,41 +31,46 @@ func joinableTree(dir, depth int) (bool, error) {
 	if depth > maxTreeDepth {
 		return false, nil
 	}
-	names, err := readNames(dir)
+	plain := true
+	err := eachName(dir, func(name string) (err error) {
+		if plain {
+			plain, err = joinableEntry(dir, name, depth)
+		}
+		return err
+	})
+	if err != nil || !plain {
+		return false, err
+	}
+	return joinableEntry(dir, ".", depth)
+}
+
+// joinableEntry tells it of an entry of a directory, and of what is below that.
+func joinableEntry(dir int, name string, depth int) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return false, err
+	}
+	notes, err := attributes(procPath(dir, name))
 	if err != nil {
 		return false, err
 	}
-	for _, name := range append(names, ".") {
-		var st unix.Stat_t
-		if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return false, err
+	for _, note := range notes {
+		if !ownAttribute(note) && !joinableNotes[note] {
+			return false, nil
 		}
-		notes, err := attributes(procPath(dir, name))
-		if err != nil {
-			return false, err
-		}
-		for _, note := range notes {
-			if !ownAttribute(note) && !joinableNotes[note] {
-				return false, nil
-			}
-			if note == overlayOpaque && !isOpaque(dir, name) {
-				return false, nil // another meaning than ours
-			}
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR || name == "." {
-			continue
-		}
-		child, err := openDirectory(dir, name)
-		if err != nil {
-			return false, err
-		}
-		plain, err := joinableTree(child, depth+1)
-		unix.Close(child)
-		if err != nil || !plain {
-			return false, err
+		if note == overlayOpaque && !isOpaque(dir, name) {
+			return false, nil // another meaning than ours
 		}
 	}
-	return true, nil
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || name == "." {
+		return true, nil
+	}
+	child, err := openDirectory(dir, name)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(child)
+	return joinableTree(child, depth+1)
 }
 
 func isOpaque(dir int, name string) bool {
@@ -97,17 +102,13 @@ func joinDirectory(from, to int) error {
 	if err := unix.Fstat(to, &before); err != nil {
 		return err
 	}
-	names, err := readNames(from)
-	if err != nil {
+	empty := true
+	err := eachName(from, func(name string) error {
+		empty = false
+		return joinEntry(from, to, name)
+	})
+	if err != nil || empty {
 		return err
-	}
-	for _, name := range names {
-		if err := joinEntry(from, to, name); err != nil {
-			return err
-		}
-	}
-	if len(names) == 0 {
-		return nil
 	}
 	// It may have got files now whose numbers are those of another layer's.
 	if err := unix.Lsetxattr(procPath(to, "."), overlayImpure, []byte("y"), 0); err != nil {

@@ -248,21 +248,16 @@ func (q *quota) isNew() bool {
 		return false
 	}
 	defer upper.Close()
-	names, err := readNames(int(upper.Fd()))
-	return err == nil && len(names) == 0
+	some := errors.New("there is something")
+	return eachName(int(upper.Fd()), func(string) error { return some }) == nil
 }
 
 // give makes the directory and what is in it a project, itself at last: one
 // that has a number is wholly of that project.
 func (q *quota) give(ctx context.Context, project uint32) error {
-	names, err := readNames(int(q.dir.Fd()))
+	err := eachName(int(q.dir.Fd()), func(name string) error { return giveBelow(ctx, q.dir, name, project, 0) })
 	if err != nil {
 		return err
-	}
-	for _, name := range names {
-		if err := giveBelow(ctx, q.dir, name, project, 0); err != nil {
-			return err
-		}
 	}
 	return setProject(q.dir, project)
 }
@@ -303,19 +298,11 @@ func giveBelow(ctx context.Context, dir *os.File, name string, project uint32, d
 	if err := setProject(f, project); err != nil {
 		return err
 	}
-	names, err := readNames(int(f.Fd()))
+	err = eachName(int(f.Fd()), func(name string) error { return giveBelow(ctx, f, name, project, depth+1) })
 	if err == unix.ENOTDIR {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := giveBelow(ctx, f, name, project, depth+1); err != nil {
-			return err
-		}
-	}
-	return nil
+	return err
 }
 
 // mountedOver tells whether an entry of a directory is of another file system.

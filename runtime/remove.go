@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -76,13 +77,41 @@ func (r *removal) clear() error {
 
 // clearDirectory removes all that can be; the error is the first one.
 func (r *removal) clearDirectory(dir, depth int) error {
-	names, first := readNames(dir)
-	for _, name := range names {
+	var first error
+	err := eachName(dir, func(name string) error {
 		if err := unlessGone(r.remove(dir, name, depth)); err != nil && first == nil {
 			first = fmt.Errorf("%s: %w", printable(name, 256), err)
 		}
+		return nil
+	})
+	return errors.Join(first, err)
+}
+
+// eachName goes through an open directory, in the order of the disk and with
+// few names at once: root inside makes more of them than the host has memory
+// for. do may remove what it is told of, and what is added meanwhile may or may
+// not be told.
+func eachName(dir int, do func(name string) error) error {
+	again, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
 	}
-	return first
+	f := os.NewFile(uintptr(again), ".")
+	defer f.Close()
+	for {
+		names, err := f.Readdirnames(1024)
+		for _, name := range names {
+			if err := do(name); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func (r *removal) remove(dir int, name string, depth int) error {

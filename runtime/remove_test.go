@@ -86,3 +86,31 @@ func TestRemoveDeep(t *testing.T) {
 		t.Error("what is in nothing:", err)
 	}
 }
+
+// TestRemoveWide removes directories of more entries than are read at once, on
+// the disk, where removing what has been read moves the rest.
+func TestRemoveWide(t *testing.T) {
+	top, err := os.MkdirTemp(onDisk, "remove")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(top)
+	tree := filepath.Join(top, "tree")
+	for _, dir := range []string{tree, filepath.Join(tree, "below")} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		first := filepath.Join(dir, "first")
+		if err := os.WriteFile(first, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for n := range 5000 {
+			if err := os.Link(first, fmt.Sprintf("%s-%d", first, n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := removeTree(tree); err != nil || exists(tree) {
+		t.Error("the tree is there still:", err)
+	}
+}

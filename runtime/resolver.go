@@ -43,13 +43,21 @@ func resolvedFile(env *xml.Environment) runFile {
 
 // writeResolver writes resolv.conf in the root t, where lookups stay.
 func writeResolver(t *tree, text string) error {
+	return writeNames(text, func(flags int, mode uint32) (int, error) { return openRegular(t.fd, resolverPath, flags, mode) },
+		func() error { return makeResolverDir(t) })
+}
+
+// writeNames writes what open opens, which follows a link, also to a file that
+// is yet to be made.
+func writeNames(text string, open func(flags int, mode uint32) (int, error), makeDir func() error) error {
 	if text == "" {
 		return nil
 	}
-	fd, err := openResolver(t)
+	const flags, mode = unix.O_WRONLY | unix.O_CREAT | unix.O_TRUNC, 0o644
+	fd, err := open(flags, mode)
 	if errors.Is(err, unix.ENOENT) {
-		if err = makeResolverDir(t); err == nil {
-			fd, err = openResolver(t)
+		if err = makeDir(); err == nil {
+			fd, err = open(flags, mode)
 		}
 	}
 	if errors.Is(err, unix.EROFS) {
@@ -59,26 +67,8 @@ func writeResolver(t *tree, text string) error {
 		return fmt.Errorf("write %s: %w", resolverPath, err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Ftruncate(fd, 0); err != nil {
-		return err
-	}
 	_, err = unix.Write(fd, []byte(text)) // short, and to a regular file
 	return err
-}
-
-// openResolver follows a link, also to a file that is yet to be made, and
-// takes nothing but a regular file.
-func openResolver(t *tree) (int, error) {
-	fd, err := openIn(t.fd, resolverPath, unix.O_WRONLY|unix.O_CREAT|unix.O_NONBLOCK|unix.O_NOCTTY, 0o644)
-	if err != nil {
-		return -1, err
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		unix.Close(fd)
-		return -1, errors.Join(err, unix.EINVAL)
-	}
-	return fd, nil
 }
 
 // makeResolverDir makes the directory a link leads into.
@@ -113,6 +103,8 @@ func (i *Instance) setResolver(before, after *xml.Environment) error {
 		return nil
 	}
 	return i.inTime(func() error {
-		return i.insideAsRoot(resolverPath, func(t *tree) error { return writeResolver(t, resolverText(after)) })
+		return writeNames(resolverText(after),
+			func(flags int, mode uint32) (int, error) { return i.openAs(Owner{}, resolverPath, flags, mode) },
+			func() error { return i.asUser(Owner{}, resolverPath, makeResolverDir) })
 	})
 }

@@ -187,7 +187,12 @@ func (i *Instance) replaceConsole() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = i.insideAsRoot("console", func(t *tree) error {
+	err = i.inside("console", []string{"mnt"}, func() error {
+		t, err := openTreeRoot("/")
+		if err != nil {
+			return err
+		}
+		defer t.Close()
 		slave, err := t.open(fmt.Sprintf("dev/pts/%d", number), unix.O_PATH|unix.O_NOFOLLOW)
 		if err != nil {
 			return err

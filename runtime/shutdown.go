@@ -99,19 +99,15 @@ func (i *Instance) initctl(reboot bool) error {
 	binary.NativeEndian.PutUint32(message[0:], 0x03091969) // INIT_MAGIC
 	binary.NativeEndian.PutUint32(message[4:], 1)          // INIT_CMD_RUNLVL
 	binary.NativeEndian.PutUint32(message[8:], uint32(level))
-	return i.inTime(func() error {
-		t, err := openTreeRoot(fmt.Sprintf("/proc/%d/root", i.rec.Init))
-		if err != nil {
-			return err
-		}
-		defer t.Close()
+	_, err := inTree(context.Background(), i, Owner{}, "/run/initctl", func(t *tree) (none struct{}, err error) {
 		for _, name := range []string{"/run/initctl", "/dev/initctl", "/etc/.initctl"} {
 			if err := writeFifo(t, name, message); err == nil {
-				return nil
+				return none, nil
 			}
 		}
-		return fmt.Errorf("%s has no /run/initctl: its init does not take run levels: %w", i.Name(), ErrUnsupported)
+		return none, fmt.Errorf("its init does not take run levels: %w", ErrUnsupported)
 	})
+	return err
 }
 
 // writeFifo writes to a fifo inside and to nothing else, whatever root inside

@@ -71,6 +71,7 @@ func TestImport(t *testing.T) {
 		tar.Header{Typeflag: tar.TypeFifo, Name: "run/fifo", Mode: 0o600},
 		tar.Header{Typeflag: tar.TypeChar, Name: "dev/null"},
 		file("twice", "old"), file("twice", "new"),
+		dir("bin/d"), dir("usr/bin/d"), tar.Header{Typeflag: tar.TypeDir, Name: "bin/d", ModTime: at},
 		tar.Header{Typeflag: tar.TypeReg, Name: "ping", PAXRecords: map[string]string{
 			"SCHILY.xattr.user.x": "y", "SCHILY.xattr.trusted.overlay.redirect": "/etc"}},
 		link("abs", "/etc/passwd"), file("etc/deep/er/file", ""))
@@ -83,8 +84,10 @@ func TestImport(t *testing.T) {
 	if err != nil || info.Mode() != os.ModeSetuid|0o755 || !info.ModTime().Equal(at) {
 		t.Errorf("su: %v, %v", info, err)
 	}
-	if info, _ := os.Stat(root + "/usr/bin"); !info.ModTime().Equal(at) {
-		t.Errorf("a directory has the time %v", info.ModTime())
+	for _, name := range []string{"/usr/bin", "/usr/bin/d"} {
+		if info, _ := os.Stat(root + name); !info.ModTime().Equal(at) {
+			t.Errorf("the directory %s has the time %v", name, info.ModTime())
+		}
 	}
 	if a, _ := os.Stat(root + "/usr/bin/su2"); !os.SameFile(a, info) {
 		t.Error("a hard link was not made")
@@ -102,7 +105,7 @@ func TestImport(t *testing.T) {
 		t.Errorf("attributes %q", names)
 	}
 	list, err := templates.List()
-	if err != nil || len(list) != 1 || list[0].Name != "x" || list[0].Digest != made.Digest || made.Files != 13 {
+	if err != nil || len(list) != 1 || list[0].Name != "x" || list[0].Digest != made.Digest || made.Files != 16 {
 		t.Errorf("list %+v, %v", list, err)
 	}
 }

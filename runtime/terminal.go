@@ -181,7 +181,7 @@ func (i *Instance) openTerminal(link string) (master *os.File, number int, err e
 		number int
 	}
 	t, err := patiently(context.Background(), i, func() (made terminal, err error) {
-		err = i.insideAsRoot("console", func(t *tree) error {
+		err = i.asUser(Owner{}, "console", func(t *tree) error {
 			fd, err := openMaster(t)
 			if err != nil {
 				return err
@@ -248,7 +248,7 @@ func (i *Instance) removeLink(link, target string) error {
 		return nil
 	}
 	return i.inTime(func() error {
-		return i.insideAsRoot("console", func(t *tree) error {
+		return i.asUser(Owner{}, "console", func(t *tree) error {
 			dev, err := t.open("dev", unix.O_PATH|unix.O_DIRECTORY)
 			if err != nil {
 				return nil // without a /dev there is no link either

@@ -16,6 +16,26 @@ const (
 	opaque   = ".wh..wh..opq"
 )
 
+// AUFS kept files of its own at the top of each layer, and images that were
+// made on it have them still. What has several names may be one of those in
+// aufsLinks, and is there until its layer is unpacked.
+const (
+	aufs      = ".wh..wh."
+	aufsLinks = ".wh..wh.plnk"
+)
+
+// ofAUFS tells whether an entry has no meaning but to AUFS.
+func ofAUFS(name string) bool {
+	top, _, _ := strings.Cut(name, "/")
+	return strings.HasPrefix(top, aufs) && top != opaque && top != aufsLinks
+}
+
+// endLayer is called when all of a layer is unpacked.
+func (u *unpacker) endLayer() error {
+	u.forgetParent()
+	return removeAllAt(u.root.fd, aufsLinks)
+}
+
 // layerEntry does what an entry means because other layers lie below: take
 // away what it names, or make room for it. done tells that nothing is left to
 // make.
@@ -23,13 +43,16 @@ func (u *unpacker) layerEntry(dir int, base, name string, h *tar.Header) (done b
 	if base == opaque {
 		return true, u.clear(dir, path.Dir(name))
 	}
-	if gone, ok := strings.CutPrefix(base, whiteout); ok {
+	if gone, ok := strings.CutPrefix(base, whiteout); ok && name != aufsLinks {
 		if gone == "" || gone == "." || gone == ".." || strings.HasPrefix(gone, whiteout) {
 			return true, errors.New("this whiteout names nothing")
 		}
 		return true, removeAllAt(dir, gone)
 	}
 	for at := name; at != "." && at != "/" && !u.layer[at]; at = path.Dir(at) {
+		if err := u.used.name(at); err != nil {
+			return false, err
+		}
 		u.layer[at] = true
 	}
 	var st unix.Stat_t

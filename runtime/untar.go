@@ -3,11 +3,15 @@ package runtime
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,7 +34,7 @@ type unpacker struct {
 	used budget
 	size int64 // bytes of data
 	have int64 // entries
-	dirs []dirTime
+	dirs map[string]dirTime
 	// deep is how many directories above the root there are.
 	deep int
 	// layer is what this layer of an image has made; nil for a single archive.
@@ -42,8 +46,8 @@ type unpacker struct {
 
 // dirTime is set at the end: unpacking into a directory changes its time.
 type dirTime struct {
-	name string
-	at   time.Time
+	at    time.Time
+	entry int64 // the later counts: by links a directory may have several names
 }
 
 func newUnpacker(dir string, limits Limits) (*unpacker, error) {
@@ -57,7 +61,7 @@ func newUnpacker(dir string, limits Limits) (*unpacker, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &unpacker{root: root, used: budget{limits: limits}, parentFD: -1}
+	u := &unpacker{root: root, used: budget{limits: limits}, dirs: map[string]dirTime{}, parentFD: -1}
 	u.deep, err = depth(root.fd)
 	return u, err
 }
@@ -77,7 +81,8 @@ func (u *unpacker) close() {
 
 // unpackStream unpacks an archive that may be compressed. digest gets all of
 // it, uncompressed.
-func (u *unpacker) unpackStream(r io.Reader, digest io.Writer) error {
+func (u *unpacker) unpackStream(r io.Reader, digest io.Writer) (err error) {
+	defer func() { err = tooMuchMemory(err) }()
 	plain, err := decompress(bufio.NewReaderSize(r, 256<<10))
 	if err != nil {
 		return err
@@ -109,12 +114,12 @@ func (u *unpacker) unpack(archive *tar.Reader) error {
 }
 
 // finish completes the root and tells how large it is.
-func (u *unpacker) finish(made *Generation) error {
+func (u *unpacker) finish(ctx context.Context, made *Generation) error {
 	if u.have == 0 {
 		return errors.New("it has no files: the root of a system is needed")
 	}
 	made.Size, made.Files = u.size, u.have
-	return u.setDirTimes()
+	return u.setDirTimes(ctx)
 }
 
 // body is the content of a regular file.
@@ -135,7 +140,8 @@ func (b fileBody) size() int64                       { return b.n }
 func (b fileBody) writeTo(f *os.File) (int64, error) { return io.Copy(f, b.Reader) }
 
 // cleanName makes an entry's name relative to the root. ".." is refused and
-// not resolved: no honest root has it.
+// not resolved: no honest root has it. It can be kept, and nothing of the
+// archive with it.
 func cleanName(name string) (string, error) {
 	if len(name) > maxTarName || strings.ContainsRune(name, 0) {
 		return "", errors.New("bad name")
@@ -145,7 +151,7 @@ func cleanName(name string) (string, error) {
 			return "", errors.New("a name must not contain \"..\"")
 		}
 	}
-	return strings.TrimPrefix(path.Clean("/"+name), "/"), nil
+	return strings.Clone(strings.TrimPrefix(path.Clean("/"+name), "/")), nil
 }
 
 func (u *unpacker) entry(h *tar.Header, content body) error {
@@ -165,6 +171,9 @@ func (u *unpacker) entry(h *tar.Header, content body) error {
 			return errors.New("the root must be a directory")
 		}
 		return u.attributes(u.root.fd, ".", h)
+	}
+	if u.layer != nil && ofAUFS(name) {
+		return nil
 	}
 	dir, err := u.parent(path.Dir(name))
 	if err != nil {
@@ -313,7 +322,12 @@ func (u *unpacker) mkdir(dir int, base, name string, h *tar.Header) error {
 	} else if err != nil {
 		return err
 	}
-	u.dirs = append(u.dirs, dirTime{name, h.ModTime})
+	if _, again := u.dirs[name]; !again {
+		if err := u.used.name(name); err != nil {
+			return err
+		}
+	}
+	u.dirs[name] = dirTime{h.ModTime, u.have}
 	return nil
 }
 
@@ -371,11 +385,15 @@ func setTime(dir int, base string, at time.Time) error {
 	return unix.UtimesNanoAt(dir, base, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-func (u *unpacker) setDirTimes() error {
-	for _, d := range u.dirs {
-		dir, err := u.root.open(path.Dir(d.name), unix.O_PATH|unix.O_DIRECTORY)
+func (u *unpacker) setDirTimes(ctx context.Context) error {
+	order := func(a, b string) int { return cmp.Compare(u.dirs[a].entry, u.dirs[b].entry) }
+	for _, name := range slices.SortedFunc(maps.Keys(u.dirs), order) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		dir, err := u.root.open(path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
 		if err == nil {
-			err = setTime(dir, path.Base(d.name), d.at)
+			err = setTime(dir, path.Base(name), u.dirs[name].at)
 			unix.Close(dir)
 		}
 		// A later entry may have replaced it.

@@ -75,7 +75,7 @@ func withoutDeclaration(doc string) string {
 	return doc
 }
 
-// FindAlias is the device of a running definition that has an alias.
+// FindAlias is the device of a definition that has an alias.
 func FindAlias(def *libvirtxml.Domain, alias string) (found *DeviceChange) {
 	list := reflect.ValueOf(def.Devices).Elem()
 	for n := range list.NumField() {

@@ -1,8 +1,10 @@
 package xml
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestMetadata(t *testing.T) {
@@ -135,6 +137,40 @@ func TestAdopt(t *testing.T) {
 	for uri, found := range map[string]bool{"urn:a": true, "urn:own": true, "urn:outer": false} {
 		if _, got, err := Metadata(def, uri); got != found || err != nil {
 			t.Errorf("%s: found %v, %v", uri, got, err)
+		}
+	}
+}
+
+// TestAdoptBounds: neither many prefixes nor long ones make much of a document.
+func TestAdoptBounds(t *testing.T) {
+	declared := func(n int, uri string) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, " xmlns:a%d='%s'", i, uri)
+		}
+		return b.String()
+	}
+	long := strings.Repeat("x", 100_000)
+	for name, c := range map[string]struct{ outer, metadata, want string }{
+		"as many as may be":        {declared(maxPrefixes, "u"), strings.Repeat("<c/>", 10_000) + "<a0:c/>", ""},
+		"again and again":          {strings.Repeat(declared(1, "u"), 10_000), strings.Repeat("<c/>", 10_000), ""},
+		"many":                     {declared(maxPrefixes+1, "u"), "<c/>", "more than 64 namespaces"},
+		"many times many":          {declared(16_000, "u"), strings.Repeat("<c/>", 8_000), "more than 64 namespaces"},
+		"many, and a long element": {declared(16_000, "u"), "<c>" + strings.Repeat("a", 1<<20) + "</c>", "more than 64 namespaces"},
+		"long":                     {declared(1, long), strings.Repeat("<a0:c/>", 10_000), "the limit is"},
+	} {
+		doc := strings.Replace(minimal, "<domain ", "<domain "+c.outer+" ", 1)
+		doc = strings.Replace(doc, "<os>", "<metadata>"+c.metadata+"</metadata><os>", 1)
+		begin := time.Now()
+		def, err := Parse(doc, host, ParseOptions{})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+		if err == nil && len(def.Metadata.XML) > len(c.metadata)+100 {
+			t.Errorf("%s: %d bytes became %d", name, len(c.metadata), len(def.Metadata.XML))
+		}
+		if took := time.Since(begin); took > 10*time.Second {
+			t.Errorf("%s: took %v", name, took)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // lxc is a container's config as far as it was read. What is made of several
@@ -47,12 +48,40 @@ func fromLXC(d *draft, config string) error {
 		if !ok {
 			return badLine(n, "'%s' is not KEY = VALUE", shorten(text))
 		}
-		key, value = strings.TrimSpace(key), strings.Trim(strings.TrimSpace(value), `"`)
+		key, value = strings.TrimSpace(key), withoutQuotes(strings.TrimSpace(value))
 		if err := c.read(n, key, value); err != nil {
 			return err
 		}
 	}
 	return c.finish()
+}
+
+// withoutQuotes takes quotes off that are around all of a value, as LXC does.
+// Others belong to it.
+func withoutQuotes(value string) string {
+	if n := len(value) - 1; n > 0 && value[0] == value[n] && (value[0] == '"' || value[0] == '\'') {
+		return value[1:n]
+	}
+	return value
+}
+
+// lxcWords are the words of a command: one that begins with a quote ends with
+// the next of its kind.
+func lxcWords(s string) (words []string) {
+	for s = strings.TrimSpace(s); s != ""; s = strings.TrimSpace(s) {
+		if s[0] == '"' || s[0] == '\'' {
+			if word, rest, closed := strings.Cut(s[1:], s[:1]); closed {
+				words, s = append(words, word), rest
+				continue
+			}
+		}
+		end := strings.IndexFunc(s, unicode.IsSpace)
+		if end < 0 {
+			end = len(s)
+		}
+		words, s = append(words, s[:end]), s[end:]
+	}
+	return words
 }
 
 // lxcOwn are settings of which nothing is lost: every environment has its
@@ -109,7 +138,7 @@ func (c *lxc) read(line int, key, value string) error {
 	case "lxc.mount.entry":
 		return c.mount(line, value)
 	case "lxc.init_cmd", "lxc.init.cmd":
-		for n, word := range strings.Fields(value) {
+		for n, word := range lxcWords(value) {
 			c.os = append(c.os, element([]string{"init", "initarg"}[min(n, 1)], word))
 		}
 	case "lxc.init.cwd":
@@ -225,7 +254,7 @@ func lxcBytes(s string) (uint64, error) {
 	if s == "-1" || s == "max" {
 		return math.MaxUint64, nil
 	}
-	n, err := amount(s, 1)
+	n, err := amount(s, 1, kernelSuffixes)
 	if n >= math.MaxInt64 {
 		n = math.MaxUint64
 	}
@@ -284,11 +313,9 @@ func (d *draft) tmpfs(line int, target string, options, more []string) {
 	}
 	for _, o := range options {
 		if text, ok := strings.CutPrefix(o, "size="); ok {
-			if n, err := amount(text, 1024); err == nil && n > 0 && n < Unlimited {
-				if !strings.ContainsAny(strings.ToLower(text), "kmgtp") {
-					n = max(1, n/1024)
-				}
-				source := element("source", "", "usage", fmt.Sprint(n), "units", "KiB")
+			n, err := amount(text, 1, kernelSuffixes)
+			if size := (n + 1023) / 1024; err == nil && size > 0 && size < Unlimited {
+				source := element("source", "", "usage", fmt.Sprint(size), "units", "KiB")
 				d.filesystems = append(d.filesystems, within("filesystem",
 					append([]string{source, element("target", "", "dir", target)}, more...), "type", "ram"))
 				return

@@ -199,10 +199,10 @@ func (c openvz) space() ([]string, error) {
 func (c openvz) pair(key string, unit uint64) (barrier, limit uint64, err error) {
 	s := c[key]
 	first, second, two := strings.Cut(s.value, ":")
-	if barrier, err = amount(first, unit); err == nil {
+	if barrier, err = amount(first, unit, openvzSuffixes); err == nil {
 		limit = barrier
 		if two {
-			limit, err = amount(second, unit)
+			limit, err = amount(second, unit, openvzSuffixes)
 		}
 	}
 	if err != nil {
@@ -211,16 +211,26 @@ func (c openvz) pair(key string, unit uint64) (barrier, limit uint64, err error)
 	return barrier, limit, nil
 }
 
-func amount(s string, unit uint64) (uint64, error) {
+// Suffixes and the bytes that they stand for: OpenVZ's, and those of the
+// kernel's memparse, whose P is something else.
+var (
+	openvzSuffixes = map[byte]uint64{'b': 1, 'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40, 'p': pageSize}
+	kernelSuffixes = map[byte]uint64{'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40, 'p': 1 << 50, 'e': 1 << 60}
+)
+
+// amount reads a number of units, or with a suffix one of bytes, and tells it
+// in units. A B after another suffix says nothing more.
+func amount(s string, unit uint64, suffixes map[byte]uint64) (uint64, error) {
 	s = strings.ToLower(strings.TrimSpace(s))
 	if s == "unlimited" {
 		return maxBeancounter, nil
 	}
-	s, scale := strings.TrimSuffix(s, "b"), uint64(0)
-	if n := strings.IndexByte("kmgtp", lastByte(s)); n >= 0 {
-		s, scale = s[:len(s)-1], 1<<(10*(n+1))
-	} else if p, ok := strings.CutSuffix(s, "p"); ok {
-		s = p
+	if short, ok := strings.CutSuffix(s, "b"); ok && suffixes[lastByte(short)] > 0 {
+		s = short
+	}
+	scale := suffixes[lastByte(s)]
+	if scale > 0 {
+		s = s[:len(s)-1]
 	}
 	number, err := strconv.ParseFloat(s, 64)
 	if err != nil || number < 0 || math.IsNaN(number) {

@@ -79,6 +79,61 @@ func TestNativeRefused(t *testing.T) {
 	}
 }
 
+// TestNativeAmounts: what a suffix means, of which OpenVZ and the kernel share
+// one but not its meaning.
+func TestNativeAmounts(t *testing.T) {
+	const openvz = "NAME=a\nOSTEMPLATE=b\n"
+	const lxc = "lxc.uts.name = a\nlxc.rootfs.path = dir:/x\n"
+	const tmpfs = "lxc.mount.entry = tmpfs mnt tmpfs nosuid,size="
+	for _, c := range []struct{ format, config, want string }{
+		{"openvz", openvz + `PHYSPAGES="0:131072"`, "<memory unit='KiB'>524288</memory>"},
+		{"openvz", openvz + `PHYSPAGES="0:131072P"`, "<memory unit='KiB'>524288</memory>"},
+		{"openvz", openvz + `PHYSPAGES="0:131072p"`, "<memory unit='KiB'>524288</memory>"},
+		{"openvz", openvz + `PHYSPAGES="0:536870912B"`, "<memory unit='KiB'>524288</memory>"},
+		{"openvz", openvz + `PHYSPAGES="536870912b"`, "<memory unit='KiB'>524288</memory>"},
+		{"openvz", openvz + `PHYSPAGES="0:512M"`, "<memory unit='KiB'>524288</memory>"},
+		{"openvz", openvz + `PHYSPAGES="0:512MB"`, "<memory unit='KiB'>524288</memory>"},
+		{"openvz", openvz + `PHYSPAGES="0:0.5g"`, "<memory unit='KiB'>524288</memory>"},
+		{"openvz", openvz + `DISKSPACE="1048576:2147483648B"`, "<space_hard_limit unit='KiB'>2097152</space_hard_limit>"},
+		{"openvz", openvz + `DISKSPACE="1048576:524288P"`, "<space_hard_limit unit='KiB'>2097152</space_hard_limit>"},
+		{"openvz", openvz + `NUMPROC="240B"`, "barrier='240' limit='240'"},
+		{"lxc-tools", lxc + "lxc.cgroup2.memory.max = 536870912", "<memory unit='KiB'>524288</memory>"},
+		{"lxc-tools", lxc + "lxc.cgroup2.memory.max = 512m", "<memory unit='KiB'>524288</memory>"},
+		{"lxc-tools", lxc + "lxc.cgroup2.memory.max = 1P", "<memory unit='KiB'>1099511627776</memory>"},
+		{"lxc-tools", lxc + tmpfs + "65536 0 0", "<source usage='64' units='KiB'/>"},
+		{"lxc-tools", lxc + tmpfs + "65537 0 0", "<source usage='65' units='KiB'/>"},
+		{"lxc-tools", lxc + tmpfs + "64k 0 0", "<source usage='64' units='KiB'/>"},
+		{"lxc-tools", lxc + tmpfs + "1P 0 0", "<source usage='1099511627776' units='KiB'/>"},
+	} {
+		doc, err := FromNative(c.format, c.config, host)
+		if err != nil || !strings.Contains(doc, c.want) {
+			t.Errorf("%s: %v, want %s in\n%s", c.config, err, c.want, doc)
+		}
+	}
+}
+
+// TestNativeQuotes: LXC takes off quotes around a value, not those within it.
+func TestNativeQuotes(t *testing.T) {
+	const config = "lxc.uts.name = 'a'\nlxc.rootfs.path = \"dir:/x\"\n"
+	for line, want := range map[string]string{
+		`lxc.environment = A="x y"`:               `<initenv name='A'>&quot;x y&quot;</initenv>`,
+		`lxc.environment = "A=x y"`:               `<initenv name='A'>x y</initenv>`,
+		`lxc.environment = 'A=x "y"'`:             `<initenv name='A'>x &quot;y&quot;</initenv>`,
+		`lxc.environment = A="`:                   `<initenv name='A'>&quot;</initenv>`,
+		`lxc.environment = "A='`:                  `<initenv name='&quot;A'>&apos;</initenv>`,
+		`lxc.environment = ""A"="`:                `<initenv name='&quot;A&quot;'/>`,
+		`lxc.environment = A=`:                    `<initenv name='A'/>`,
+		`lxc.init.cmd = /bin/sh -c "echo hi" x'y`: "<init>/bin/sh</init>\n    <initarg>-c</initarg>\n    <initarg>echo hi</initarg>\n    <initarg>x&apos;y</initarg>",
+		`lxc.init.cmd = /sbin/init ' 1" 2`:        "<initarg>&apos;</initarg>\n    <initarg>1&quot;</initarg>\n    <initarg>2</initarg>",
+		`lxc.mount.entry = /d" y none bind 0 0"`:  `<source dir='/d&quot;'/>`,
+	} {
+		doc, err := FromNative("lxc-tools", config+line+"\n", host)
+		if err != nil || !strings.Contains(doc, want) || !strings.Contains(doc, "<name>a</name>") {
+			t.Errorf("%s: %v, want %s in\n%s", line, err, want, doc)
+		}
+	}
+}
+
 // TestNativeComment: a comment can neither be left nor be without end.
 func TestNativeComment(t *testing.T) {
 	config := "NAME=a\nOSTEMPLATE=b\nX='--><domain>---'\n"

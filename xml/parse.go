@@ -69,7 +69,9 @@ func Parse(doc string, host HostFacts, o ParseOptions) (*libvirtxml.Domain, erro
 		}
 	}
 	if def.Metadata != nil {
-		adopt(doc, def.Metadata)
+		if err := adopt(doc, def.Metadata); err != nil {
+			return nil, err
+		}
 	}
 	if o.Validate {
 		if err := strict(doc, def); err != nil {

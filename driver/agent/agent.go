@@ -58,14 +58,14 @@ type Agent struct {
 
 	mu        sync.Mutex
 	last      int // the last handle given
-	files     map[int]*runtime.File
+	files     map[int]*openFile
 	processes map[int]*process
 }
 
 // New makes the agent of an environment.
 func New(guest Guest, shutdown func(ctx context.Context, mode string) error) *Agent {
 	ctx, stop := context.WithCancel(context.Background())
-	return &Agent{guest: guest, shutdown: shutdown, ctx: ctx, stop: stop, files: map[int]*runtime.File{}, processes: map[int]*process{}}
+	return &Agent{guest: guest, shutdown: shutdown, ctx: ctx, stop: stop, files: map[int]*openFile{}, processes: map[int]*process{}}
 }
 
 // Close ends what still runs and closes what is open.

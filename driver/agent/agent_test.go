@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"virtvzd/runtime"
@@ -30,7 +31,14 @@ type guest struct {
 }
 
 func (g *guest) Exec(ctx context.Context, c runtime.Command) (syscall.WaitStatus, error) {
+	if c.Began != nil && c.Args[0] != "missing" {
+		c.Began()
+	}
 	return g.program(ctx, c)
+}
+
+func (g *guest) OpenFile(context.Context, runtime.Owner, string, int, os.FileMode) (*runtime.File, error) {
+	return &runtime.File{}, nil
 }
 
 func (g *guest) ReadFile(_ context.Context, _ runtime.Owner, name string, limit int) ([]byte, error) {
@@ -150,6 +158,21 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// TestLoadPatience: a program inside that is called cat and never ends does not
+// keep waiting who asks for the load.
+func TestLoadPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t, &guest{program: func(ctx context.Context, _ runtime.Command) (syscall.WaitStatus, error) {
+			<-ctx.Done()
+			return 0, ctx.Err()
+		}})
+		began := time.Now()
+		if _, err := a.Do(t.Context(), `{"execute":"guest-get-load"}`); !strings.Contains(fmt.Sprint(err), context.DeadlineExceeded.Error()) || time.Since(began) > 10*time.Second {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+	})
+}
+
 // TestFrozen: while a file system is frozen, no command is begun that might
 // wait for it.
 func TestFrozen(t *testing.T) {
@@ -253,7 +276,7 @@ func TestExec(t *testing.T) {
 	if _, err := a.Do(t.Context(), status); err == nil || !strings.Contains(err.Error(), "PID lookup failed") {
 		t.Errorf("asked once more: %v", err)
 	}
-	for path, want := range map[string]string{"killed": `"signal":9`, "as if killed": `"exitcode":137`, "missing": "!cannot be run"} {
+	for path, want := range map[string]string{"killed": `"signal":9`, "as if killed": `"exitcode":137`} {
 		pid := do(t, a, `{"execute":"guest-exec","arguments":{"path":"`+path+`"}}`)["pid"]
 		status := fmt.Sprintf(`{"execute":"guest-exec-status","arguments":{"pid":%v}}`, pid)
 		var text string
@@ -261,9 +284,12 @@ func TestExec(t *testing.T) {
 		for text, err = a.Do(t.Context(), status); err == nil && strings.Contains(text, "false"); text, err = a.Do(t.Context(), status) {
 			time.Sleep(time.Millisecond)
 		}
-		if problem, fails := strings.CutPrefix(want, "!"); fails && (err == nil || !strings.Contains(err.Error(), problem)) || !fails && !strings.Contains(text, want) {
+		if err != nil || !strings.Contains(text, want) {
 			t.Errorf("%s: %s, %v", path, text, err)
 		}
+	}
+	if text, err := a.Do(t.Context(), `{"execute":"guest-exec","arguments":{"path":"missing"}}`); err == nil || !strings.Contains(err.Error(), "cannot be run") || len(a.processes) > 0 {
+		t.Errorf("missing: %s, %v; %d are kept", text, err, len(a.processes))
 	}
 	for range maxProcesses {
 		do(t, a, `{"execute":"guest-exec","arguments":{"path":"endless"}}`)
@@ -280,6 +306,25 @@ func TestExec(t *testing.T) {
 	if _, err := a.Do(t.Context(), `{"execute":"guest-exec","arguments":{"path":"tool"}}`); err == nil || !strings.Contains(err.Error(), "has ended") {
 		t.Errorf("after the end: %v", err)
 	}
+}
+
+// TestExecLate: a program that takes long to begin is asked about afterwards.
+func TestExecLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t, &guest{program: func(ctx context.Context, _ runtime.Command) (syscall.WaitStatus, error) {
+			time.Sleep(time.Minute)
+			return 0, runtime.ErrNotExecuted
+		}})
+		pid := do(t, a, `{"execute":"guest-exec","arguments":{"path":"missing"}}`)["pid"]
+		status := fmt.Sprintf(`{"execute":"guest-exec-status","arguments":{"pid":%v}}`, pid)
+		if got := do(t, a, status); got["exited"] != false {
+			t.Errorf("before it has begun: %v", got)
+		}
+		time.Sleep(time.Minute)
+		if _, err := a.Do(t.Context(), status); err == nil || !strings.Contains(err.Error(), "cannot be run") {
+			t.Errorf("at its end: %v", err)
+		}
+	})
 }
 
 // TestExecForgotten: programs that nobody asks about leave room for others, the
@@ -329,6 +374,41 @@ func ended(t *testing.T, a *Agent, status string) map[string]any {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// TestFilesLeft: what clients leave open takes no room for ever, and what is in
+// use keeps its own.
+func TestFilesLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t, &guest{})
+		const open = `{"execute":"guest-file-open","arguments":{"path":"/f"}}`
+		for range maxFiles {
+			if _, err := a.Do(t.Context(), open); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		if _, err := a.Do(t.Context(), open); err == nil || !strings.Contains(err.Error(), "the limit is 64") {
+			t.Errorf("one too many: %v", err)
+		}
+		if _, err := a.file(1); err != nil { // a use
+			t.Error(err)
+		}
+		time.Sleep(fileIdle - (maxFiles-2)*time.Second) // the first three were opened longer ago
+		for n := range 2 {
+			if text, err := a.Do(t.Context(), open); err != nil {
+				t.Errorf("%d: %s, %v", n, text, err)
+			}
+		}
+		if _, err := a.Do(t.Context(), open); err == nil {
+			t.Error("one that was used lately makes room")
+		}
+		for handle, kept := range map[int]bool{1: true, 2: false, 3: false, 4: true, maxFiles + 2: true} {
+			if _, err := a.file(handle); (err == nil) != kept {
+				t.Errorf("%d: %v", handle, err)
+			}
+		}
+	})
 }
 
 func TestKeys(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"virtvzd/runtime"
 )
@@ -29,6 +30,7 @@ type process struct {
 	capture  bool
 	stream   *stream // or nil
 
+	began  chan struct{} // see runtime.Command
 	done   chan struct{}
 	ended  syscall.WaitStatus
 	failed error
@@ -74,7 +76,7 @@ func (a *Agent) exec(ctx context.Context, args execArgs) (any, error) {
 			return nil, errors.New("an argument has a NUL character")
 		}
 	}
-	p := &process{done: make(chan struct{})}
+	p := &process{began: make(chan struct{}), done: make(chan struct{})}
 	c := runtime.Command{Args: append([]string{args.Path}, args.Args...), Env: args.Env, Stdin: bytes.NewReader(args.Input)}
 	switch args.Capture {
 	case nil, false, "none":
@@ -93,17 +95,43 @@ func (a *Agent) exec(ctx context.Context, args execArgs) (any, error) {
 	if args.Stream && (len(args.Input) > 0 || p.capture) {
 		return nil, errors.New("input-data and capture-output are not for a program with " + streamMember + ", which has both as they come")
 	}
+	n, err := a.launch(ctx, p, c, args.Stream)
+	if err != nil {
+		return nil, err
+	}
+	patience := time.NewTimer(startPatience)
+	defer patience.Stop()
+	select {
+	case <-p.began:
+	case <-p.done:
+		if p.failed != nil {
+			a.mu.Lock()
+			delete(a.processes, n)
+			a.mu.Unlock()
+			return nil, p.failed
+		}
+	case <-patience.C:
+	case <-ctx.Done():
+	}
+	return map[string]int{"pid": n}, nil
+}
+
+// startPatience is how long guest-exec waits to tell of a program that cannot be
+// run. After that, guest-exec-status does.
+const startPatience = 10 * time.Second
+
+func (a *Agent) launch(ctx context.Context, p *process, c runtime.Command, streams bool) (n int, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.processes) >= maxProcesses {
 		a.forgetEnded()
 	}
-	n, err := a.handle(len(a.processes), maxProcesses, "programs of guest-exec run")
-	if err != nil {
-		return nil, err
+	if n, err = a.handle(len(a.processes), maxProcesses, "programs of guest-exec run"); err != nil {
+		return 0, err
 	}
+	c.Began = func() { close(p.began) }
 	run, cancel := a.ctx, context.CancelFunc(func() {})
-	if args.Stream {
+	if streams {
 		run, cancel = a.streamContext(ctx)
 		p.stream = newStream(run)
 		c.Stdin, c.Stdout, c.Stderr = p.stream, &outlet{p.stream, "out"}, &outlet{p.stream, "err"}
@@ -114,7 +142,7 @@ func (a *Agent) exec(ctx context.Context, args execArgs) (any, error) {
 		cancel() // nobody waits for its input any more
 		close(p.done)
 	}()
-	return map[string]int{"pid": n}, nil
+	return n, nil
 }
 
 // forgetEnded makes room where there is something that has ended. a.mu is held.

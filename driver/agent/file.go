@@ -7,12 +7,16 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"virtvzd/runtime"
 )
 
 const (
+	// maxFiles bounds those that are open. A client that ends leaves its own
+	// behind, so one that was not used for fileIdle makes room for another.
 	maxFiles = 64
+	fileIdle = 5 * time.Minute
 	// maxRead is the most that one guest-file-read gives; its base64 fits an
 	// answer.
 	maxRead     = 2 << 20
@@ -43,13 +47,36 @@ func (a *Agent) fileOpen(ctx context.Context, args struct {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if len(a.files) >= maxFiles {
+		a.closeIdle()
+	}
 	n, err := a.handle(len(a.files), maxFiles, "files are open")
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	a.files[n] = f
+	a.files[n] = &openFile{f, time.Now()}
 	return n, nil
+}
+
+// openFile is a file with the time of its last use.
+type openFile struct {
+	*runtime.File
+	used time.Time
+}
+
+// closeIdle makes room where somebody has left one open. a.mu is held.
+func (a *Agent) closeIdle() {
+	oldest, since := 0, time.Now().Add(-fileIdle)
+	for n, f := range a.files {
+		if !f.used.After(since) {
+			oldest, since = n, f.used
+		}
+	}
+	if f := a.files[oldest]; f != nil {
+		f.Close()
+		delete(a.files, oldest)
+	}
 }
 
 type fileArgs struct {
@@ -60,7 +87,8 @@ func (a *Agent) file(handle int) (*runtime.File, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if f := a.files[handle]; f != nil {
-		return f, nil
+		f.used = time.Now()
+		return f.File, nil
 	}
 	return nil, fmt.Errorf("handle '%d' has not been found", handle)
 }
@@ -93,7 +121,7 @@ func (a *Agent) fileRead(ctx context.Context, args struct {
 		return nil, err
 	}
 	body, err := f.Read(ctx, count)
-	end := errors.Is(err, io.EOF)
+	end := errors.Is(err, io.EOF) // as feof(3) tells after fread(3)
 	if err != nil && !end {
 		return nil, err
 	}

@@ -193,8 +193,13 @@ func (a *Agent) vcpus(context.Context, none) (any, error) {
 	return list, nil
 }
 
+// loadPatience is for the program that reads it, and that may be any inside.
+const loadPatience = 10 * time.Second
+
 // load is read by a program inside: lxcfs tells each reader its own.
 func (a *Agent) load(ctx context.Context, _ none) (any, error) {
+	ctx, cancel := context.WithTimeout(ctx, loadPatience)
+	defer cancel()
 	said := &output{}
 	status, err := a.guest.Exec(ctx, runtime.Command{Args: []string{"cat", "/proc/loadavg"}, Stdout: said})
 	if err != nil {

@@ -25,6 +25,7 @@ type Conn struct {
 	cancel context.CancelFunc
 
 	authenticated atomic.Bool
+	asked         bool // counts as one that is being asked who it is; under the server's mu
 	value         any
 	slots         chan struct{} // one element for each call whose reply is not out
 	leaving       atomic.Bool   // close when all replies are out
@@ -82,7 +83,13 @@ func (c *Conn) ConnectedAt() time.Time { return c.connected }
 
 // SetAuthenticated tells that the client is no longer anonymous, which is
 // what the limit of anonymous clients is about.
-func (c *Conn) SetAuthenticated() { c.authenticated.Store(true) }
+func (c *Conn) SetAuthenticated() {
+	c.authenticated.Store(true)
+	c.server.mu.Lock()
+	c.server.known(c)
+	c.server.mu.Unlock()
+	c.server.serveWaiting() // its place is another's
+}
 
 // Value and SetValue keep what the server's owner knows of the client. Set
 // it in OnConnect; it must not change later.
@@ -141,6 +148,7 @@ func (c *Conn) close(reason string, givenUp bool) {
 		for _, s := range streams {
 			s.stop(io.ErrClosedPipe)
 		}
+		c.server.stopWaiting(c)
 	})
 }
 

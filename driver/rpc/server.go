@@ -65,6 +65,9 @@ type Server struct {
 	mu        sync.Mutex
 	limits    Limits
 	clients   map[uint64]*Conn
+	waiting   []*Conn // of these, not yet served
+	asked     int     // of these, being asked who they are
+	users     map[uint32]*usage
 	listeners []*net.UnixListener
 	closed    bool
 }
@@ -90,7 +93,7 @@ func NewServer(name string, l Limits, encodeError func(error) *protocol.Error) *
 	return &Server{
 		name: name, limits: l, encodeError: encodeError,
 		pool:     newPool(l.MinWorkers, max(1, l.MinWorkers, l.MaxWorkers), l.PrioWorkers),
-		programs: map[uint32]registered{}, clients: map[uint64]*Conn{}, large: budget{used: map[uint32]int{}},
+		programs: map[uint32]registered{}, clients: map[uint64]*Conn{}, users: map[uint32]*usage{}, large: budget{used: map[uint32]int{}},
 	}
 }
 
@@ -152,8 +155,7 @@ func (s *Server) ServeConn(sock *net.UnixConn, o ListenerOptions) (*Conn, error)
 		go c.ended()
 		return nil, err
 	}
-	c.awaitAuthentication(s.limits.AuthTimeout)
-	go c.serve()
+	s.serveWaiting()
 	return c, nil
 }
 
@@ -163,8 +165,16 @@ const reserved = 10 // one in ten
 
 func (s *Server) forget(c *Conn) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.clients, c.id)
+	if _, admitted := s.clients[c.id]; admitted {
+		s.known(c)
+		delete(s.clients, c.id)
+		u := s.users[c.peer.UID]
+		if u.clients--; u.clients == 0 {
+			delete(s.users, c.peer.UID)
+		}
+	}
+	s.mu.Unlock()
+	s.serveWaiting()
 }
 
 // Clients lists the clients in the order in which they came.
@@ -189,8 +199,7 @@ type ClientLimits struct {
 func (s *Server) ClientLimits() ClientLimits {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	anonymous, _, _ := s.places(0)
-	return ClientLimits{s.limits.MaxClients, len(s.clients), s.limits.MaxAnonymousClients, anonymous}
+	return ClientLimits{s.limits.MaxClients, len(s.clients), s.limits.MaxAnonymousClients, s.asked}
 }
 
 // SetClientLimits changes the limits; clients beyond them stay.
@@ -202,8 +211,9 @@ func (s *Server) SetClientLimits(max, anonymous int) error {
 		return fmt.Errorf("the limit of unauthenticated clients (%d) must not be above that of all clients (%d)", anonymous, max)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.limits.MaxClients, s.limits.MaxAnonymousClients = max, anonymous
+	s.mu.Unlock()
+	s.serveWaiting()
 	return nil
 }
 

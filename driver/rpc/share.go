@@ -3,6 +3,7 @@ package rpc
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -48,25 +49,26 @@ func (c *Conn) awaitAuthentication(timeout time.Duration) {
 	})
 }
 
-// places counts the clients that are not authenticated, and those of one user;
-// s.mu is held.
-func (s *Server) places(uid uint32) (anonymous, user, both int) {
-	for _, c := range s.clients {
-		known, own := c.authenticated.Load(), c.peer.UID == uid
-		if !known {
-			anonymous++
-		}
-		if own {
-			user++
-		}
-		if own && !known {
-			both++
-		}
-	}
-	return anonymous, user, both
+// usage is what one user has.
+type usage struct {
+	clients int
+	asked   int // of these, those that are being asked who they are
 }
 
-// admit counts a new client in, unless there are too many.
+// known takes the mark off a client that it is being asked; s.mu is held.
+func (s *Server) known(c *Conn) {
+	if c.asked {
+		c.asked = false
+		s.asked--
+		s.users[c.peer.UID].asked--
+	}
+}
+
+func share(places int) int { return max(1, places/userShare) }
+
+// admit counts a new client in, unless there are too many. One that is not
+// authenticated, where all such places are taken, is served later: as libvirt
+// does it, which does not accept it until then.
 func (s *Server) admit(c *Conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -74,24 +76,63 @@ func (s *Server) admit(c *Conn) error {
 	if uid != 0 {
 		limit -= limit / reserved
 	}
-	anonymous, user, both := s.places(uid)
-	share := func(places int) int { return max(1, places/userShare) }
+	u := s.users[uid]
+	if u == nil {
+		u = &usage{}
+	}
 	switch {
 	case s.closed:
 		return errors.New("the server shuts down")
 	case len(s.clients) >= limit:
 		return fmt.Errorf("too many clients: %d are connected", len(s.clients))
-	case uid != 0 && user >= share(s.limits.MaxClients):
-		return fmt.Errorf("too many clients of user %d: %d are connected", uid, user)
-	case c.authenticated.Load():
-	case anonymous >= s.limits.MaxAnonymousClients:
-		return fmt.Errorf("too many clients that are not authenticated: %d are connected", anonymous)
-	case uid != 0 && both >= share(s.limits.MaxAnonymousClients):
-		return fmt.Errorf("too many clients of user %d that are not authenticated: %d are connected", uid, both)
+	case uid != 0 && u.clients >= share(s.limits.MaxClients):
+		return fmt.Errorf("too many clients of user %d: %d are connected", uid, u.clients)
 	}
-	s.clients[c.id] = c
-	s.serving.Add(1)
+	u.clients++
+	s.users[uid], s.clients[c.id] = u, c
+	s.waiting = append(s.waiting, c)
 	return nil
+}
+
+// serveWaiting serves those for whom there is a place. Nobody waits behind a
+// user who has his part of them already.
+func (s *Server) serveWaiting() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n := 0; n < len(s.waiting); {
+		c := s.waiting[n]
+		if !c.authenticated.Load() {
+			u, limit := s.users[c.peer.UID], s.limits.MaxAnonymousClients
+			if s.asked >= limit || c.peer.UID != 0 && u.asked >= share(limit) {
+				n++
+				continue
+			}
+			c.asked = true
+			s.asked++
+			u.asked++
+		}
+		s.waiting = slices.Delete(s.waiting, n, n+1)
+		s.serving.Add(1)
+		c.awaitAuthentication(s.limits.AuthTimeout)
+		go c.serve()
+	}
+}
+
+// stopWaiting ends a client that was closed before it was served.
+func (s *Server) stopWaiting(c *Conn) {
+	s.mu.Lock()
+	n := slices.Index(s.waiting, c)
+	if n >= 0 {
+		s.waiting = slices.Delete(s.waiting, n, n+1)
+		s.serving.Add(1)
+	}
+	s.mu.Unlock()
+	if n >= 0 {
+		go func() {
+			defer s.serving.Done()
+			c.ended()
+		}()
+	}
 }
 
 // budget counts the large messages of users.

@@ -106,15 +106,57 @@ func TestUserShare(t *testing.T) {
 				rpctest.DialAs(t, s.path, rpctest.Nobody)
 			}
 			eventually(t, "three are connected", func() bool { return s.ClientLimits().Current == 3 })
-			rpctest.DialAs(t, s.path, rpctest.Nobody).Closed()
+			last := rpctest.DialAs(t, s.path, rpctest.Nobody)
+			if name == "anonymous" { // it waits
+				serial := last.Start(testProgram, testVersion, procEcho, nil)
+				defer func() {
+					s.Clients()[0].SetAuthenticated()
+					if p := last.Next(); p.Serial != serial {
+						t.Errorf("got %+v", p.MessageHeader)
+					}
+				}()
+			} else {
+				last.Closed()
+			}
 			if os.Geteuid() != 0 {
 				return
 			}
 			for _, uid := range []int{rpctest.Nobody - 1, 0, 0} {
-				rpctest.DialAs(t, s.path, uid)
+				call(rpctest.DialAs(t, s.path, uid), procEcho, nil)
 			}
-			eventually(t, "others have places", func() bool { return s.ClientLimits().Current == 6 })
 		})
+	}
+}
+
+// TestWaitingEnds: a client that has not been served is ended as others are, by
+// itself, the administrator and the server's end.
+func TestWaitingEnds(t *testing.T) {
+	s := newGuardedServer(t, func(l *Limits) { l.MaxAnonymousClients = 1 })
+	ended := make(chan uint64, 3)
+	first := rpctest.Dial(t, s.path)
+	call(first, procEcho, nil)
+	var waiting []*rpctest.Client
+	for n := range 3 {
+		waiting = append(waiting, rpctest.Dial(t, s.path))
+		c := s.client(t, n+1)
+		c.OnClose(func() { ended <- c.ID() })
+	}
+	s.Clients()[1].Close("the administrator's wish")
+	waiting[0].Closed()
+	<-ended
+	waiting[1].Close()
+	first.Close() // whose place is that of the one who went, and of the next
+	call(waiting[2], procEcho, nil)
+	<-ended
+	rpctest.Dial(t, s.path)
+	s.client(t, 1).OnClose(func() { ended <- 0 })
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	<-ended
+	if len(s.users) > 0 || s.asked > 0 || len(s.waiting) > 0 {
+		t.Errorf("counted are %v, %d, %d", s.users, s.asked, len(s.waiting))
 	}
 }
 

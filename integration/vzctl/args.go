@@ -10,6 +10,7 @@ import (
 
 // Exit codes, those of OpenVZ's vzctl(8).
 const (
+	exitNotFound  = 1 // of vzlist: there is none of the named
 	exitSystem    = 3
 	exitCommand   = 8 // the command of vzctl exec failed
 	exitDenied    = 12

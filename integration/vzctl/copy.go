@@ -82,6 +82,14 @@ func (f *fleet) copy() (work, error) {
 	}, nil
 }
 
+// placeScript has a file become its target. Into a directory mv would move it,
+// and not every mv knows that it is not to.
+const placeScript = `if [ -d "$3" ]; then
+	echo "$3 is a directory: name a file, or remove it first" >&2
+	exit 1
+fi
+chmod "$1" "$2" && mv -f "$2" "$3"`
+
 // into writes a file beside its target, which it then becomes.
 func (s *source) into(ctx context.Context, g *guest, target string, r *result) (err error) {
 	part := path.Join(path.Dir(target), ".vzctl-"+rand.Text())
@@ -107,7 +115,7 @@ func (s *source) into(ctx context.Context, g *guest, target string, r *result) (
 	if err != nil {
 		return err
 	}
-	e, err := g.shell(ctx, `chmod "$1" "$2" && mv -f "$2" "$3"`, []string{fmt.Sprintf("%o", s.mode), part, target}, nil, nil)
+	e, err := g.shell(ctx, placeScript, []string{fmt.Sprintf("%o", s.mode), part, target}, nil, nil)
 	r.ended(e)
 	moved = err == nil && e.ok()
 	return err

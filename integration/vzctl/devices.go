@@ -13,6 +13,7 @@ import (
 type definitions interface {
 	GetXMLDesc(libvirt.DomainXMLFlags) (string, error)
 	SetMemoryFlags(uint64, libvirt.DomainMemoryModFlags) error
+	GetMemoryParameters(libvirt.DomainModificationImpact) (*libvirt.DomainMemoryParameters, error)
 	SetMemoryParameters(*libvirt.DomainMemoryParameters, libvirt.DomainModificationImpact) error
 	AttachDeviceFlags(string, libvirt.DomainDeviceModifyFlags) error
 	DetachDeviceFlags(string, libvirt.DomainDeviceModifyFlags) error

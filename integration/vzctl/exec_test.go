@@ -24,10 +24,11 @@ func (local) Exec(ctx context.Context, c runtime.Command) (syscall.WaitStatus, e
 	cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
 	cmd.WaitDelay = time.Second
-	cmd.Run()
-	if cmd.ProcessState == nil {
+	if cmd.Start() != nil {
 		return 0, runtime.ErrNotExecuted
 	}
+	c.Began()
+	cmd.Wait()
 	return cmd.ProcessState.Sys().(syscall.WaitStatus), ctx.Err()
 }
 

@@ -24,7 +24,7 @@ which environments: NAME with * ? [ ], --tag TAG, --template NAME, --updates-pen
 how: --connect URI (again: several)  -P, --parallel N  --timeout TIME (0: none)  --output BYTES of each stream  --json
 exec: --stdin FILE  --env K=V        update: --env K=V  --cache URL  --snapshot  --revert-failed
 It ends with 0 when all is well, 8 when something failed in one of them, 14 when none is selected, 31 when none of the
-selected could be addressed, and 130 when it was interrupted.
+selected runs, and 130 when it was interrupted.
 `
 
 // fleet is one call of vzctl fleet.
@@ -214,7 +214,7 @@ func verdict(results []*result, interrupted bool) error {
 	switch {
 	case interrupted:
 		return exitCode(130)
-	case sum.Skipped == len(results):
+	case !slices.ContainsFunc(results, func(r *result) bool { return !r.down }):
 		return exitCode(exitStopped)
 	case sum.OK+sum.Skipped < len(results):
 		return exitCode(exitCommand)
@@ -251,7 +251,7 @@ func (f *fleet) one(ctx context.Context, g *guest, do work, report *reporter) *r
 	started := time.Now()
 	switch {
 	case g.row.Status != "running":
-		r.Status, r.Reason = skipped, "it is "+g.row.Status
+		r.Status, r.Reason, r.down = skipped, "it is "+g.row.Status, true
 	case ctx.Err() != nil:
 		r.Status, r.Reason = skipped, "the run was interrupted before its turn"
 	default:

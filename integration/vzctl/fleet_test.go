@@ -224,10 +224,17 @@ func TestFleetJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "fleet.golden", plain.String()+"----\n"+shape.String())
-	for wanted, list := range map[int][]*result{0: results[:1], exitCommand: results[:2], exitStopped: results[4:5]} {
+	current := &result{} // nothing is to be done to it
+	current.settle(skip("no updates are pending"), t.Context())
+	for _, c := range []struct {
+		wanted int
+		list   []*result
+	}{
+		{0, results[:1]}, {exitCommand, results[:2]}, {exitStopped, results[4:5]}, {0, []*result{current}}, {0, []*result{current, results[4]}},
+	} {
 		var code exitCode
-		if errors.As(verdict(list, false), &code); int(code) != wanted {
-			t.Errorf("ends with %d, want %d", code, wanted)
+		if errors.As(verdict(c.list, false), &code); int(code) != c.wanted {
+			t.Errorf("ends with %d, want %d", code, c.wanted)
 		}
 	}
 	if verdict(results, true) != exitCode(130) {
@@ -341,35 +348,47 @@ func TestChanged(t *testing.T) {
 	}
 }
 
-// files is an agent with files, whose disk takes less than it is given.
+// files is an agent with the files and programs of this host, whose disk takes
+// less than it is given.
 type files struct {
 	fake
-	content map[int]*bytes.Buffer
-	ran     []string
+	t     *testing.T
+	open  *os.File
+	ended ended
 }
 
-func (a *files) ask(command string, arguments, answer any) error {
+func (a *files) ask(command string, arguments, answer any) (err error) {
 	switch command {
 	case "guest-file-open":
-		a.content = map[int]*bytes.Buffer{7: {}}
-		return into(answer, "7")
+		a.open, err = os.Create(arguments.(map[string]string)["path"])
+		return errors.Join(err, into(answer, "7"))
 	case "guest-file-write":
 		body := arguments.(map[string]any)["buf-b64"].([]byte)
-		n, _ := a.content[7].Write(body[:min(len(body), chunk-1)])
-		return into(answer, fmt.Sprintf(`{"count":%d}`, n))
-	case "guest-file-flush", "guest-file-close":
+		n, err := a.open.Write(body[:min(len(body), chunk-1)])
+		return errors.Join(err, into(answer, fmt.Sprintf(`{"count":%d}`, n)))
+	case "guest-file-flush":
 		return nil
+	case "guest-file-close":
+		return a.open.Close()
 	case "guest-exec":
 		p := arguments.(program)
-		a.ran = append(a.ran, strings.Join(p.Arg[3:], " "))
-		p.Arg = []string{"-c", "", "sh", "exit 0"}
-		arguments = p
+		var out, errs bytes.Buffer
+		e, err := relay(asker(a.t), program{Path: p.Path, Arg: p.Arg, Env: p.Env}, nil, &out, &errs)
+		if err != nil {
+			return err
+		}
+		a.ended = ended{Exited: true, ExitCode: e.ExitCode, Out: out.Bytes(), Err: errs.Bytes()}
+		return into(answer, `{"pid":1}`)
+	case "guest-exec-status":
+		*answer.(*ended) = a.ended
+		return nil
 	}
 	return a.fake.ask(command, arguments, answer)
 }
 
 func TestCopy(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "file")
+	here, there := t.TempDir(), t.TempDir()
+	path := filepath.Join(here, "file")
 	content := bytes.Repeat([]byte("0123456789"), chunk/8)
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
@@ -377,22 +396,53 @@ func TestCopy(t *testing.T) {
 	if err := os.Chmod(path, 0o751); err != nil {
 		t.Fatal(err)
 	}
-	do, err := (&fleet{args: []string{path, "/srv/to"}}).copy()
-	if err != nil {
+	if err := os.Mkdir(filepath.Join(there, "taken"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	a, r := &files{}, &result{}
-	if err := do(t.Context(), &guest{ask: a.ask}, r); err != nil || !bytes.Equal(a.content[7].Bytes(), content) {
-		t.Errorf("%v, %d bytes of %d", err, a.content[7].Len(), len(content))
+	if err := os.MkdirAll(filepath.Join(there, "full", "file"), 0o700); err != nil {
+		t.Fatal(err)
 	}
-	last := a.ran[len(a.ran)-1]
-	if !strings.HasPrefix(last, "751 /srv/.vzctl-") || !strings.HasSuffix(last, " /srv/to") || strings.Join(r.Files, " ") != "/srv/to" {
-		t.Errorf("%q %q", last, r.Files)
+	for to, want := range map[string]struct{ file, says string }{
+		"/to":    {"/to", ""},
+		"":       {"/file", ""},
+		"/taken": {"/taken/file", ""},
+		"/full":  {"", there + "/full/file is a directory: "}, // where a directory has the file's name
+	} {
+		do, err := (&fleet{args: []string{path, there + to}}).copy()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, r := &files{t: t}, &result{}
+		err = do(t.Context(), &guest{ask: a.ask}, r)
+		r.settle(err, t.Context())
+		if want.file == "" {
+			left, err := os.ReadDir(filepath.Join(there, to, "file"))
+			if r.Status != failed || !strings.HasPrefix(r.Stderr, want.says) || len(r.Files) > 0 || err != nil || len(left) > 0 {
+				t.Errorf("to %s: %+v, %v, %v", to, r, left, err)
+			}
+			continue
+		}
+		body, err := os.ReadFile(there + want.file)
+		if err != nil || r.Status != ok || strings.Join(r.Files, " ") != there+want.file || !bytes.Equal(body, content) {
+			t.Errorf("to %s: %+v, %v, %d bytes of %d", to, r, err, len(body), len(content))
+		}
+		if info, err := os.Stat(there + want.file); err != nil || info.Mode() != 0o751 {
+			t.Errorf("to %s: %v, %v", to, info, err)
+		}
+	}
+	for _, dir := range []string{"", "taken", "full"} {
+		if left, err := filepath.Glob(filepath.Join(there, dir, ".vzctl-*")); err != nil || len(left) > 0 {
+			t.Errorf("%v are left (%v)", left, err)
+		}
 	}
 	for _, args := range [][]string{{path, "relative"}, {t.TempDir(), "/to"}, {"/dev/null", "/to"}, {path + "-missing", "/to"}} {
 		if _, err := (&fleet{args: args}).copy(); err == nil {
 			t.Errorf("copying %q is accepted", args)
 		}
+	}
+	do, err := (&fleet{args: []string{path, there}}).copy()
+	if err != nil {
+		t.Fatal(err)
 	}
 	if err := do(t.Context(), &guest{ask: (&fake{}).ask}, &result{}); err == nil {
 		t.Error("an agent without files has got one")

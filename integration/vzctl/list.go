@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -15,8 +16,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// row is one container, by the names of vzlist's fields; -o prints them, -j
-// gives them all.
+// row is one container, by the names of vzlist's fields.
 type row struct {
 	CTID        string   `json:"ctid"`
 	NProc       *uint64  `json:"numproc"` // null where it is not known
@@ -77,59 +77,33 @@ func fieldOf(name string) *field {
 type listing struct {
 	all, stopped, json, noHeader, ids, names bool
 	columns                                  []*field
+	chosen                                   bool // columns, not those there are without a word
 	sort                                     *field
 	reverse                                  bool
-	namePattern, hostPattern                 string
+	namePattern, hostPattern, textPattern    string
 	only                                     []string
 }
 
 func parseListing(args []string) (*listing, error) {
 	l := &listing{}
-	columns, order := "ctid,numproc,status,ip,hostname", "ctid"
-	args = slices.Clone(args)
-	for len(args) > 0 {
-		a := args[0]
-		if args = args[1:]; len(a) > 2 && a[0] == '-' && a[1] != '-' { // -aH is -a -H
-			args = append([]string{"-" + a[2:]}, args...)
-			a = a[:2]
-		}
-		value := func() (v string) {
-			if len(args) > 0 {
-				v, args = args[0], args[1:]
-			}
-			return v
-		}
-		switch a {
-		case "-a", "--all":
-			l.all = true
-		case "-S", "--stopped":
-			l.stopped = true
-		case "-j", "--json":
-			l.json = true
-		case "-H", "--no-header":
-			l.noHeader = true
-		case "-n", "--name":
-			l.names = true
-		case "-1":
-			l.ids = true
-		case "-o", "--output":
-			columns = value()
-		case "-s", "--sort":
-			order = value()
-		case "-N", "--name_filter":
-			l.namePattern = value()
-		case "-h", "--hostname":
-			l.hostPattern = value()
-		default:
-			if strings.HasPrefix(a, "-") {
-				return nil, failf(exitParameter, "the option %s is not known: -a -S -n -H -1 -j -o FIELD,… -s FIELD -N PATTERN -h PATTERN are", a)
-			}
-			l.only = append(l.only, a)
-		}
+	columns, order, noTrim := "", "ctid", false
+	var err error
+	l.only, err = getopt(args, map[string]*bool{
+		"-a": &l.all, "--all": &l.all, "-S": &l.stopped, "--stopped": &l.stopped, "-j": &l.json, "--json": &l.json,
+		"-H": &l.noHeader, "--no-header": &l.noHeader, "-n": &l.names, "--name": &l.names, "-1": &l.ids,
+		"-t": &noTrim, "--no-trim": &noTrim, // as it is here
+	}, map[string]*string{
+		"-o": &columns, "--output": &columns, "-s": &order, "--sort": &order, "-N": &l.namePattern, "--name_filter": &l.namePattern,
+		"-h": &l.hostPattern, "--hostname": &l.hostPattern, "-d": &l.textPattern, "--description": &l.textPattern,
+	})
+	if err != nil {
+		return nil, err
 	}
 	if l.ids {
 		columns, l.noHeader = "ctid", true
 	}
+	l.chosen = columns != "" || l.names
+	columns = cmp.Or(columns, "ctid,numproc,status,ip,hostname")
 	if l.names {
 		columns = strings.Replace(columns, "hostname", "name", 1)
 	}
@@ -147,6 +121,47 @@ func parseListing(args []string) (*listing, error) {
 	return l, nil
 }
 
+// getopt reads options as getopt_long(3) does, -Hoctid for -H -o ctid, and
+// --output=ctid for --output ctid. What is left are no options.
+func getopt(args []string, flags map[string]*bool, values map[string]*string) (rest []string, err error) {
+	args = slices.Clone(args)
+	for len(args) > 0 {
+		word := args[0]
+		args = args[1:]
+		if word == "--" {
+			return append(rest, args...), nil
+		}
+		if len(word) < 2 || word[0] != '-' {
+			rest = append(rest, word)
+			continue
+		}
+		name, value, given := strings.Cut(word, "=")
+		if word[1] != '-' {
+			name, value, given = word[:2], word[2:], len(word) > 2
+		}
+		switch flag, to := flags[name], values[name]; {
+		case flag != nil && given && word[1] == '-':
+			return nil, failf(exitParameter, "the option %s has no value", name)
+		case flag != nil && given:
+			args = append([]string{"-" + value}, args...)
+			fallthrough
+		case flag != nil:
+			*flag = true
+		case to == nil:
+			return nil, failf(exitParameter, "the option %s is not known: %s are", name,
+				strings.Join(slices.Sorted(maps.Keys(flags)), " ")+" "+strings.Join(slices.Sorted(maps.Keys(values)), " "))
+		case !given && len(args) == 0:
+			return nil, failf(exitValue, "the option %s needs a value", name)
+		case !given:
+			value, args = args[0], args[1:]
+			fallthrough
+		default:
+			*to = value
+		}
+	}
+	return rest, nil
+}
+
 func fieldNames() string {
 	var names []string
 	for _, f := range fields {
@@ -155,24 +170,43 @@ func fieldNames() string {
 	return strings.Join(names, ", ")
 }
 
-// wants tells whether a container is to be shown.
-func (l *listing) wants(r *row) bool {
-	if len(l.only) > 0 && !slices.Contains(l.only, r.CTID) && !slices.Contains(l.only, r.Name) {
-		return false
+// addresses tells whether a container is among those that are asked about: the
+// named ones, or without names by what they do.
+func (l *listing) addresses(r *row) bool {
+	if len(l.only) > 0 {
+		return slices.Contains(l.only, r.CTID) || slices.Contains(l.only, r.Name)
 	}
-	for _, p := range [][2]string{{l.namePattern, r.Name}, {l.hostPattern, r.Hostname}} {
+	return l.all || l.stopped || !r.down()
+}
+
+// wants tells which of these are to be shown.
+func (l *listing) wants(r *row) bool {
+	for _, p := range [][2]string{{l.namePattern, r.Name}, {l.hostPattern, r.Hostname}, {l.textPattern, r.Description}} {
 		if ok, _ := path.Match(p[0], p[1]); p[0] != "" && !ok {
 			return false
 		}
 	}
-	down := r.Status == "stopped" || r.Status == "suspended"
-	switch {
-	case l.stopped:
-		return down
-	case l.all || len(l.only) > 0:
-		return true
+	return !l.stopped || r.down()
+}
+
+func (r *row) down() bool { return r.Status == "stopped" || r.Status == "suspended" }
+
+// show prints what is asked for of all there are. That named ones are not there
+// is a failure, but not that there are none.
+func (l *listing) show(out, errs io.Writer, all []*row) error {
+	found := slices.DeleteFunc(all, func(r *row) bool { return !l.addresses(r) })
+	if len(found) > 0 {
+		return l.print(out, slices.DeleteFunc(found, func(r *row) bool { return !l.wants(r) }))
 	}
-	return !down
+	if l.json {
+		fmt.Fprintln(out, "[]")
+	} else {
+		fmt.Fprintln(errs, "Container(s) not found")
+	}
+	if len(l.only) > 0 {
+		return exitCode(exitNotFound)
+	}
+	return nil
 }
 
 // compare orders numbers as numbers.
@@ -193,10 +227,13 @@ func (l *listing) compare(a, b *row) int {
 func (l *listing) print(w io.Writer, rows []*row) error {
 	slices.SortStableFunc(rows, l.compare)
 	if l.json {
-		if rows == nil {
-			rows = []*row{}
+		objects := make([]any, len(rows))
+		for n, r := range rows {
+			if objects[n] = r; l.chosen {
+				objects[n] = object{r, l.columns}
+			}
 		}
-		out, err := json.MarshalIndent(rows, "", "  ")
+		out, err := json.MarshalIndent(objects, "", "  ")
 		fmt.Fprintln(w, string(out))
 		return err
 	}
@@ -220,6 +257,28 @@ func (l *listing) print(w io.Writer, rows []*row) error {
 		line(func(f *field) string { return f.text(r) })
 	}
 	return nil
+}
+
+// object has some fields of a row, in their order.
+type object struct {
+	row    *row
+	fields []*field
+}
+
+func (o object) MarshalJSON() ([]byte, error) {
+	text, err := json.Marshal(o.row)
+	if err != nil {
+		return nil, err
+	}
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(text, &all); err != nil {
+		return nil, err
+	}
+	var members []string
+	for _, f := range o.fields {
+		members = append(members, fmt.Sprintf("%q:%s", f.names[0], all[f.names[0]]))
+	}
+	return []byte("{" + strings.Join(members, ",") + "}"), nil
 }
 
 func runVzlist(args []string) error {
@@ -246,11 +305,9 @@ func runVzlist(args []string) error {
 		if err != nil {
 			continue // it was undefined meanwhile
 		}
-		if l.wants(r) {
-			rows = append(rows, r)
-		}
+		rows = append(rows, r)
 	}
-	return l.print(os.Stdout, rows)
+	return l.show(os.Stdout, os.Stderr, rows)
 }
 
 func (s *session) row(dom *libvirt.Domain) (*row, error) {

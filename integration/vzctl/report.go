@@ -51,6 +51,8 @@ type result struct {
 	Changes  []packageChange `json:"changes,omitempty"`  // update
 	Snapshot string          `json:"snapshot,omitempty"` // update --snapshot
 	Reverted bool            `json:"reverted,omitempty"` // update --revert-failed
+
+	down bool // skipped because of its state
 }
 
 // status of an environment.

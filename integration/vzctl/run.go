@@ -166,8 +166,9 @@ func stop(s *session, dom *libvirt.Domain, args []string) error {
 	}
 	if active, err := dom.IsActive(); err != nil {
 		return err
-	} else if !active {
-		return failf(exitStopped, "Container is not running")
+	} else if !active { // which is no failure, as in OpenVZ's vzctl
+		fmt.Fprintln(os.Stderr, "Unable to stop: container is not running")
+		return nil
 	}
 	s.say("Stopping container ...")
 	if err := end(dom, o.has("fast"), stopTimeout); err != nil {
@@ -224,10 +225,12 @@ func restart(s *session, dom *libvirt.Domain, args []string) error {
 	if _, err := parseOptions(other, nil, []string{"wait", "force"}); err != nil {
 		return err // before anything is stopped
 	}
-	var stopped *failure
-	if err := stop(s, dom, fast); errors.As(err, &stopped) && stopped.code == exitStopped {
-	} else if err != nil {
+	if active, err := dom.IsActive(); err != nil {
 		return err
+	} else if active {
+		if err := stop(s, dom, fast); err != nil {
+			return err
+		}
 	}
 	return start(s, dom, other)
 }

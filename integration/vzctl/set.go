@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/xml"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,53 +86,110 @@ func (c *change) memory() error {
 	if err != nil {
 		return err
 	}
-	if haveRAM {
-		if err := setMemory(c.dom, c.impact, ram); err != nil {
-			return err
-		}
-	}
 	swap, haveSwap, err := c.size("swap", "swappages")
-	if err != nil || !haveSwap {
+	if err != nil {
 		return err
 	}
-	return setSwap(c.dom, c.impact, swap)
+	m := memoryChange{}
+	if haveRAM {
+		m.ram = &ram
+	}
+	if haveSwap {
+		m.swap = &swap
+	}
+	if m == (memoryChange{}) {
+		return nil
+	}
+	return m.set(c.dom, c.impact)
 }
 
-// setSwap limits both together, as the kernel and libvirt count it.
-func setSwap(dom definitions, impact libvirt.DomainModificationImpact, kib uint64) error {
+// memoryChange is a new size of memory, swap or both, in KiB.
+type memoryChange struct{ ram, swap *uint64 }
+
+// set changes what runs and the definition, which may differ. The limit that
+// libvirt and the kernel's cgroup v1 have counts memory and swap together: with
+// the memory alone it is moved along, so that the swap stays. It is raised
+// before the memory and lowered after it, for below that it may not be.
+func (m memoryChange) set(dom definitions, impact libvirt.DomainModificationImpact) (err error) {
+	var undo, after []func() error
+	defer func() {
+		for _, do := range slices.Backward(undo) {
+			if err != nil {
+				err = errors.Join(err, do())
+			}
+		}
+	}()
 	for _, one := range parts(impact) {
+		of := libvirt.DomainModificationImpact(one)
+		now, err := dom.GetMemoryParameters(of)
+		if err != nil {
+			return err
+		}
+		both, err := m.both(now.HardLimit, now.SwapHardLimit)
+		if err != nil {
+			return err
+		}
+		if both != now.SwapHardLimit {
+			set := func() error { return setBoth(dom, of, both) }
+			if both < now.SwapHardLimit {
+				after = append(after, set)
+			} else if err := set(); err != nil {
+				return err
+			} else {
+				undo = append(undo, func() error { return setBoth(dom, of, now.SwapHardLimit) })
+			}
+		}
+		if m.ram == nil {
+			continue
+		}
 		def, err := definition(dom, one.flags())
 		if err != nil {
 			return err
 		}
-		both := kib
-		if def.CurrentMemory != nil {
-			both += uint64(def.CurrentMemory.Value)
+		if def.Memory == nil || *m.ram <= uint64(def.Memory.Value) {
+			continue
 		}
-		p := &libvirt.DomainMemoryParameters{SwapHardLimitSet: true, SwapHardLimit: both}
-		if err := dom.SetMemoryParameters(p, libvirt.DomainModificationImpact(one)); err != nil {
+		most := libvirt.DomainMemoryModFlags(one) | libvirt.DOMAIN_MEM_MAXIMUM
+		if err := dom.SetMemoryFlags(*m.ram, most); err != nil {
+			return err
+		}
+		undo = append(undo, func() error { return dom.SetMemoryFlags(uint64(def.Memory.Value), most) })
+	}
+	if m.ram != nil {
+		if err := dom.SetMemoryFlags(*m.ram, libvirt.DomainMemoryModFlags(impact)); err != nil {
+			return err
+		}
+		undo = nil
+	}
+	for _, lower := range after {
+		if err := lower(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// setMemory raises the maximum first, where it is less: what runs and the
-// definition may differ.
-func setMemory(dom definitions, impact libvirt.DomainModificationImpact, kib uint64) error {
-	for _, one := range parts(impact) {
-		def, err := definition(dom, one.flags())
-		if err != nil {
-			return err
-		}
-		if def.Memory != nil && kib <= uint64(def.Memory.Value) {
-			continue
-		}
-		if err := dom.SetMemoryFlags(kib, libvirt.DomainMemoryModFlags(one)|libvirt.DOMAIN_MEM_MAXIMUM); err != nil {
-			return err
-		}
+// both is the new limit of memory and swap, by those in force.
+func (m memoryChange) both(memory, both uint64) (uint64, error) {
+	const none = libvirt.DOMAIN_MEMORY_PARAM_UNLIMITED
+	swap := both - min(memory, both)
+	switch {
+	case m.swap != nil:
+		swap = *m.swap
+	case both >= none:
+		return none, nil
 	}
-	return dom.SetMemoryFlags(kib, libvirt.DomainMemoryModFlags(impact))
+	if m.ram != nil {
+		memory = *m.ram
+	}
+	if memory >= none {
+		return 0, failf(exitValue, "the swap cannot be limited where the memory is not: give --ram as well")
+	}
+	return min(memory+swap, none), nil
+}
+
+func setBoth(dom definitions, of libvirt.DomainModificationImpact, kib uint64) error {
+	return dom.SetMemoryParameters(&libvirt.DomainMemoryParameters{SwapHardLimitSet: true, SwapHardLimit: kib}, of)
 }
 
 func (c *change) number(option string, most uint64) (uint64, bool, error) {

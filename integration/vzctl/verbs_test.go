@@ -59,15 +59,52 @@ func (d twofold) SetMemoryFlags(kib uint64, flags libvirt.DomainMemoryModFlags) 
 		if kib > uint64(def.Memory.Value) {
 			return errors.New("more than the maximum")
 		}
+		if kib < inUse {
+			return errors.New("too much memory is in use")
+		}
 		def.CurrentMemory.Value = uint(kib)
-		return nil
+		if t := def.MemoryTune; t != nil && t.HardLimit != nil {
+			t.HardLimit.Value = kib
+		}
+		return checkSwap(def)
 	})
+}
+
+// inUse is what no limit may be below, in KiB.
+const inUse = 8192
+
+// checkSwap as the daemon does it, see xml/validate.go.
+func checkSwap(def *libvirtxml.Domain) error {
+	if t := def.MemoryTune; t != nil && t.HardLimit != nil && t.SwapHardLimit != nil && t.SwapHardLimit.Value < t.HardLimit.Value {
+		return errors.New("<swap_hard_limit> is below <hard_limit>")
+	}
+	return nil
+}
+
+// GetMemoryParameters are the limits in force.
+func (d twofold) GetMemoryParameters(of libvirt.DomainModificationImpact) (*libvirt.DomainMemoryParameters, error) {
+	p := &libvirt.DomainMemoryParameters{HardLimit: uint64(d[of].CurrentMemory.Value), SwapHardLimit: libvirt.DOMAIN_MEMORY_PARAM_UNLIMITED}
+	if t := d[of].MemoryTune; t != nil {
+		if t.HardLimit != nil {
+			p.HardLimit = t.HardLimit.Value
+		}
+		if t.SwapHardLimit != nil {
+			p.SwapHardLimit = max(t.SwapHardLimit.Value, p.HardLimit)
+		}
+	}
+	return p, nil
 }
 
 func (d twofold) SetMemoryParameters(p *libvirt.DomainMemoryParameters, of libvirt.DomainModificationImpact) error {
 	return d.each(uint32(of), func(def *libvirtxml.Domain) error {
-		def.MemoryTune = &libvirtxml.DomainMemoryTune{SwapHardLimit: &libvirtxml.DomainMemoryTuneLimit{Value: p.SwapHardLimit}}
-		return nil
+		if def.MemoryTune == nil {
+			def.MemoryTune = &libvirtxml.DomainMemoryTune{}
+		}
+		def.MemoryTune.SwapHardLimit = &libvirtxml.DomainMemoryTuneLimit{Value: p.SwapHardLimit}
+		if p.SwapHardLimit >= libvirt.DOMAIN_MEMORY_PARAM_UNLIMITED {
+			def.MemoryTune.SwapHardLimit = nil
+		}
+		return checkSwap(def)
 	})
 }
 
@@ -121,33 +158,72 @@ func (d twofold) addresses(of libvirt.DomainModificationImpact) string {
 func TestSetMemory(t *testing.T) {
 	const less = "<memory>65536</memory><currentMemory>65536</currentMemory>"
 	d := newTwofold(t, less, less)
-	if err := setMemory(d, live, 1<<20); err != nil || d[config].Memory.Value != 65536 {
+	set := func(of libvirt.DomainModificationImpact, kib uint64) error { return memoryChange{ram: &kib}.set(d, of) }
+	if err := set(live, 1<<20); err != nil || d[config].Memory.Value != 65536 {
 		t.Errorf("%v, %d are saved", err, d[config].Memory.Value)
 	}
-	if err := setMemory(d, live|config, 1<<20); err != nil {
+	if err := set(live|config, 1<<20); err != nil {
 		t.Fatal(err)
 	}
 	for of, def := range d {
-		if def.Memory.Value != 1<<20 || def.CurrentMemory.Value != 1<<20 {
+		if def.Memory.Value != 1<<20 || def.CurrentMemory.Value != 1<<20 || def.MemoryTune != nil {
 			t.Errorf("of %d: %d of %d KiB", of, def.CurrentMemory.Value, def.Memory.Value)
 		}
 	}
-	if err := setMemory(d, live|config, 1<<19); err != nil || d[live].Memory.Value != 1<<20 {
+	if err := set(live|config, 1<<19); err != nil || d[live].Memory.Value != 1<<20 {
 		t.Errorf("%v, the maximum has become %d", err, d[live].Memory.Value)
 	}
 }
 
 // TestSetSwap: the limit is of memory and swap, so it is another where that of
-// memory is.
+// memory is, and moves with it.
 func TestSetSwap(t *testing.T) {
-	d := newTwofold(t, "<currentMemory>40000</currentMemory>", "<currentMemory>50000</currentMemory>")
-	if err := setSwap(d, live|config, 1000); err != nil {
-		t.Fatal(err)
-	}
-	for of, want := range map[libvirt.DomainModificationImpact]uint64{live: 41000, config: 51000} {
-		if got := d[of].MemoryTune.SwapHardLimit.Value; got != want {
-			t.Errorf("of %d: %d KiB, want %d", of, got, want)
+	const mib = 1024
+	for _, running := range []string{
+		"<currentMemory>524288</currentMemory><memtune><swap_hard_limit>1048576</swap_hard_limit></memtune>",
+		"<currentMemory>524288</currentMemory><memtune><hard_limit>524288</hard_limit><swap_hard_limit>1048576</swap_hard_limit></memtune>",
+	} {
+		for _, c := range []struct {
+			ram, swap    uint64 // MiB, 0: not given
+			live, config uint64 // memory and swap, in the end
+			fails        bool
+		}{
+			{0, 100, 612, 356, false},
+			{768, 0, 1280, 768 + 64, false},
+			{2048, 0, 2560, 2048 + 64, false},
+			{16, 0, 528, 16 + 64, false},
+			{2048, 1024, 3072, 3072, false},
+			{64, 32, 96, 96, false},
+			{4, 4096, 1024, 320, true}, // what is in use does not fit, so nothing changes
+			{4, 0, 1024, 320, true},
+		} {
+			d := newTwofold(t, "<memory>1048576</memory>"+running,
+				"<memory>262144</memory><currentMemory>262144</currentMemory><memtune><swap_hard_limit>327680</swap_hard_limit></memtune>")
+			before := map[libvirt.DomainModificationImpact]uint{live: d[live].Memory.Value, config: d[config].Memory.Value}
+			m, ram, swap := memoryChange{}, c.ram*mib, c.swap*mib
+			if ram > 0 {
+				m.ram = &ram
+			}
+			if swap > 0 {
+				m.swap = &swap
+			}
+			if err := m.set(d, live|config); (err != nil) != c.fails {
+				t.Errorf("%+v: %v", c, err)
+			}
+			for of, want := range map[libvirt.DomainModificationImpact]uint64{live: c.live, config: c.config} {
+				if got := d[of].MemoryTune.SwapHardLimit.Value; got != want*mib {
+					t.Errorf("%+v: of %d: %d MiB, want %d", c, of, got/mib, want)
+				}
+				if c.fails && d[of].Memory.Value != before[of] {
+					t.Errorf("%+v: the maximum has become %d", c, d[of].Memory.Value)
+				}
+			}
 		}
+	}
+	d := newTwofold(t, fmt.Sprintf("<currentMemory>%d</currentMemory>", uint64(libvirt.DOMAIN_MEMORY_PARAM_UNLIMITED)), "")
+	swap := uint64(mib)
+	if err := (memoryChange{swap: &swap}).set(d, live); codeOf(err) != exitValue {
+		t.Errorf("the swap of one without a limit of its memory: %v", err)
 	}
 }
 
@@ -272,5 +348,31 @@ func TestEnd(t *testing.T) {
 		if got := strings.Join(c.dom.calls, " "); err != nil || got != c.want || c.dom.state != libvirt.DOMAIN_SHUTOFF {
 			t.Errorf("%s, %v, want %s", got, err, c.want)
 		}
+	}
+}
+
+// TestStopTwice: to stop what does not run is well, and a restart is a start.
+func TestStopTwice(t *testing.T) {
+	conn, err := libvirt.NewConnect("test:///default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	dom, err := conn.LookupDomainByName("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dom.Free()
+	s := &session{conn: conn, quiet: true}
+	for _, verb := range []func(*session, *libvirt.Domain, []string) error{stop, stop, restart} {
+		if err := verb(s, dom, []string{"--fast"}); err != nil {
+			t.Error(err)
+		}
+	}
+	if active, err := dom.IsActive(); err != nil || !active {
+		t.Errorf("what was restarted runs: %v, %v", active, err)
+	}
+	if err := start(s, dom, nil); codeOf(err) != exitRunning {
+		t.Errorf("to start what runs: %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -173,24 +174,28 @@ func TestList(t *testing.T) {
 	nine := rowOf(def)
 	nine.Status, nine.NProc = "running", &three
 	var b bytes.Buffer
-	for _, args := range []string{"", "-a", "-aH", "-S", "-a -1", "-n", "-a -o ctid,ostemplate,cpus,physpages -s -ctid", "-a -N sh*", "-h no", "101", "-j"} {
+	for _, args := range []string{
+		"", "-a", "-aH", "-S", "-a -1", "-n", "-a -o ctid,ostemplate,cpus,physpages -s -ctid", "-a -N sh*", "-h no", "101", "-j",
+		"-Hoveid", "-octid,status", "-aHs-ctid --output=ctid", "--sort=-ctid --all -t -o ctid", "-j -o status,veid 101", "-d a* 9", "-- 20",
+		"999", "999 9", "-j 999", "-S 9", "-h www -a",
+	} {
 		l, err := parseListing(strings.Fields(args))
 		if err != nil {
-			t.Fatal(err)
+			t.Errorf("vzlist %s: %v", args, err)
+			continue
 		}
-		var rows []*row
-		for _, r := range []*row{{CTID: "101", Status: "stopped", IP: []string{}}, nine, {CTID: "20", Status: "suspended", IP: []string{}}, {CTID: "30", Status: "paused", IP: []string{}}} {
-			if l.wants(r) {
-				rows = append(rows, r)
-			}
-		}
+		rows := []*row{{CTID: "101", Status: "stopped", IP: []string{}}, nine, {CTID: "20", Status: "suspended", IP: []string{}}, {CTID: "30", Status: "paused", IP: []string{}}}
 		b.WriteString("$ vzlist " + args + "\n")
-		if err := l.print(&b, rows); err != nil {
-			t.Fatal(err)
+		if err := l.show(&b, &b, rows); err != nil {
+			fmt.Fprintf(&b, "ends with %d\n", err)
 		}
 	}
+	var none bytes.Buffer // is no failure
+	if err := (&listing{}).show(&b, &none, []*row{{Status: "stopped"}}); err != nil || none.String() != "Container(s) not found\n" {
+		t.Errorf("of none: %v, %q", err, none.String())
+	}
 	golden(t, "list.golden", b.String())
-	for _, args := range []string{"-x", "-o nonsense", "-s nonsense", "-o"} {
+	for _, args := range []string{"-x", "-o nonsense", "-s nonsense", "-o", "-ax", "--all=1", "--output", "--nonsense=1"} {
 		if _, err := parseListing(strings.Fields(args)); err == nil {
 			t.Errorf("vzlist %s is accepted", args)
 		}
