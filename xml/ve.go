@@ -28,7 +28,8 @@ import (
 // most processes and threads. ubc: an OpenVZ beancounter, see beancounters;
 // its barrier, where it has one, is kept and means nothing. clone: the UUID
 // of the environment, shut off, whose disk it starts with instead of the bare
-// template; it counts at the first start only. tag: a word that vzctl fleet
+// template; it counts at the first start only, and where polkit decides, it
+// takes the right to write to that. tag: a word that vzctl fleet
 // selects by, repeatable. It and other children are kept and mean nothing to
 // the daemon.
 const VENamespace = "http://virtvzd.org/ve/1.0"
