@@ -121,6 +121,11 @@ func (c *change) defineAs(def *libvirtxml.Domain, detail int32) error {
 	if err != nil {
 		return err
 	}
+	if c.view().config == nil {
+		if err := c.drv.store.refuseSkipped(def.Name); err != nil {
+			return err
+		}
+	}
 	if err := c.drv.store.saveDefinition(def.Name, doc); err != nil {
 		return err
 	}

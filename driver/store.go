@@ -65,6 +65,15 @@ func (s store) prepare() error {
 	return nil
 }
 
+// refuseSkipped tells of a file that is there for a name that no domain has: it
+// was skipped because it cannot be read, and is somebody's all the same.
+func (s store) refuseSkipped(name string) error {
+	if _, err := os.Lstat(s.definition(name)); err == nil {
+		return errorf(protocol.ErrOperationInvalid, "%s is there, and of no domain that is known: take it away, or choose another name", s.definition(name))
+	}
+	return nil
+}
+
 // saveDefinition writes a definition; on any failure the old one stays.
 func (s store) saveDefinition(name, doc string) error {
 	file := s.definition(name)

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"virtvzd/driver/protocol"
 	"virtvzd/runtime"
 )
 
@@ -22,8 +21,8 @@ func (s store) renameLink(old string) string { return filepath.Join(s.configDir,
 // renameDefinition replaces a definition and its autostart links by those of
 // another name. After an error all is as it was.
 func (s store) renameDefinition(old, name, doc string) error {
-	if _, err := os.Lstat(s.definition(name)); err == nil {
-		return errorf(protocol.ErrOperationInvalid, "%s is there, and of no domain that is known: take it away, or choose another name", s.definition(name))
+	if err := s.refuseSkipped(name); err != nil {
+		return err
 	}
 	linked, err := s.links()
 	if err != nil {

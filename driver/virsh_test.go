@@ -305,8 +305,8 @@ func TestRenameCutOff(t *testing.T) {
 	}
 }
 
-// TestRenameOver: a file that was skipped keeps its name, and what it has.
-func TestRenameOver(t *testing.T) {
+// TestSkippedKept: a file that was skipped keeps its name, and what it has.
+func TestSkippedKept(t *testing.T) {
 	h := newTestHost(t)
 	h.virsh(true, "define", h.file(domainXML("web1", "")))
 	foreign := h.drv.store.definition("www")
@@ -314,6 +314,7 @@ func TestRenameOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.want(h.virsh(false, "domrename", "web1", "www"), "www.xml is there, and of no domain that is known: take it away")
+	h.want(h.virsh(false, "define", h.file(domainXML("www", ""))), "www.xml is there, and of no domain that is known: take it away")
 	if text, err := os.ReadFile(foreign); err != nil || string(text) != "<domain>half written" {
 		t.Errorf("it is %q now, %v", text, err)
 	}
