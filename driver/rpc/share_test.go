@@ -198,11 +198,10 @@ func TestUserBytes(t *testing.T) {
 	c.Closed()
 	close(s.release)
 	eventually(t, "nothing is left of those that were served", func() bool { return used() == 0 })
-	if p := rpctest.DialAs(t, s.path, rpctest.Nobody); p != nil {
-		p.Send(call(procEcho))
-		if got := p.Next(); len(got.Body) != large-frameStart {
-			t.Errorf("%d bytes came back", len(got.Body))
-		}
+	c = rpctest.DialAs(t, s.path, rpctest.Nobody)
+	c.Send(call(procEcho))
+	if p := c.Next(); len(p.Body) != large-frameStart {
+		t.Errorf("%d bytes came back", len(p.Body))
 	}
 }
 
