@@ -150,7 +150,8 @@ func (h *hosts) pull(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(h.all()[args[0]].Pull(context.Background(), args[1], ts.MkAbs(args[2])))
 }
 
-// until repeats a command of the script's until it prints what is expected:
+// until repeats a command of the script's until it succeeds and prints what is
+// expected:
 // until 60s 'running' virsh -c $A domstate web1
 func until(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 3 {
@@ -161,8 +162,11 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	for end := time.Now().Add(limit); ; time.Sleep(time.Second) {
 		cmd := exec.Command(args[2], args[3:]...)
 		cmd.Env = append(os.Environ(), "LC_ALL=C")
-		out, _ := cmd.CombinedOutput()
-		if strings.Contains(string(out), args[1]) {
+		for _, name := range []string{"A", "B", "SSH_B"} {
+			cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+		}
+		out, err := cmd.CombinedOutput()
+		if err == nil && strings.Contains(string(out), args[1]) { // an error may repeat the command
 			return
 		}
 		if time.Now().After(end) {
