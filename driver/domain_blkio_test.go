@@ -10,7 +10,7 @@ import (
 // TestBlockIOTune: one limit takes the place of all of its kind.
 func TestBlockIOTune(t *testing.T) {
 	h := newTestHost(t)
-	h.drv.rt = &runtime.Runtime{}
+	h.set(func(drv *Driver) { drv.rt = &runtime.Runtime{} })
 	disk := "<devices><disk type='block' device='disk'><source dev='/dev/loop0'/><target dev='vda'/></disk>"
 	h.virsh(true, "define", h.file(strings.Replace(domainXML("web1", ""), "<devices>", disk, 1)))
 	shown := func() string { return strings.Join(strings.Fields(h.virsh(true, "blkdeviotune", "web1", "vda")), "") }

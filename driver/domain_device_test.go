@@ -23,7 +23,7 @@ func (h *testHost) run(name, devices string) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.drv.rt = &runtime.Runtime{}
+	h.set(func(drv *Driver) { drv.rt = &runtime.Runtime{} })
 	setView(d, func(v *view) { v.state, v.live = Running, xml.Live(live, xml.LiveFacts{ID: 1}) })
 }
 

@@ -63,7 +63,7 @@ func (do whileAsked) allowed(context.Context, identity, object, string) error {
 func TestGoneMeanwhile(t *testing.T) {
 	h := newTestHost(t)
 	forget := func() { undefines{t, h.drv}.allowed(t.Context(), identity{}, object{name: "a"}, "") }
-	h.drv.access = whileAsked(forget)
+	h.access.set(whileAsked(forget))
 	c := dial(t, h.socket, 0)
 	gone := func(what string, p rpctest.Packet) {
 		t.Helper()
@@ -84,7 +84,7 @@ func TestGoneMeanwhile(t *testing.T) {
 	}
 
 	// While it is looked for.
-	h.drv.access = nil
+	h.access.set(nil)
 	d := addDomain(t, h.drv, "b", "")
 	entry := query(protocol.DomainGetHostname, func(r *request, d *domain, a *protocol.DomainGetHostnameArgs) (ret protocol.DomainGetHostnameRet, err error) {
 		forget()

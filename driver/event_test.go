@@ -37,7 +37,7 @@ func TestEventsWhilePolkitHangs(t *testing.T) {
 	access := &hanging{}
 	access.both.Add(2)
 	access.answer.Add(1)
-	h.drv.access = access
+	h.access.set(access)
 	h.virsh(true, "define", h.file(domainXML("web1", "")))
 	d := h.drv.domains.lookupName("web1")
 	var clients []*rpctest.Client

@@ -234,7 +234,7 @@ func (r *rules) allowed(_ context.Context, _ identity, o object, permission stri
 func TestRelayedAccess(t *testing.T) {
 	h, _ := newRelayedHost(t)
 	r := &rules{forbidden: "network:read"}
-	h.drv.access = r
+	h.access.set(r)
 	h.virsh(true, "net-list", "--name")
 	h.want(h.virsh(false, "net-dumpxml", "default"), "access denied: 'network:read' denied access")
 	h.virsh(true, "net-event", "--list")

@@ -18,8 +18,9 @@ func TestPolkitHangs(t *testing.T) {
 	b, a := bustest.New(t), &authority{wait: make(chan struct{})}
 	a.attach(t, b)
 	defer close(a.wait)
-	h.drv.polkit = &polkit{bus: systemd.NewBus(b.Address)}
-	h.drv.config.AuthUnixRW = "polkit"
+	h.set(func(drv *Driver) {
+		drv.polkit, drv.config.AuthUnixRW = &polkit{bus: systemd.NewBus(b.Address)}, "polkit"
+	})
 	authPolkit := protocol.AuthPolkit.Info
 	for n := range 10 {
 		c := rpctest.DialAs(t, h.socket, rpctest.Nobody)

@@ -43,7 +43,7 @@ func TestVirshCloneAccess(t *testing.T) {
 		}
 		return path
 	}
-	forbid := func(what string) { h.drv.access = &rules{forbidden: what} }
+	forbid := func(what string) { h.access.set(&rules{forbidden: what}) }
 	refused := func(args ...string) {
 		t.Helper()
 		h.want(h.virsh(false, args...), "access denied: the disk of ", "is not for this client: take <disk:disk> and <ve:clone> out of the definition")
@@ -105,7 +105,7 @@ func TestVirshCloneAccess(t *testing.T) {
 	h.virsh(false, "dominfo", "web2")
 
 	// A definition that has it already may be changed, and who may does.
-	h.drv.access = nil
+	h.access.set(nil)
 	h.virsh(true, "define", h.file(with(clone(web1))))
 	forbid("domain:writeweb1" + web1)
 	h.virsh(true, "desc", "web2", "--config", "changed")

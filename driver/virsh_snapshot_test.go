@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,7 +24,7 @@ func newSnapshotHost(t *testing.T) (h *testHost, upper string) {
 	if _, err := runtime.OpenTemplates(data).Import(t.Context(), "busybox", root, runtime.ImportOptions{Limits: runtime.DefaultLimits}); err != nil {
 		t.Fatal(err)
 	}
-	h.drv.layers = runtime.OpenLayers(data, filepath.Join(data, "state"))
+	h.set(func(drv *Driver) { drv.layers = runtime.OpenLayers(data, filepath.Join(data, "state")) })
 	h.virsh(true, "define", h.file(domainXML("web1", "")))
 	id := strings.TrimSpace(h.virsh(true, "domuuid", "web1"))
 	return h, filepath.Join(data, "private", id, "upper")
@@ -84,7 +83,7 @@ func TestVirshSnapshots(t *testing.T) {
 	h.same(h.virsh(true, "snapshot-current", "web1", "--name"), "two")
 
 	// Another daemon knows the same.
-	next := &testHost{t: t, log: &bytes.Buffer{}, socket: h.socket + "2", relay: relay.Config{Dir: t.TempDir()}}
+	next := &testHost{t: t, log: &output{}, socket: h.socket + "2", relay: relay.Config{Dir: t.TempDir()}}
 	next.open(h.drv.store.configDir)
 	next.same(next.virsh(true, "snapshot-list", "web1", "--name", "--topological"), "one", "other", "two", "three")
 	next.same(next.virsh(true, "snapshot-current", "web1", "--name"), "two")

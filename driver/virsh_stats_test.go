@@ -11,7 +11,7 @@ import (
 // host's own virsh. Those of running ones are in integration/.
 func TestVirshStats(t *testing.T) {
 	h := newTestHost(t)
-	h.drv.rt = &runtime.Runtime{}
+	h.set(func(drv *Driver) { drv.rt = &runtime.Runtime{} })
 	h.virsh(true, "define", h.file(domainXML("web1", "<vcpu current='2'>3</vcpu>")))
 	h.virsh(true, "define", h.file(domainXML("web2", "")))
 	out := h.virsh(true, "domstats")

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,9 +29,33 @@ type testHost struct {
 	t      *testing.T
 	drv    *Driver
 	socket string
-	log    *bytes.Buffer
+	log    *output
 	stop   func() // ends the server before the test does
 	relay  relay.Config
+	access *switched
+}
+
+// switched is an access driver that a test changes while clients, and the
+// goroutine that tells events, ask it; nil allows all.
+type switched struct {
+	mu  sync.Mutex
+	now access
+}
+
+func (s *switched) set(a access) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now = a
+}
+
+func (s *switched) allowed(ctx context.Context, who identity, o object, permission string) error {
+	s.mu.Lock()
+	now := s.now
+	s.mu.Unlock()
+	if now == nil {
+		return nil
+	}
+	return now.allowed(ctx, who, o, permission)
 }
 
 // newTestHost makes one without networks, storage and so on.
@@ -47,7 +72,7 @@ func newTestHostWith(t *testing.T, others relay.Config) *testHost {
 		}
 		t.Skip("needs virsh (package libvirt-clients)")
 	}
-	h := &testHost{t: t, log: &bytes.Buffer{}, relay: others}
+	h := &testHost{t: t, log: &output{}, relay: others}
 	h.socket = filepath.Join(t.TempDir(), "sock")
 	h.open(t.TempDir())
 	return h
@@ -70,6 +95,22 @@ func (h *testHost) open(dir string) {
 	if h.drv, err = open(config, machine, nil, log, facts); err != nil {
 		h.t.Fatal(err)
 	}
+	h.access = &switched{}
+	h.drv.access = h.access
+	h.t.Cleanup(func() { h.stop() })
+	h.serve()
+}
+
+// set changes the driver while nobody is served: what a client's goroutine reads
+// without a lock is as it was when a daemon opened the driver.
+func (h *testHost) set(change func(*Driver)) {
+	h.t.Helper()
+	h.stop()
+	change(h.drv)
+	h.serve()
+}
+
+func (h *testHost) serve() {
 	server := rpc.NewServer("virtvzd", rpc.Limits{MaxClients: 50, MaxAnonymousClients: 20, MaxClientRequests: 5,
 		MinWorkers: 2, MaxWorkers: 5, PrioWorkers: 2, KeepaliveInterval: 5 * time.Second, KeepaliveCount: 5}, EncodeError)
 	h.drv.Register(server)
@@ -86,7 +127,6 @@ func (h *testHost) open(dir string) {
 		defer cancel()
 		server.Shutdown(ctx)
 	}
-	h.t.Cleanup(h.stop)
 }
 
 // virsh runs one command; ok tells whether it must succeed. It gives what
@@ -383,7 +423,7 @@ func TestRestart(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "dir.xml"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	next := &testHost{t: t, log: &bytes.Buffer{}, socket: h.socket + "2"}
+	next := &testHost{t: t, log: &output{}, socket: h.socket + "2"}
 	next.open(dir)
 	// "other" sorts before "web1" and has its UUID: it is the one that is
 	// served, although files are read at the same time.

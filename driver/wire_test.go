@@ -138,7 +138,7 @@ func TestSetIdentity(t *testing.T) {
 	}
 	h := newTestHost(t)
 	last := &lastCaller{}
-	h.drv.access = last
+	h.access.set(last)
 	h.virsh(true, "define", h.file(domainXML("web1", "")))
 	c := dial(t, h.socket, 0)
 	set := func(c *rpctest.Client, params ...protocol.TypedParam) rpctest.Packet {
