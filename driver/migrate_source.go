@@ -194,6 +194,9 @@ func (r *request) performMigration(d *domain, how migration, destination string,
 		return nil, errorf(protocol.ErrInvalidArg, "the URI to which the domain is to be sent is missing")
 	}
 	p := d.leaving.Load()
+	if how.has(protocol.MigrateOffline) || p != nil && p.owner == r.client && p.how.has(protocol.MigrateOffline) {
+		return nil, errorf(protocol.ErrOperationInvalid, "domain '%s' does not run: its destination asks for its disk", d.view().name)
+	}
 	if p == nil { // whoever began it asked for no protection
 		if p, _, _, err = r.depart(d, how); err != nil {
 			return nil, err
@@ -270,6 +273,9 @@ func (p *departure) goOn(was State) {
 	case <-v.instance.Exited():
 		return // whoever watches it says so
 	default:
+	}
+	if frozen, err := v.instance.Frozen(); frozen && err == nil {
+		return // it could not be let go, and 'virsh resume' tries that again
 	}
 	err := p.enter(Running, protocol.DomainRunningMigrationCanceled, nil, lifecycleEvent(protocol.DomainEventResumed, protocol.DomainEventResumedMigrated))
 	if err != nil {

@@ -419,3 +419,28 @@ func TestForsakenConfirming(t *testing.T) {
 		})
 	}
 }
+
+// TestPerformOffline: of a domain that does not run there are no processes to be
+// sent, whoever asks for it. The migration goes on as it has begun.
+func TestPerformOffline(t *testing.T) {
+	drv := statsDriver(t, "web")
+	d, r := drv.domains.lookupName("web"), statsRequest(t, drv)
+	change, err := d.change(t.Context(), r.client, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	how := migration{flags: protocol.MigrateOffline | protocol.MigratePersistDest}
+	p := &departure{change: change, owner: r.client, how: how, session: runtime.NewSession()}
+	d.leaving.Store(p)
+	told, _ := cookie{Session: p.session}.encode()
+	_, err = r.performMigration(d, migration{uri: "tcp://127.0.0.1:1"}, "", told)
+	refused(t, "its processes", err, protocol.ErrOperationInvalid, "domain 'web' does not run")
+	_, err = r.performMigration(d, migration{uri: "tcp://127.0.0.1:1", flags: how.flags}, "", told)
+	refused(t, "as it has begun", err, protocol.ErrOperationInvalid, "domain 'web' does not run")
+	if err := r.confirmMigration(d, how, true); err != nil {
+		t.Errorf("it is given up: %v", err)
+	}
+	if _, busy := d.job.busy(); busy {
+		t.Error("the job is held")
+	}
+}
