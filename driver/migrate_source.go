@@ -323,12 +323,11 @@ func (p *departure) gone() error {
 	p.drv.log.Info("the domain has moved", "domain", p.view().name, "rounds", s.Round, "stood_still", s.Down,
 		"freezing", s.Freezing, "dumping", s.Dumping, "restoring", s.Restoring)
 	p.job.completedAgain(p.control)
-	err := errors.Join(inst.EndMigration(p.ctx, runtime.Committed, p.env.Interfaces), p.controlled(inst.Kill(p.ctx)))
-	if err != nil {
+	if err := p.controlled(inst.EndMigration(p.ctx, runtime.Committed, p.env.Interfaces)); err != nil {
 		return errMigration("the domain runs at its destination, and could not be ended here", err)
 	}
 	undefined := p.how.has(protocol.MigrateUndefineSource) && p.view().persistent
-	err = p.stopped(inst, protocol.DomainShutoffMigrated, protocol.DomainEventStoppedMigrated)
+	err := p.stopped(inst, protocol.DomainShutoffMigrated, protocol.DomainEventStoppedMigrated)
 	if p.how.has(protocol.MigrateUndefineSource) {
 		err = errors.Join(err, p.forgetHere())
 	}
