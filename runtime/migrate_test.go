@@ -471,3 +471,31 @@ func TestForgetLast(t *testing.T) {
 		there.close(nil)
 	}
 }
+
+// TestCutRound: a round that ends within what it sends ends the migration, with
+// the reason: the other side waits for the rest, and could take nothing else.
+func TestCutRound(t *testing.T) {
+	ours, theirs := net.Pipe()
+	there := newChannel(theirs)
+	defer there.close(nil)
+	m := &outgoing{
+		Outgoing: Outgoing{Control: NewMigrationControl(0, DefaultDowntime), Begun: func(int) {}},
+		i:        newInstance(emptyRuntime(t), &record{UUID: "6f9619ff-8b86-4011-b42d-00cf4fc964ff", Phase: running}, nil), ch: newChannel(ours), dir: t.TempDir(),
+		mirror: &mirrorSource{root: -1},
+	}
+	defer m.ch.close(nil)
+	told := make(chan error, 1)
+	go func() {
+		var p part
+		if err := there.receive(t.Context(), &p); err != nil {
+			t.Error(err)
+		}
+		told <- there.receiveData(t.Context(), func(r io.Reader) error { return nil })
+	}()
+	if err := m.rounds(t.Context()); err == nil || !strings.Contains(err.Error(), "disk: bad file descriptor") {
+		t.Errorf("got %v", err)
+	}
+	if err := <-told; err == nil || !strings.Contains(err.Error(), "the other host says: bad file descriptor") {
+		t.Errorf("the other side is told %v", err)
+	}
+}
