@@ -374,6 +374,9 @@ func (p *departure) follow(outcome runtime.Outcome) error {
 	case runtime.Committed:
 		return p.gone()
 	case runtime.Lost:
+		if !p.how.has(protocol.MigratePersistDest) { // else it is defined nowhere any more
+			p.how.flags &^= protocol.MigrateUndefineSource
+		}
 		return errors.Join(p.lost(), p.gone())
 	}
 	defer p.leave(departureSettling)
