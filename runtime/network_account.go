@@ -174,8 +174,8 @@ func readCounters(host *netlink.Handle, l *recordedLink, w *wires) (s InterfaceS
 	if l.GuestIndex == 0 || w == nil {
 		return s, false
 	}
-	link, err := w.inside.LinkByIndex(l.GuestIndex)
-	if err != nil || link.Attrs().Statistics == nil {
+	link, err := w.find(func(link netlink.Link) bool { return link.Attrs().Index == l.GuestIndex })
+	if err != nil || link == nil || link.Attrs().Statistics == nil {
 		return s, false
 	}
 	c := counters(link.Attrs().Statistics)

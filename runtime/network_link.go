@@ -30,10 +30,8 @@ func openWires(space *os.File) (*wires, error) {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
 	w := &wires{host: host, space: space}
-	err = onOwnThread(func() (err error) {
-		if err = unix.Setns(int(space.Fd()), unix.CLONE_NEWNET); err == nil {
-			w.inside, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-		}
+	err = inSpace(space, func() (err error) {
+		w.inside, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})
 	if err != nil {
@@ -41,6 +39,16 @@ func openWires(space *os.File) (*wires, error) {
 		return nil, fmt.Errorf("enter the network namespace: %w", err)
 	}
 	return w, nil
+}
+
+// inSpace runs do on a thread of its own in a network namespace.
+func inSpace(space *os.File, do func() error) error {
+	return onOwnThread(func() error {
+		if err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return do()
+	})
 }
 
 func (w *wires) close() {
@@ -185,26 +193,22 @@ func (w *wires) unmake(kind string, made madeLink) error {
 	case "hostdev":
 		return nil // moveOut, which knows where to
 	case "direct":
-		return deleteLink(w.inside, made.guest, "macvlan")
+		return w.removeMacvlan(func(a *netlink.LinkAttrs) bool { return a.Index == made.guest })
 	}
-	return deleteLink(w.host, made.host, "veth")
+	link, err := w.host.LinkByIndex(made.host)
+	if err != nil || link.Type() != "veth" {
+		return ignoreMissing(err)
+	}
+	return ignoreMissing(w.host.LinkDel(link))
 }
 
-func deleteLink(h *netlink.Handle, index int, kind string) error {
-	if index == 0 {
-		return nil
+// removeMacvlan removes one inside, if it is there.
+func (w *wires) removeMacvlan(is func(*netlink.LinkAttrs) bool) error {
+	link, err := w.find(func(link netlink.Link) bool { return link.Type() == "macvlan" && is(link.Attrs()) })
+	if err != nil || link == nil {
+		return err
 	}
-	link, err := h.LinkByIndex(index)
-	if errors.As(err, &netlink.LinkNotFoundError{}) || err == nil && link.Type() != kind {
-		return nil
-	}
-	if err == nil {
-		err = h.LinkDel(link)
-	}
-	if errors.Is(err, unix.ENODEV) {
-		return nil
-	}
-	return err
+	return ignoreMissing(w.inside.LinkDel(link))
 }
 
 // setUp configures both ends. It may be repeated.
