@@ -76,7 +76,7 @@ func (r *Runtime) saveAccount(uuid [16]byte, a account) error {
 	return replaceFileSynced(file, body) // it is about money
 }
 
-// openAccount begins the count of a run. That it cannot be counted keeps no
+// openAccount begins the count of a run, of which no link is there yet. That it cannot be counted keeps no
 // environment from what it does, neither here nor when it is counted.
 func (r *Runtime) openAccount(uuid [16]byte) {
 	r.counting.Lock()
