@@ -94,8 +94,8 @@ func (i *Instance) changes(cpus []int) []func(ctx context.Context, from, to *xml
 			return i.setTerminals(from.Counts, to.Counts)
 		},
 		func(_ context.Context, from, to *xml.Environment) error { return i.setRlimits(from.Counts, to.Counts) },
-		func(_ context.Context, from, to *xml.Environment) error {
-			return i.changeNodes(from.Devices, to.Devices)
+		func(ctx context.Context, from, to *xml.Environment) error {
+			return i.changeNodes(ctx, from.Devices, to.Devices)
 		},
 		func(_ context.Context, from, to *xml.Environment) error {
 			return i.changeConsoles(from.Consoles, to.Consoles)
