@@ -316,6 +316,11 @@ func TestMigrationSettings(t *testing.T) {
 	if got, err := maxSpeed(d, &protocol.DomainMigrateGetMaxSpeedArgs{}); got.Bandwidth != unlimitedSpeed || err != nil {
 		t.Errorf("got %d, %v", got.Bandwidth, err)
 	}
+	following := func(mib uint64) error {
+		_, err := setMaxSpeed(nil, d, &protocol.DomainMigrateSetMaxSpeedArgs{Bandwidth: mib, Flags: protocol.DomainMigrateMaxSpeedPostcopy})
+		return err
+	}
+	refused(t, "of memory that follows, shut off", following(7), protocol.ErrOperationInvalid, "not running")
 	_, err := startPostCopy(nil, d, &protocol.DomainMigrateStartPostCopyArgs{})
 	refused(t, "post-copy", err, protocol.ErrOperationInvalid, "while outgoing migration is in progress")
 	_, err = setMaxDowntime(nil, d, &protocol.DomainMigrateSetMaxDowntimeArgs{Downtime: 1})
@@ -327,6 +332,14 @@ func TestMigrationSettings(t *testing.T) {
 	}
 	if _, err := setMaxDowntime(nil, d, &protocol.DomainMigrateSetMaxDowntimeArgs{Downtime: 500}); err != nil || drv.downtime(d) != 500*time.Millisecond {
 		t.Errorf("%s, %v", drv.downtime(d), err)
+	}
+	if err := errors.Join(speed(10), following(7)); err != nil || drv.bandwidth(d, migration{}) != 10<<20 {
+		t.Errorf("%d bytes a second, %v", drv.bandwidth(d, migration{}), err)
+	}
+	for flag, want := range map[uint32]uint64{0: 10, protocol.DomainMigrateMaxSpeedPostcopy: 7} {
+		if got, err := maxSpeed(d, &protocol.DomainMigrateGetMaxSpeedArgs{Flags: flag}); got.Bandwidth != want || err != nil {
+			t.Errorf("0x%x: got %d, %v", flag, got.Bandwidth, err)
+		}
 	}
 }
 

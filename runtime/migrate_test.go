@@ -25,7 +25,7 @@ func emptyRuntime(t *testing.T) *Runtime {
 	dir := t.TempDir()
 	return &Runtime{
 		config:    Config{DataDir: dir, StateDir: dir},
-		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{}, incoming: map[string]*Incoming{}, pulls: map[string]pull{},
+		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{}, incoming: map[string]*Incoming{}, pulls: map[string]Outgoing{},
 	}
 }
 
@@ -144,7 +144,7 @@ func TestServeStranger(t *testing.T) {
 	r, s := emptyRuntime(t), NewSession()
 	in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
 	wrong := Session{s.ID, NewSession().Secret}
-	r.AwaitPull(s, MigrationRoot{Type: "mount", Dir: t.TempDir()})
+	r.AwaitPull(Outgoing{Session: s, Root: MigrationRoot{Type: "mount", Dir: t.TempDir()}})
 	const none = "there is no such migration here"
 	for name, c := range map[string]struct {
 		hello any
@@ -175,7 +175,7 @@ func TestServeStranger(t *testing.T) {
 			t.Errorf("%s: got %q, %v", name, outcome, err)
 		}
 	}
-	if in.Outcome() != Undecided || r.pulls[s.ID].session != s {
+	if in.Outcome() != Undecided || r.pulls[s.ID].Session != s {
 		t.Error("a stranger has ended a migration")
 	}
 	if outcome, err := r.SettleSession(t.Context(), s); outcome != Aborted || err != nil {
