@@ -114,7 +114,7 @@ func (p *departure) begin() (doc string, out []byte, err error) {
 		}
 	}
 	if offline && !p.how.has(protocol.MigratePeer2peer) {
-		if c.Pull, err = p.drv.migrations.wait(p.drv.config.Migration.Address); err != nil {
+		if _, c.Pull, err = p.drv.waitForMigration(migration{flags: p.how.flags}); err != nil {
 			return "", nil, err
 		}
 		c.Pull = p.drv.reachable(c.Pull)

@@ -522,3 +522,42 @@ func TestLost(t *testing.T) {
 		t.Errorf("it ends at its source: %v; the job is held: %v", ends, busy)
 	}
 }
+
+// TestFetchTLS: a disk that the destination asks for comes by TLS if that was asked
+// for, and not at all where it cannot.
+func TestFetchTLS(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := make(chan string, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		all, _ := io.ReadAll(conn)
+		said <- string(all)
+	}()
+	drv := statsDriver(t, "web")
+	drv.config.Migration = MigrationConfig{Address: "127.0.0.1", Ports: [2]int{1, 0}, Certificates: t.TempDir()}
+	a := &arriving{change: &change{domain: drv.domains.lookupName("web")}, how: migration{flags: protocol.MigrateOffline | protocol.MigrateTls}, pull: l.Addr().String()}
+	func() {
+		defer func() {
+			if recover() != nil {
+				t.Error("it is asked for in plain text")
+			}
+		}()
+		if err := a.fetch(t.Context()); err == nil || !strings.Contains(err.Error(), "TLS needs certificates") {
+			t.Errorf("got %v", err)
+		}
+	}()
+	l.Close()
+	if text := <-said; text != "" {
+		t.Errorf("its source is told %q", text)
+	}
+
+	r := &request{ctx: t.Context(), drv: drv, info: protocol.DomainMigrateBegin3Params.Info}
+	_, _, err = r.beginMigration(drv.domains.lookupName("web"), migration{flags: protocol.MigrateOffline | protocol.MigratePersistDest | protocol.MigrateTls})
+	refused(t, "a source without certificates", err, protocol.ErrOperationFailed, "TLS needs certificates")
+}
