@@ -499,3 +499,28 @@ func TestCutRound(t *testing.T) {
 		t.Errorf("the other side is told %v", err)
 	}
 }
+
+// TestEndedDecided: one that was decided to run here and ended before it was let
+// go is this host's, as its source is told; one that was only held is not.
+func TestEndedDecided(t *testing.T) {
+	for outcome, want := range map[Outcome]bool{Committed: true, Undecided: false} {
+		r, s := emptyRuntime(t), NewSession()
+		in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+		if err := r.decide(s.ID, outcome); err != nil {
+			t.Fatal(err)
+		}
+		i := newInstance(r, &record{Version: 1, UUID: formatUUID(in.env.UUID), Name: "web", Phase: held, Session: s.ID, Init: 1 << 30}, nil) // of no process
+		if err := errors.Join(os.Mkdir(i.dir, 0o700), i.rec.save(i.dir)); err != nil {
+			t.Fatal(err)
+		}
+		later := emptyRuntime(t)
+		later.config = r.config
+		adopted, ended, err := later.Recover(t.Context(), nil)
+		if len(adopted) != 0 || len(ended) != 1 || err != nil {
+			t.Fatalf("%v, %+v, %v", adopted, ended, err)
+		}
+		if ended[0].Started != want {
+			t.Errorf("%q: it had been started: %v", outcome, ended[0].Started)
+		}
+	}
+}
