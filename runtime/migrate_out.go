@@ -184,6 +184,7 @@ type outgoing struct {
 	dir     string
 	mirror  *mirrorSource // of the disk; nil: it is not sent
 	round   int
+	torn    bool   // nothing can follow what was sent
 	parent  string // directory of the images of the last round
 	mounts  []externalMount
 	welcome welcome
@@ -335,6 +336,7 @@ func (m *outgoing) send(ctx context.Context, p part, sent func(bytes int), do fu
 	}
 	if do != nil {
 		if err := m.ch.sendData(ctx, sent, func(w io.Writer) error { return m.compressed(w, do) }); err != nil {
+			m.torn = true // the other side waits for the rest
 			return err
 		}
 	}

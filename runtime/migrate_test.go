@@ -492,10 +492,12 @@ func TestCutRound(t *testing.T) {
 		}
 		told <- there.receiveData(t.Context(), func(r io.Reader) error { return nil })
 	}()
-	if err := m.rounds(t.Context()); err == nil || !strings.Contains(err.Error(), "disk: bad file descriptor") {
-		t.Errorf("got %v", err)
+	err := m.rounds(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "disk: bad file descriptor") {
+		t.Fatalf("got %v", err)
 	}
-	if err := <-told; err == nil || !strings.Contains(err.Error(), "the other host says: bad file descriptor") {
+	m.ch.fail(err)
+	if err := <-told; err == nil || !strings.Contains(err.Error(), "the other host says: disk: bad file descriptor") {
 		t.Errorf("the other side is told %v", err)
 	}
 }
