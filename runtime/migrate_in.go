@@ -237,8 +237,8 @@ func (r *Runtime) SettleSession(ctx context.Context, s Session) (Outcome, error)
 		return Forgotten, nil
 	case err != nil:
 		return Forgotten, err
-	case known.Outcome == Undecided:
-		return Forgotten, errors.New("it is about to be decided: ask again")
+	case known.Outcome == Undecided: // it was given up, and something of it could not be removed: the next daemon tries again
+		return Aborted, nil
 	}
 	return known.Outcome, nil
 }

@@ -526,3 +526,19 @@ func TestEndedDecided(t *testing.T) {
 		}
 	}
 }
+
+// TestAbortedInPart: nothing of one that was given up runs here, also when its disk
+// cannot be removed, and so its source may go on.
+func TestAbortedInPart(t *testing.T) {
+	r, s := emptyRuntime(t), NewSession()
+	in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+	in.session.Stage = filepath.Join(r.sessionDir(s.ID), "session.json", "disk") // below a file
+	if err := in.Abort(t.Context()); err == nil {
+		t.Fatal("its disk was removed")
+	}
+	for range 2 {
+		if outcome, err := r.SettleSession(t.Context(), s); outcome != Aborted || err != nil {
+			t.Errorf("its source is told %q, %v", outcome, err)
+		}
+	}
+}
