@@ -561,3 +561,30 @@ func TestFetchTLS(t *testing.T) {
 	_, _, err = r.beginMigration(drv.domains.lookupName("web"), migration{flags: protocol.MigrateOffline | protocol.MigratePersistDest | protocol.MigrateTls})
 	refused(t, "a source without certificates", err, protocol.ErrOperationFailed, "TLS needs certificates")
 }
+
+// TestPeerCommand: who has to be allowed what they do has no program run as root by
+// the URI of a destination.
+func TestPeerCommand(t *testing.T) {
+	drv := statsDriver(t, "web")
+	ran := filepath.Join(t.TempDir(), "ran")
+	program := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho >"+ran+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		access access
+		uid    uint32
+		runs   bool
+	}{{&lastCaller{}, 1000, false}, {&lastCaller{}, 0, true}, {nil, 1000, true}} {
+		drv.access = c.access
+		r := &request{ctx: t.Context(), drv: drv, client: &client{drv: drv, identity: identity{UID: c.uid}}, info: protocol.DomainMigratePerform3Params.Info}
+		_, err := r.performMigration(drv.domains.lookupName("web"), migration{flags: protocol.MigratePeer2peer}, "vz+ssh://there/system?command="+program, nil)
+		if !c.runs {
+			refused(t, "a program", err, protocol.ErrAccessDenied, "names a program, which would run as root")
+		}
+		if _, e := os.Stat(ran); (e == nil) != c.runs {
+			t.Errorf("%T, %d: it ran: %v; %v", c.access, c.uid, e == nil, err)
+		}
+		os.Remove(ran)
+	}
+}
