@@ -265,9 +265,10 @@ func (in *Incoming) serve(ctx context.Context, ch *channel) error {
 	err := in.take(in.ctx, ch)
 	close(idle)
 	giveUp()
+	goesOn := errors.As(err, new(*PeerError)) // at the source, which has said so
 	switch {
 	case err == nil:
-	case in.Held() && !in.Follows(), in.complete(), in.Outcome().Moved(): // whoever asked for the migration decides, and the source may ask again
+	case in.Held() && !in.Follows() && !goesOn, in.complete(), in.Outcome().Moved(): // whoever asked for the migration decides, and the source may ask again
 		return nil
 	default:
 		return errors.Join(err, in.Abort(ctx))

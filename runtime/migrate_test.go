@@ -542,3 +542,30 @@ func TestAbortedInPart(t *testing.T) {
 		}
 	}
 }
+
+// TestGivenUpHeld: what is held here goes when its source says that it gave up, for
+// then it goes on there. A connection that ends says nothing of that kind.
+func TestGivenUpHeld(t *testing.T) {
+	for says, want := range map[string]Outcome{"the disk is full": Aborted, "": Undecided} {
+		r, s := emptyRuntime(t), NewSession()
+		in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+		link, served := serve(t.Context(), r)
+		ch := newChannel(link)
+		if err := errors.Join(ch.send(hello{Version: migrationVersion, Session: s}), ch.receive(t.Context(), &welcome{})); err != nil {
+			t.Fatal(err)
+		}
+		i := newInstance(r, &record{UUID: formatUUID(in.env.UUID), Name: in.env.Name, Phase: held, Session: s.ID}, nil)
+		close(i.exited) // it is not a process, and so can be ended
+		in.mu.Lock()
+		in.instance = i
+		in.mu.Unlock()
+		if says != "" {
+			ch.fail(errors.New(says))
+		}
+		ch.close(nil)
+		<-served
+		if in.Outcome() != want {
+			t.Errorf("%q: it is %q", says, in.Outcome())
+		}
+	}
+}
