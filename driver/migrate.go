@@ -135,6 +135,7 @@ type migration struct {
 	persistent string // definition there; "": as it is here
 	listen     string // address to wait at
 	bandwidth  uint64 // MiB a second; 0: no limit
+	following  uint64 // the same of memory that follows
 	tlsHost    string // name in the destination's certificate
 	method     string // of compression
 }
@@ -181,7 +182,7 @@ func checkMigration(m migration) error {
 	case m.method != "" && m.method != "zstd":
 		return errorf(protocol.ErrArgumentUnsupported, "what is sent can be compressed with zstd, not with '%s'", m.method)
 	}
-	return checkBandwidth(m.bandwidth)
+	return errors.Join(checkBandwidth(m.bandwidth), checkBandwidth(m.following))
 }
 
 // readMigration reads VIR_MIGRATE_PARAM_*.
@@ -189,7 +190,7 @@ func readMigration(params []protocol.TypedParam, flags uint32) (m migration, err
 	m.flags = flags
 	_, err = readParams(params, map[string]any{
 		protocol.MigrateParamUri: &m.uri, protocol.MigrateParamDestName: &m.name, protocol.MigrateParamDestXML: &m.xml,
-		protocol.MigrateParamPersistXML: &m.persistent, protocol.MigrateParamBandwidth: &m.bandwidth,
+		protocol.MigrateParamPersistXML: &m.persistent, protocol.MigrateParamBandwidth: &m.bandwidth, protocol.MigrateParamBandwidthPostcopy: &m.following,
 		protocol.MigrateParamListenAddress: &m.listen, protocol.MigrateParamTlsDestination: &m.tlsHost,
 		protocol.MigrateParamCompression: &m.method,
 	})

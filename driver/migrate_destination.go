@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"sync/atomic"
 	"time"
 
 	"libvirt.org/go/libvirtxml"
 
 	"virtvzd/driver/protocol"
-	"virtvzd/driver/relay"
 	"virtvzd/driver/rpc"
 	"virtvzd/runtime"
 	"virtvzd/xml"
@@ -232,7 +232,11 @@ func (a *arriving) fetch(ctx context.Context) error {
 	if a.pull == "" { // a source that is its own client has sent it
 		return nil
 	}
-	conn, err := relay.DialHost(ctx, a.pull)
+	address := "tcp://" + a.pull
+	if host, _, err := net.SplitHostPort(a.pull); err == nil && a.how.has(protocol.MigrateTls) {
+		address = "tls://" + a.pull + "#" + host
+	}
+	conn, err := a.drv.dialMigration(ctx, address)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,9 @@ func (r *request) migrateP2P(d *domain, how migration, destination string) error
 	if destination == "" {
 		return errorf(protocol.ErrInvalidArg, "the URI of the destination's daemon is missing")
 	}
+	if r.drv.access != nil && r.client.who().UID != 0 && relay.NamesProgram(destination) { // who may do all may do that, too
+		return errorf(protocol.ErrAccessDenied, "the URI '%s' names a program, which would run as root here: leave its 'command' out, or migrate without --p2p", destination)
+	}
 	peer, err := relay.DialRemote(r.ctx, destination, r.drv.config.Migration.Certificates)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -113,11 +114,12 @@ func (p *departure) begin() (doc string, out []byte, err error) {
 		}
 	}
 	if offline && !p.how.has(protocol.MigratePeer2peer) {
-		if c.Pull, err = p.drv.migrations.wait(p.drv.config.Migration.Address); err != nil {
+		if _, c.Pull, err = p.drv.waitForMigration(migration{flags: p.how.flags}); err != nil {
 			return "", nil, err
 		}
 		c.Pull = p.drv.reachable(c.Pull)
-		p.drv.rt.AwaitPull(p.session, p.offer.Root)
+		p.control = runtime.NewMigrationControl(p.drv.bandwidth(p.domain, p.how), 0)
+		p.drv.rt.AwaitPull(runtime.Outgoing{Session: p.session, Root: p.offer.Root, Control: p.control, Compress: p.how.has(protocol.MigrateCompressed)})
 	}
 	if out, err = c.encode(); err != nil {
 		return "", nil, err
@@ -231,6 +233,7 @@ func (p *departure) send(dial func(context.Context) (io.ReadWriteCloser, error))
 	}
 	inst, was := p.view().instance, p.view().state
 	p.control = runtime.NewMigrationControl(p.drv.bandwidth(p.domain, p.how), p.drv.downtime(p.domain))
+	p.control.SetPostCopyBandwidth(cmp.Or(p.how.following, p.settings().following) << 20)
 	if p.how.has(protocol.MigratePostcopy) {
 		p.control.AllowPostCopy()
 	}

@@ -316,6 +316,11 @@ func TestMigrationSettings(t *testing.T) {
 	if got, err := maxSpeed(d, &protocol.DomainMigrateGetMaxSpeedArgs{}); got.Bandwidth != unlimitedSpeed || err != nil {
 		t.Errorf("got %d, %v", got.Bandwidth, err)
 	}
+	following := func(mib uint64) error {
+		_, err := setMaxSpeed(nil, d, &protocol.DomainMigrateSetMaxSpeedArgs{Bandwidth: mib, Flags: protocol.DomainMigrateMaxSpeedPostcopy})
+		return err
+	}
+	refused(t, "of memory that follows, shut off", following(7), protocol.ErrOperationInvalid, "not running")
 	_, err := startPostCopy(nil, d, &protocol.DomainMigrateStartPostCopyArgs{})
 	refused(t, "post-copy", err, protocol.ErrOperationInvalid, "while outgoing migration is in progress")
 	_, err = setMaxDowntime(nil, d, &protocol.DomainMigrateSetMaxDowntimeArgs{Downtime: 1})
@@ -327,6 +332,14 @@ func TestMigrationSettings(t *testing.T) {
 	}
 	if _, err := setMaxDowntime(nil, d, &protocol.DomainMigrateSetMaxDowntimeArgs{Downtime: 500}); err != nil || drv.downtime(d) != 500*time.Millisecond {
 		t.Errorf("%s, %v", drv.downtime(d), err)
+	}
+	if err := errors.Join(speed(10), following(7)); err != nil || drv.bandwidth(d, migration{}) != 10<<20 {
+		t.Errorf("%d bytes a second, %v", drv.bandwidth(d, migration{}), err)
+	}
+	for flag, want := range map[uint32]uint64{0: 10, protocol.DomainMigrateMaxSpeedPostcopy: 7} {
+		if got, err := maxSpeed(d, &protocol.DomainMigrateGetMaxSpeedArgs{Flags: flag}); got.Bandwidth != want || err != nil {
+			t.Errorf("0x%x: got %d, %v", flag, got.Bandwidth, err)
+		}
 	}
 }
 
@@ -507,5 +520,71 @@ func TestLost(t *testing.T) {
 	<-done
 	if _, busy := d.job.busy(); busy || !ends || d.leaving.Load() != nil {
 		t.Errorf("it ends at its source: %v; the job is held: %v", ends, busy)
+	}
+}
+
+// TestFetchTLS: a disk that the destination asks for comes by TLS if that was asked
+// for, and not at all where it cannot.
+func TestFetchTLS(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := make(chan string, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		all, _ := io.ReadAll(conn)
+		said <- string(all)
+	}()
+	drv := statsDriver(t, "web")
+	drv.config.Migration = MigrationConfig{Address: "127.0.0.1", Ports: [2]int{1, 0}, Certificates: t.TempDir()}
+	a := &arriving{change: &change{domain: drv.domains.lookupName("web")}, how: migration{flags: protocol.MigrateOffline | protocol.MigrateTls}, pull: l.Addr().String()}
+	func() {
+		defer func() {
+			if recover() != nil {
+				t.Error("it is asked for in plain text")
+			}
+		}()
+		if err := a.fetch(t.Context()); err == nil || !strings.Contains(err.Error(), "TLS needs certificates") {
+			t.Errorf("got %v", err)
+		}
+	}()
+	l.Close()
+	if text := <-said; text != "" {
+		t.Errorf("its source is told %q", text)
+	}
+
+	r := &request{ctx: t.Context(), drv: drv, info: protocol.DomainMigrateBegin3Params.Info}
+	_, _, err = r.beginMigration(drv.domains.lookupName("web"), migration{flags: protocol.MigrateOffline | protocol.MigratePersistDest | protocol.MigrateTls})
+	refused(t, "a source without certificates", err, protocol.ErrOperationFailed, "TLS needs certificates")
+}
+
+// TestPeerCommand: who has to be allowed what they do has no program run as root by
+// the URI of a destination.
+func TestPeerCommand(t *testing.T) {
+	drv := statsDriver(t, "web")
+	ran := filepath.Join(t.TempDir(), "ran")
+	program := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho >"+ran+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		access access
+		uid    uint32
+		runs   bool
+	}{{&lastCaller{}, 1000, false}, {&lastCaller{}, 0, true}, {nil, 1000, true}} {
+		drv.access = c.access
+		r := &request{ctx: t.Context(), drv: drv, client: &client{drv: drv, identity: identity{UID: c.uid}}, info: protocol.DomainMigratePerform3Params.Info}
+		_, err := r.performMigration(drv.domains.lookupName("web"), migration{flags: protocol.MigratePeer2peer}, "vz+ssh://there/system?command="+program, nil)
+		if !c.runs {
+			refused(t, "a program", err, protocol.ErrAccessDenied, "names a program, which would run as root")
+		}
+		if _, e := os.Stat(ran); (e == nil) != c.runs {
+			t.Errorf("%T, %d: it ran: %v; %v", c.access, c.uid, e == nil, err)
+		}
+		os.Remove(ran)
 	}
 }

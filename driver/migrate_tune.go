@@ -14,6 +14,7 @@ import (
 type migrationSettings struct {
 	downtime  time.Duration // 0: as usual
 	bandwidth uint64        // MiB a second; 0: no limit
+	following uint64        // the same of memory that follows
 }
 
 // unlimitedSpeed is what clients are told when there is no limit
@@ -97,13 +98,23 @@ func setMaxSpeed(_ *request, d *domain, a *protocol.DomainMigrateSetMaxSpeedArgs
 	if err := checkBandwidth(a.Bandwidth); err != nil {
 		return v, err
 	}
+	limit := a.Bandwidth
+	if limit == unlimitedSpeed {
+		limit = 0
+	}
 	s := d.settings()
-	if s.bandwidth = a.Bandwidth; a.Bandwidth == unlimitedSpeed {
-		s.bandwidth = 0
+	if a.Flags&protocol.DomainMigrateMaxSpeedPostcopy != 0 {
+		if !d.view().state.active() {
+			return v, errNotRunning()
+		}
+		s.following = limit
+	} else {
+		s.bandwidth = limit
 	}
 	d.migration.Store(&s)
 	if c := d.moving(); c != nil {
 		c.SetBandwidth(s.bandwidth << 20)
+		c.SetPostCopyBandwidth(s.following << 20)
 	}
 	return v, nil
 }
@@ -112,7 +123,14 @@ func maxSpeed(d *domain, a *protocol.DomainMigrateGetMaxSpeedArgs) (ret protocol
 	if err := checkFlags(a.Flags, protocol.DomainMigrateMaxSpeedPostcopy); err != nil {
 		return ret, err
 	}
-	if ret.Bandwidth = d.settings().bandwidth; ret.Bandwidth == 0 {
+	ret.Bandwidth = d.settings().bandwidth
+	if a.Flags&protocol.DomainMigrateMaxSpeedPostcopy != 0 {
+		if !d.view().state.active() {
+			return ret, errNotRunning()
+		}
+		ret.Bandwidth = d.settings().following
+	}
+	if ret.Bandwidth == 0 {
 		ret.Bandwidth = unlimitedSpeed
 	}
 	return ret, nil

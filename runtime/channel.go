@@ -22,12 +22,14 @@ import (
 // bytes. Both sides say something every few seconds even when they have nothing
 // to say: who hears nothing for a while gives the other up.
 type channel struct {
-	link   io.ReadWriteCloser
-	limit  *rate.Limiter // of what is sent, in bytes a second
-	room   atomic.Uint32 // how long a frame may be that is received
-	frames chan frame    // what was received, for whoever waits for it
-	pages  chan frame    // the same of framePages
-	done   chan struct{}
+	link  io.ReadWriteCloser
+	limit *rate.Limiter // of what is sent, in bytes a second
+	// following is that of memory that follows.
+	following *rate.Limiter
+	room      atomic.Uint32 // how long a frame may be that is received
+	frames    chan frame    // what was received, for whoever waits for it
+	pages     chan frame    // the same of framePages
+	done      chan struct{}
 
 	writing sync.Mutex
 	heard   atomic.Int64 // when something came last, or was handed over; unix nanoseconds
@@ -74,7 +76,7 @@ func newChannel(link io.ReadWriteCloser) *channel { return openChannel(link, max
 func answerChannel(link io.ReadWriteCloser) *channel { return openChannel(link, maxStrange) }
 
 func openChannel(link io.ReadWriteCloser, room uint32) *channel {
-	c := &channel{link: link, limit: rate.NewLimiter(rate.Inf, maxFrameData), frames: make(chan frame), pages: make(chan frame, 16), done: make(chan struct{})}
+	c := &channel{link: link, limit: rate.NewLimiter(rate.Inf, maxFrameData), following: rate.NewLimiter(rate.Inf, maxFrameData), frames: make(chan frame), pages: make(chan frame, 16), done: make(chan struct{})}
 	c.room.Store(room)
 	c.hear()
 	go c.read()
@@ -258,7 +260,6 @@ func (c *channel) next(ctx context.Context) (frame, error) {
 // is told of what went over the wire.
 func (c *channel) sendData(ctx context.Context, sent func(bytes int), do func(io.Writer) error) error {
 	if err := do(&dataWriter{c, ctx, sent}); err != nil {
-		c.fail(err) // the other side waits for more of it
 		return err
 	}
 	return c.write(frameEnd, nil)

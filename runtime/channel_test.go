@@ -271,6 +271,28 @@ func TestCarryPages(t *testing.T) {
 	}
 }
 
+// TestCarryPagesSlowly: memory that follows keeps to the limit that it has.
+func TestCarryPagesSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		link, theirs := net.Pipe()
+		ch := newChannel(link)
+		go io.Copy(io.Discard, theirs)
+		control := NewMigrationControl(0, 0)
+		control.use(ch)
+		control.SetPostCopyBandwidth(1 << 20)
+		ours, dump := net.Pipe()
+		go ch.carryPages(ours)
+		began := time.Now()
+		dump.Write(make([]byte, 5<<20))
+		if took := time.Since(began); took < 4*time.Second || took > 6*time.Second {
+			t.Errorf("5 MiB take %v, with 1 MiB a second", took)
+		}
+		dump.Close()
+		ch.close(nil)
+		time.Sleep(time.Second) // who still waits for its turn
+	})
+}
+
 // FuzzChannel receives what any host may send, as messages and data in turn.
 func FuzzChannel(f *testing.F) {
 	f.Add([]byte(frameBytes(frameMessage, "{}") + frameBytes(frameData, "x") + frameBytes(frameEnd, "") + frameBytes(frameFailure, "why")))

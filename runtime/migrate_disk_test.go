@@ -26,9 +26,14 @@ func TestMoveDisk(t *testing.T) {
 			return errors.Join(err, <-served)
 		},
 		"asked for": func(from, to *Runtime, in *Incoming, root MigrationRoot) error {
-			from.AwaitPull(in.options.Session, root)
+			from.AwaitPull(Outgoing{Session: in.options.Session, Root: root, Control: NewMigrationControl(8<<20, 0)})
 			link, served := serve(t.Context(), from)
-			return errors.Join(in.Pull(t.Context(), link), <-served)
+			began := time.Now()
+			err := errors.Join(in.Pull(t.Context(), link), <-served)
+			if took := time.Since(began); took < 400*time.Millisecond {
+				t.Errorf("4 MiB came in %v, with 8 MiB a second", took)
+			}
+			return err
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

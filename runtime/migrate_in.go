@@ -241,8 +241,8 @@ func (r *Runtime) SettleSession(ctx context.Context, s Session) (Outcome, error)
 		return Forgotten, nil
 	case err != nil:
 		return Forgotten, err
-	case known.Outcome == Undecided:
-		return Forgotten, errors.New("it is about to be decided: ask again")
+	case known.Outcome == Undecided: // it was given up, and something of it could not be removed: the next daemon tries again
+		return Aborted, nil
 	}
 	return known.Outcome, nil
 }
@@ -269,9 +269,10 @@ func (in *Incoming) serve(ctx context.Context, ch *channel) error {
 	err := in.take(in.ctx, ch)
 	close(idle)
 	giveUp()
+	goesOn := errors.As(err, new(*PeerError)) // at the source, which has said so
 	switch {
 	case err == nil:
-	case in.Held() && !in.Follows(), in.complete(), in.Outcome().Moved(): // whoever asked for the migration decides, and the source may ask again
+	case in.Held() && !in.Follows() && !goesOn, in.complete(), in.Outcome().Moved(): // whoever asked for the migration decides, and the source may ask again
 		return nil
 	default:
 		return errors.Join(err, in.Abort(ctx))

@@ -56,17 +56,11 @@ func (r *Runtime) sendDisk(ctx context.Context, ch *channel, o Outgoing) (err er
 	return m.send(ctx, part{What: partEnd}, nil, nil)
 }
 
-// pull is a disk that a destination may ask for.
-type pull struct {
-	session Session
-	root    MigrationRoot
-}
-
 // AwaitPull lets a destination ask for a disk, until ForgetPull.
-func (r *Runtime) AwaitPull(s Session, root MigrationRoot) {
+func (r *Runtime) AwaitPull(o Outgoing) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.pulls[s.ID] = pull{s, root}
+	r.pulls[o.ID] = o
 }
 
 // ForgetPull ends that.
@@ -78,8 +72,8 @@ func (r *Runtime) ForgetPull(s Session) {
 
 func (r *Runtime) servePull(ctx context.Context, ch *channel, h hello) error {
 	r.mu.Lock()
-	p, waits := r.pulls[h.ID]
-	if waits = waits && sameSecret(p.session.Secret, h.Secret); waits {
+	o, waits := r.pulls[h.ID]
+	if waits = waits && sameSecret(o.Secret, h.Secret); waits {
 		delete(r.pulls, h.ID) // once
 	}
 	r.mu.Unlock()
@@ -87,7 +81,7 @@ func (r *Runtime) servePull(ctx context.Context, ch *channel, h hello) error {
 		return errNoSession
 	}
 	ch.room.Store(maxFrame)
-	return r.sendDisk(ctx, ch, Outgoing{Session: p.session, Root: p.root, Control: NewMigrationControl(0, 0)})
+	return r.sendDisk(ctx, ch, o)
 }
 
 // Pull has the source send the disk of an environment that is shut off, on a

@@ -39,6 +39,7 @@ type Outgoing struct {
 type MigrationControl struct {
 	mu        sync.Mutex
 	bandwidth uint64        // bytes a second; 0: as much as there is
+	following uint64        // the same of memory that follows
 	downtime  time.Duration // how long it may stand still
 	channel   *channel
 	stats     MigrationStats
@@ -75,7 +76,17 @@ func (c *MigrationControl) SetBandwidth(bytes uint64) {
 	defer c.mu.Unlock()
 	c.bandwidth = bytes
 	if c.channel != nil {
-		c.channel.setLimit(bytes)
+		c.channel.limit.SetLimit(limitOf(bytes))
+	}
+}
+
+// SetPostCopyBandwidth limits memory that follows.
+func (c *MigrationControl) SetPostCopyBandwidth(bytes uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.following = bytes
+	if c.channel != nil {
+		c.channel.following.SetLimit(limitOf(bytes))
 	}
 }
 
@@ -150,19 +161,19 @@ func (c *MigrationControl) switching() bool {
 	}
 }
 
-func (c *channel) setLimit(bytes uint64) {
-	limit := rate.Inf
-	if bytes > 0 {
-		limit = rate.Limit(bytes)
+func limitOf(bytes uint64) rate.Limit {
+	if bytes == 0 {
+		return rate.Inf
 	}
-	c.limit.SetLimit(limit)
+	return rate.Limit(bytes)
 }
 
 func (c *MigrationControl) use(ch *channel) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.channel = ch
-	ch.setLimit(c.bandwidth)
+	ch.limit.SetLimit(limitOf(c.bandwidth))
+	ch.following.SetLimit(limitOf(c.following))
 }
 
 // outgoing is one migration on its way.
@@ -173,6 +184,7 @@ type outgoing struct {
 	dir     string
 	mirror  *mirrorSource // of the disk; nil: it is not sent
 	round   int
+	torn    bool   // nothing can follow what was sent
 	parent  string // directory of the images of the last round
 	mounts  []externalMount
 	welcome welcome
@@ -324,6 +336,7 @@ func (m *outgoing) send(ctx context.Context, p part, sent func(bytes int), do fu
 	}
 	if do != nil {
 		if err := m.ch.sendData(ctx, sent, func(w io.Writer) error { return m.compressed(w, do) }); err != nil {
+			m.torn = true // the other side waits for the rest
 			return err
 		}
 	}

@@ -34,7 +34,7 @@ func (m *outgoing) rounds(ctx context.Context) error {
 			if ended := m.ended(); ended != nil {
 				return ended
 			}
-			if m.Strict || ctx.Err() != nil || m.ch.ended() != nil {
+			if m.Strict || m.torn || ctx.Err() != nil || m.ch.ended() != nil {
 				return err
 			}
 			return nil // the last round has all of what this one has not, see oneRound

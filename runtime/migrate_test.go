@@ -25,7 +25,7 @@ func emptyRuntime(t *testing.T) *Runtime {
 	dir := t.TempDir()
 	return &Runtime{
 		config:    Config{DataDir: dir, StateDir: dir},
-		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{}, incoming: map[string]*Incoming{}, pulls: map[string]pull{},
+		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{}, incoming: map[string]*Incoming{}, pulls: map[string]Outgoing{},
 	}
 }
 
@@ -144,7 +144,7 @@ func TestServeStranger(t *testing.T) {
 	r, s := emptyRuntime(t), NewSession()
 	in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
 	wrong := Session{s.ID, NewSession().Secret}
-	r.AwaitPull(s, MigrationRoot{Type: "mount", Dir: t.TempDir()})
+	r.AwaitPull(Outgoing{Session: s, Root: MigrationRoot{Type: "mount", Dir: t.TempDir()}})
 	const none = "there is no such migration here"
 	for name, c := range map[string]struct {
 		hello any
@@ -175,7 +175,7 @@ func TestServeStranger(t *testing.T) {
 			t.Errorf("%s: got %q, %v", name, outcome, err)
 		}
 	}
-	if in.Outcome() != Undecided || r.pulls[s.ID].session != s {
+	if in.Outcome() != Undecided || r.pulls[s.ID].Session != s {
 		t.Error("a stranger has ended a migration")
 	}
 	if outcome, err := r.SettleSession(t.Context(), s); outcome != Aborted || err != nil {
@@ -492,10 +492,80 @@ func TestCutRound(t *testing.T) {
 		}
 		told <- there.receiveData(t.Context(), func(r io.Reader) error { return nil })
 	}()
-	if err := m.rounds(t.Context()); err == nil || !strings.Contains(err.Error(), "disk: bad file descriptor") {
-		t.Errorf("got %v", err)
+	err := m.rounds(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "disk: bad file descriptor") {
+		t.Fatalf("got %v", err)
 	}
-	if err := <-told; err == nil || !strings.Contains(err.Error(), "the other host says: bad file descriptor") {
+	m.ch.fail(err)
+	if err := <-told; err == nil || !strings.Contains(err.Error(), "the other host says: disk: bad file descriptor") {
 		t.Errorf("the other side is told %v", err)
+	}
+}
+
+// TestEndedDecided: one that was decided to run here and ended before it was let
+// go is this host's, as its source is told; one that was only held is not.
+func TestEndedDecided(t *testing.T) {
+	for outcome, want := range map[Outcome]bool{Committed: true, Undecided: false} {
+		r, s := emptyRuntime(t), NewSession()
+		in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+		if err := r.decide(s.ID, outcome); err != nil {
+			t.Fatal(err)
+		}
+		i := newInstance(r, &record{Version: 1, UUID: formatUUID(in.env.UUID), Name: "web", Phase: held, Session: s.ID, Init: 1 << 30}, nil) // of no process
+		if err := errors.Join(os.Mkdir(i.dir, 0o700), i.rec.save(i.dir)); err != nil {
+			t.Fatal(err)
+		}
+		later := emptyRuntime(t)
+		later.config = r.config
+		adopted, ended, err := later.Recover(t.Context(), nil)
+		if len(adopted) != 0 || len(ended) != 1 || err != nil {
+			t.Fatalf("%v, %+v, %v", adopted, ended, err)
+		}
+		if ended[0].Started != want {
+			t.Errorf("%q: it had been started: %v", outcome, ended[0].Started)
+		}
+	}
+}
+
+// TestAbortedInPart: nothing of one that was given up runs here, also when its disk
+// cannot be removed, and so its source may go on.
+func TestAbortedInPart(t *testing.T) {
+	r, s := emptyRuntime(t), NewSession()
+	in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+	in.session.Stage = filepath.Join(r.sessionDir(s.ID), "session.json", "disk") // below a file
+	if err := in.Abort(t.Context()); err == nil {
+		t.Fatal("its disk was removed")
+	}
+	for range 2 {
+		if outcome, err := r.SettleSession(t.Context(), s); outcome != Aborted || err != nil {
+			t.Errorf("its source is told %q, %v", outcome, err)
+		}
+	}
+}
+
+// TestGivenUpHeld: what is held here goes when its source says that it gave up, for
+// then it goes on there. A connection that ends says nothing of that kind.
+func TestGivenUpHeld(t *testing.T) {
+	for says, want := range map[string]Outcome{"the disk is full": Aborted, "": Undecided} {
+		r, s := emptyRuntime(t), NewSession()
+		in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+		link, served := serve(t.Context(), r)
+		ch := newChannel(link)
+		if err := errors.Join(ch.send(hello{Version: migrationVersion, Session: s}), ch.receive(t.Context(), &welcome{})); err != nil {
+			t.Fatal(err)
+		}
+		i := newInstance(r, &record{UUID: formatUUID(in.env.UUID), Name: in.env.Name, Phase: held, Session: s.ID}, nil)
+		close(i.exited) // it is not a process, and so can be ended
+		in.mu.Lock()
+		in.instance = i
+		in.mu.Unlock()
+		if says != "" {
+			ch.fail(errors.New(says))
+		}
+		ch.close(nil)
+		<-served
+		if in.Outcome() != want {
+			t.Errorf("%q: it is %q", says, in.Outcome())
+		}
 	}
 }

@@ -289,10 +289,21 @@ func (p *mirrorPass) node(dir int, base, name string, st *unix.Stat_t, now *mirr
 // could change once more without that being another. For a file clean is from when
 // on the first write to each page that is mapped changes it.
 func (p *mirrorPass) noted(changed unix.Timespec, clean time.Time) unix.Timespec {
-	if !p.still && time.Unix(changed.Unix()).After(clean.Add(-clockTick)) {
+	if !p.still && maybeAfter(changed, clean) {
 		return unix.Timespec{}
 	}
 	return changed
+}
+
+// maybeAfter tells whether something may have changed after t whose time of change
+// is that: it is as exact as the kernel's clock, and in whole seconds where inodes
+// have no room for more, as those of 128 bytes of ext4.
+func maybeAfter(changed unix.Timespec, t time.Time) bool {
+	tick := clockTick
+	if changed.Nsec == 0 {
+		tick += time.Second
+	}
+	return time.Unix(changed.Unix()).After(t.Add(-tick))
 }
 
 func (p *mirrorPass) file(dir int, base, name string, have, now *mirrored) (*mirrored, error) {
@@ -312,7 +323,7 @@ func (p *mirrorPass) file(dir int, base, name string, have, now *mirrored) (*mir
 		return nil, nil
 	}
 	clean := p.began
-	if !p.still && time.Unix(st.Ctim.Unix()).After(clean.Add(-clockTick)) {
+	if !p.still && maybeAfter(st.Ctim, clean) {
 		// It may be mapped, and pages that were written to after the pass began
 		// are written to again without a trace.
 		clean = time.Now()

@@ -556,6 +556,22 @@ func TestMirrorMappedMeanwhile(t *testing.T) {
 	p.same()
 }
 
+// TestMirrorWholeSeconds: where times of change are in whole seconds, a second that
+// has not ended hides another change.
+func TestMirrorWholeSeconds(t *testing.T) {
+	now := time.Unix(1000, 950e6)
+	for changed, want := range map[unix.Timespec]bool{
+		{Sec: 1000}: true, {Sec: 999, Nsec: 0}: false, {Sec: 1000, Nsec: 1}: false, {Sec: 1000, Nsec: 900e6}: true, {Sec: 1001}: true,
+	} {
+		if got := maybeAfter(changed, now); got != want {
+			t.Errorf("%v may be after %v: %v", changed, now, got)
+		}
+	}
+	if !maybeAfter(unix.Timespec{Sec: 1000}, time.Unix(1001, 50e6)) {
+		t.Error("the clock that such times are of may lag, too")
+	}
+}
+
 // TestMirrorLinkedMeanwhile: a file that changes between two of its names was not
 // sent as it is, whichever of them is met first in the next pass.
 func TestMirrorLinkedMeanwhile(t *testing.T) {

@@ -100,6 +100,7 @@ func (c *channel) carryPages(criu io.ReadWriter) error {
 		for {
 			n, err := criu.Read(buf)
 			if n > 0 {
+				c.following.WaitN(context.Background(), n)
 				if err := c.write(framePages, buf[:n]); err != nil {
 					ended <- err
 					return

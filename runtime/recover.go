@@ -14,7 +14,7 @@ import (
 type Ended struct {
 	UUID    [16]byte
 	Name    string
-	Started bool // it had been started (perhaps paused) and ended while no daemon looked; false: its start was cut off
+	Started bool // it had been started (perhaps paused), or was decided to run here, and ended while no daemon looked; false: its start was cut off
 	Exit    Exit
 }
 
@@ -52,7 +52,8 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 			r.holdSpace(uuid, space)
 			delete(stored, spaceFDName(rec.UUID))
 		}
-		gone := Ended{UUID: uuid, Name: rec.Name, Started: rec.Phase != starting && rec.Phase != held, Exit: exitFromStore(rec, stored).of(rec)}
+		started := rec.Phase != starting && (rec.Phase != held || r.committedHere(rec.Session))
+		gone := Ended{UUID: uuid, Name: rec.Name, Started: started, Exit: exitFromStore(rec, stored).of(rec)}
 		if err := r.cleanup(ctx, rec); err != nil {
 			failures = append(failures, err)
 		}

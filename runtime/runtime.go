@@ -71,7 +71,7 @@ type Runtime struct {
 	claims    map[[16]byte]claim
 	links     linkState
 	incoming  map[string]*Incoming // by ID of the migration
-	pulls     map[string]pull      // by ID of the migration
+	pulls     map[string]Outgoing  // disks that a destination may ask for, by ID of the migration
 	asked     []string             // see Asked
 }
 
@@ -92,7 +92,7 @@ func New(c Config) (*Runtime, error) {
 	}
 	r := &Runtime{
 		config: c, host: host, stop: make(chan struct{}),
-		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{}, links: newLinkState(), incoming: map[string]*Incoming{}, pulls: map[string]pull{},
+		instances: map[[16]byte]*Instance{}, claims: map[[16]byte]claim{}, links: newLinkState(), incoming: map[string]*Incoming{}, pulls: map[string]Outgoing{},
 	}
 	// The state directory must be searchable: the root below it is entered by
 	// the environment's root, who is nobody here. What is in it is not readable.

@@ -62,6 +62,12 @@ func parseRemote(uri string) (*remote, error) {
 	return r, nil
 }
 
+// NamesProgram tells whether a URI says which program makes the connection.
+func NamesProgram(uri string) bool {
+	r, err := parseRemote(uri)
+	return err == nil && r.query.Has("command")
+}
+
 // dial connects, and gives what the way there has said on standard error.
 func (r *remote) dial(ctx context.Context, certificates string) (sock *net.UnixConn, said func() string, err error) {
 	said = func() string { return "" }
