@@ -126,7 +126,6 @@ func (i *Instance) addInterfaces(ctx context.Context, list, all []xml.Interface)
 	if err := i.keepSpace(w); err != nil {
 		return err
 	}
-	i.r.retryDebts(ctx)
 	var added []string
 	for _, n := range list {
 		if i.link(n.ID()) != nil {
