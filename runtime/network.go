@@ -112,8 +112,8 @@ func (i *Instance) wires() (*wires, error) {
 	return openWires(space)
 }
 
-// addInterfaces adds those of list that there are not yet: all, or none.
-// all are those the environment then has.
+// addInterfaces adds those of list: all, or none. all are those the environment
+// then has.
 func (i *Instance) addInterfaces(ctx context.Context, list, all []xml.Interface) error {
 	if len(list) == 0 {
 		return nil
@@ -126,14 +126,15 @@ func (i *Instance) addInterfaces(ctx context.Context, list, all []xml.Interface)
 	if err := i.keepSpace(w); err != nil {
 		return err
 	}
-	i.r.retryDebts(ctx)
 	var added []string
 	for _, n := range list {
-		if i.link(n.ID()) != nil {
-			continue
+		// What is left of an earlier one, that could not be removed, is none.
+		err := i.removeInterface(ctx, w, n.ID())
+		if err == nil {
+			added = append(added, n.ID())
+			err = i.addInterface(ctx, w, n, all)
 		}
-		added = append(added, n.ID())
-		if err := i.addInterface(ctx, w, n, all); err != nil {
+		if err != nil {
 			for _, id := range slices.Backward(added) {
 				err = errors.Join(err, i.removeInterface(context.WithoutCancel(ctx), w, id))
 			}

@@ -186,3 +186,22 @@ func TestLeadsOut(t *testing.T) {
 		t.Errorf("both are there again: %v, %v", leads(first), leads(second))
 	}
 }
+
+// TestAddedAgain: of an interface that could not be removed nothing is taken for
+// the one that is added.
+func TestAddedAgain(t *testing.T) {
+	w := newSpace(t)
+	addLink(t, w, bridgeNamed("br0"))
+	i := instanceIn(t, w)
+	n := xml.Interface{Type: "bridge", Source: "br0", MAC: "52:54:00:00:00:01", Addresses: addresses("192.0.2.2/24")}
+	if err := i.changeInterfaces(t.Context(), nil, []xml.Interface{n}); err != nil {
+		t.Fatal(err)
+	}
+	n.Addresses = addresses("192.0.2.3/24")
+	if err := i.changeInterfaces(t.Context(), nil, []xml.Interface{n}); err != nil {
+		t.Fatal(err)
+	}
+	if got := addressesInside(t, w, i.link(n.ID()).GuestIndex); got != "192.0.2.3/24" || len(i.Links()) != 1 {
+		t.Errorf("%d interfaces, inside there are %s", len(i.Links()), got)
+	}
+}

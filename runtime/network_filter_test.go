@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -168,6 +169,26 @@ func TestFilterRenewed(t *testing.T) {
 	i.renewFilters(ctx)
 	if len(d.bound) != 0 {
 		t.Errorf("bound %v after it was removed", d.bound)
+	}
+}
+
+// TestFilterLost: of a filter that is not there any more whoever runs the
+// environment hears.
+func TestFilterLost(t *testing.T) {
+	w := newSpace(t)
+	host := addLink(t, w, cable("vnet0"))
+	d := &filterDaemon{bound: map[string]Binding{}, away: true}
+	i := instanceIn(t, w)
+	i.r.config.Filters = d
+	i.rec.Links = []*recordedLink{{ID: "52:54:00:00:00:01", Host: "vnet0", HostIndex: host.Attrs().Index, Filter: xml.Filter{Name: "clean-traffic"}}}
+	i.renewFilters(t.Context())
+	if list := i.Warnings(); len(list) > 0 {
+		t.Errorf("while libvirt's daemon is away: %q", list)
+	}
+	d.away, d.loses = false, true
+	i.renewFilters(t.Context())
+	if got := strings.Join(i.Warnings(), "\n"); !strings.HasPrefix(got, "the network filter clean-traffic of interface 52:54:00:00:00:01 is not in force") {
+		t.Errorf("lost: %q", got)
 	}
 }
 

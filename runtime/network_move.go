@@ -24,6 +24,19 @@ type hostNIC struct {
 	Kind     string // the kernel's; hardware has "device"
 	MTU      int
 	AltNames []string
+	Flags    uint32 `json:",omitempty"` // the kernel's; 0: lent by an earlier version
+	TxQLen   int    `json:",omitempty"`
+}
+
+// nicFlags keep an interface from hearing, or being heard, as it did.
+var nicFlags = []struct {
+	flag    uint32
+	on, off func(*netlink.Handle, netlink.Link) error
+}{
+	{unix.IFF_NOARP, (*netlink.Handle).LinkSetARPOff, (*netlink.Handle).LinkSetARPOn},
+	{unix.IFF_PROMISC, (*netlink.Handle).SetPromiscOn, (*netlink.Handle).SetPromiscOff},
+	{unix.IFF_ALLMULTI, (*netlink.Handle).LinkSetAllmulticastOn, (*netlink.Handle).LinkSetAllmulticastOff},
+	{unix.IFF_MULTICAST, (*netlink.Handle).LinkSetMulticastOn, (*netlink.Handle).LinkSetMulticastOff},
 }
 
 // hardware tells what the kernel does not delete with a namespace.
@@ -57,7 +70,7 @@ func (w *wires) lend(p *linkPlan) error {
 	}
 	a := link.Attrs()
 	p.MAC, p.WasUp = a.HardwareAddr, a.Flags&net.FlagUp != 0
-	p.NIC = hostNIC{link.Type(), a.MTU, a.AltNames}
+	p.NIC = hostNIC{link.Type(), a.MTU, a.AltNames, a.RawFlags, a.TxQLen}
 	p.Before = counters(a.Statistics)
 	return nil
 }
@@ -138,6 +151,17 @@ func restore(h *netlink.Handle, link netlink.Link, l *recordedLink) error {
 	}
 	for _, alt := range without(l.NIC.AltNames, a.AltNames) {
 		errs = append(errs, h.LinkAddAltName(link, alt))
+	}
+	for _, f := range nicFlags {
+		if set := f.off; l.NIC.Flags != 0 && (l.NIC.Flags^a.RawFlags)&f.flag != 0 {
+			if l.NIC.Flags&f.flag != 0 {
+				set = f.on
+			}
+			errs = append(errs, set(h, link))
+		}
+	}
+	if l.NIC.TxQLen != 0 && l.NIC.TxQLen != a.TxQLen {
+		errs = append(errs, h.LinkSetTxQLen(link, l.NIC.TxQLen))
 	}
 	if l.WasUp {
 		errs = append(errs, h.LinkSetUp(link))

@@ -38,7 +38,8 @@ func TestMovedLink(t *testing.T) {
 	guest, _ := w.inside.LinkByName("wan")
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 9}
 	err = errors.Join(w.inside.LinkSetDown(guest), w.inside.LinkSetName(guest, "mine"), w.inside.LinkSetHardwareAddr(guest, mac),
-		w.inside.LinkSetMTU(guest, 1280), w.inside.LinkAddAltName(guest, "eth-of-host"))
+		w.inside.LinkSetMTU(guest, 1280), w.inside.LinkAddAltName(guest, "eth-of-host"),
+		w.inside.LinkSetARPOff(guest), w.inside.SetPromiscOn(guest), w.inside.LinkSetMulticastOff(guest), w.inside.LinkSetTxQLen(guest, 1))
 	blocker := netlink.NewVeth(named("nic0"))
 	blocker.PeerName = "nic0-far"
 	if err := errors.Join(err, w.inside.LinkAdd(blocker)); err != nil {
@@ -59,7 +60,8 @@ func TestMovedLink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := back.Attrs(); a.Flags&net.FlagUp == 0 || a.MTU != link.Attrs().MTU || !slices.Equal(a.AltNames, []string{"nic-alt"}) {
+	if a := back.Attrs(); a.Flags&net.FlagUp == 0 || a.MTU != link.Attrs().MTU || a.TxQLen != link.Attrs().TxQLen ||
+		a.RawFlags&(unix.IFF_NOARP|unix.IFF_PROMISC|unix.IFF_MULTICAST) != unix.IFF_MULTICAST || !slices.Equal(a.AltNames, []string{"nic-alt"}) {
 		t.Errorf("it is not what it was: %+v", a)
 	}
 	w.host.LinkDel(&netlink.Veth{LinkAttrs: named("eth-of-host")})

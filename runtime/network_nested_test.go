@@ -133,6 +133,11 @@ func TestManyNames(t *testing.T) {
 	if _, ok := readCounters(nil, l, w); !ok {
 		t.Error("it is not counted")
 	}
+	i := instanceIn(t, w)
+	i.rec.Links = []*recordedLink{l}
+	if _, obstacles, err := i.saveLinks(); err != nil || len(obstacles) != 1 {
+		t.Errorf("why it cannot be saved: %q, %v", obstacles, err)
+	}
 	if err := bringBack(w.host, l, w); err != nil {
 		t.Fatal(err)
 	}

@@ -176,17 +176,32 @@ func guestName(n xml.Interface, all []xml.Interface, taken func(string) bool) st
 }
 
 // claims are what two running environments cannot both have: the name of a
-// link on the host, a MAC or an address on one bridge, a routed address.
+// link on the host, a MAC or an address in one VLAN of a bridge, a routed address.
 func (p *linkPlan) claims() (list []string) {
 	list = append(list, "the network interface "+p.Host)
-	where := " on " + p.Parent
-	if p.Type == "ethernet" {
-		where = ""
-	} else if p.Type != "hostdev" {
-		list = append(list, "the MAC address "+p.MAC.String()+where)
+	for _, where := range p.places() {
+		if p.Type != "ethernet" && p.Type != "hostdev" {
+			list = append(list, "the MAC address "+p.MAC.String()+where)
+		}
+		for _, a := range p.Addresses {
+			list = append(list, "the address "+a.Addr().String()+where)
+		}
 	}
-	for _, a := range p.Addresses {
-		list = append(list, "the address "+a.Addr().String()+where)
+	return list
+}
+
+// places are where neighbours of an interface are.
+func (p *linkPlan) places() (list []string) {
+	switch {
+	case p.Type == "ethernet":
+		return []string{""}
+	case p.VLAN.IsZero():
+		return []string{" on " + p.Parent}
+	}
+	for _, id := range append([]uint16{p.VLAN.Native}, p.VLAN.Tags...) {
+		if id != 0 {
+			list = append(list, fmt.Sprintf(" on %s in VLAN %d", p.Parent, id))
+		}
 	}
 	return list
 }

@@ -57,6 +57,9 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	held, back := i.rec.CPUs, context.WithoutCancel(ctx)
 	old, wanted, now := limitProperties(before, held), limitProperties(after, cpus), limitProperties(&shrunk, held)
 	if err := i.setProperties(back, i.r.difference(now, wanted)); err != nil {
+		if errors.As(err, new(*systemd.UnavailableError)) {
+			i.setProperties(back, i.r.difference(wanted, old)) // systemd may yet do the one, and then this after it
+		}
 		return errors.Join(err, i.writeCgroup("memory.high", orMax(orInfinity(before.Memory.High))))
 	}
 	atStep("tune properties")

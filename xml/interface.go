@@ -200,7 +200,8 @@ func validateBandwidth(n libvirtxml.DomainInterface) error {
 }
 
 // interfaceName tells what the kernel accepts (dev_valid_name): up to 15
-// bytes, no white space, '/' or ':', and not a directory's name.
+// bytes, no white space, '/' or ':', and not a directory's name. Of one with '%d'
+// it makes another.
 func interfaceName(name string) bool {
-	return name != "" && len(name) < 16 && name != "." && name != ".." && !strings.ContainsAny(name, "/: \t\n\v\f\r")
+	return name != "" && len(name) < 16 && name != "." && name != ".." && !strings.ContainsAny(name, "/:% \t\n\v\f\r")
 }

@@ -107,6 +107,7 @@ var refusals = []struct{ old, new, want string }{
 	{"</devices>", "<interface type='ethernet'><route address='::ffff:192.0.2.0' gateway='2001:db8::1'/></interface></devices>", "<route> has address='::ffff:192.0.2.0': an address of the gateway's family is needed"},
 	{"</devices>", "<hostdev mode='capabilities' type='net'><source><interface>eth0</interface></source><route gateway='gw'/></hostdev></devices>", "<route> has gateway='gw': an IPv4 or IPv6 address is needed"},
 	{"</devices>", "<interface type='ethernet'><guest dev='a/b'/></interface></devices>", "<interface><guest> has dev='a/b': a name of up to 15 letters, digits and punctuation is accepted"},
+	{"</devices>", "<interface type='ethernet'><target dev='web%d'/></interface></devices>", "<interface><target> has dev='web%d': a name of up to 15 letters, digits and punctuation is accepted"},
 	{"</devices>", "<interface type='ethernet'><mac address='52:54:00:00:00:aa'/></interface><interface type='ethernet'><mac address='52:54:00:00:00:AA'/></interface></devices>", "<mac> has address='52:54:00:00:00:aa' twice"},
 	{"</devices>", "<hostdev mode='capabilities' type='misc'><source><char>tun</char></source></hostdev></devices>", "<hostdev> has the source 'tun': the path of a device node in /dev is needed"},
 	{"</devices>", "<hostdev mode='subsystem' type='pci'><source><address domain='0' bus='0' slot='1' function='0'/></source></hostdev></devices>", "<hostdev> has a mode and type an environment cannot have"},
