@@ -194,6 +194,9 @@ func (r *request) performMigration(d *domain, how migration, destination string,
 		return nil, errorf(protocol.ErrInvalidArg, "the URI to which the domain is to be sent is missing")
 	}
 	p := d.leaving.Load()
+	if how.has(protocol.MigrateOffline) || p != nil && p.owner == r.client && p.how.has(protocol.MigrateOffline) {
+		return nil, errorf(protocol.ErrOperationInvalid, "domain '%s' does not run: its destination asks for its disk", d.view().name)
+	}
 	if p == nil { // whoever began it asked for no protection
 		if p, _, _, err = r.depart(d, how); err != nil {
 			return nil, err
@@ -271,6 +274,9 @@ func (p *departure) goOn(was State) {
 		return // whoever watches it says so
 	default:
 	}
+	if frozen, err := v.instance.Frozen(); frozen && err == nil {
+		return // it could not be let go, and 'virsh resume' tries that again
+	}
 	err := p.enter(Running, protocol.DomainRunningMigrationCanceled, nil, lifecycleEvent(protocol.DomainEventResumed, protocol.DomainEventResumedMigrated))
 	if err != nil {
 		p.drv.log.Error("cannot save the status of a domain that did not move", "domain", v.name, "error", err)
@@ -317,12 +323,11 @@ func (p *departure) gone() error {
 	p.drv.log.Info("the domain has moved", "domain", p.view().name, "rounds", s.Round, "stood_still", s.Down,
 		"freezing", s.Freezing, "dumping", s.Dumping, "restoring", s.Restoring)
 	p.job.completedAgain(p.control)
-	err := errors.Join(inst.EndMigration(p.ctx, runtime.Committed, p.env.Interfaces), p.controlled(inst.Kill(p.ctx)))
-	if err != nil {
+	if err := p.controlled(inst.EndMigration(p.ctx, runtime.Committed, p.env.Interfaces)); err != nil {
 		return errMigration("the domain runs at its destination, and could not be ended here", err)
 	}
 	undefined := p.how.has(protocol.MigrateUndefineSource) && p.view().persistent
-	err = p.stopped(inst, protocol.DomainShutoffMigrated, protocol.DomainEventStoppedMigrated)
+	err := p.stopped(inst, protocol.DomainShutoffMigrated, protocol.DomainEventStoppedMigrated)
 	if p.how.has(protocol.MigrateUndefineSource) {
 		err = errors.Join(err, p.forgetHere())
 	}
@@ -369,6 +374,9 @@ func (p *departure) follow(outcome runtime.Outcome) error {
 	case runtime.Committed:
 		return p.gone()
 	case runtime.Lost:
+		if !p.how.has(protocol.MigratePersistDest) { // else it is defined nowhere any more
+			p.how.flags &^= protocol.MigrateUndefineSource
+		}
 		return errors.Join(p.lost(), p.gone())
 	}
 	defer p.leave(departureSettling)

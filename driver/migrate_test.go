@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"path/filepath"
 	"reflect"
 	goruntime "runtime"
 	"strings"
@@ -19,6 +21,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/driver/rpc"
 	"virtvzd/runtime"
 	"virtvzd/xml"
 )
@@ -417,5 +420,92 @@ func TestForsakenConfirming(t *testing.T) {
 				t.Errorf("it came by %q: %v; the job is held: %v", c.line, asked, busy)
 			}
 		})
+	}
+}
+
+// TestPerformOffline: of a domain that does not run there are no processes to be
+// sent, whoever asks for it. The migration goes on as it has begun.
+func TestPerformOffline(t *testing.T) {
+	drv := statsDriver(t, "web")
+	d, r := drv.domains.lookupName("web"), statsRequest(t, drv)
+	change, err := d.change(t.Context(), r.client, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	how := migration{flags: protocol.MigrateOffline | protocol.MigratePersistDest}
+	p := &departure{change: change, owner: r.client, how: how, session: runtime.NewSession()}
+	d.leaving.Store(p)
+	told, _ := cookie{Session: p.session}.encode()
+	_, err = r.performMigration(d, migration{uri: "tcp://127.0.0.1:1"}, "", told)
+	refused(t, "its processes", err, protocol.ErrOperationInvalid, "domain 'web' does not run")
+	_, err = r.performMigration(d, migration{uri: "tcp://127.0.0.1:1", flags: how.flags}, "", told)
+	refused(t, "as it has begun", err, protocol.ErrOperationInvalid, "domain 'web' does not run")
+	if err := r.confirmMigration(d, how, true); err != nil {
+		t.Errorf("it is given up: %v", err)
+	}
+	if _, busy := d.job.busy(); busy {
+		t.Error("the job is held")
+	}
+}
+
+// TestLost: a domain that moved and was lost is told apart from one that runs at
+// the destination and from one that never came, also by daemons that have only
+// what is remembered of it; it never goes on at its source.
+func TestLost(t *testing.T) {
+	t.Chdir(t.TempDir()) // where a runtime without directories of its own remembers
+	there, here := statsDriver(t), statsDriver(t, "web")
+	there.config.AuthUnixRW = "none"
+	server := rpc.NewServer("virtvzd", rpc.Limits{MaxClients: 5, MaxAnonymousClients: 5, MaxClientRequests: 5, MaxWorkers: 1}, EncodeError)
+	there.Register(server)
+	socket := filepath.Join(t.TempDir(), "sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go server.Serve(l, rpc.ListenerOptions{})
+	defer server.Shutdown(context.Background())
+
+	for _, want := range []runtime.Outcome{runtime.Lost, runtime.Committed, runtime.Aborted, runtime.Forgotten} {
+		s := runtime.NewSession()
+		if want != runtime.Forgotten {
+			dir := filepath.Join("migration", s.ID)
+			body, _ := json.Marshal(map[string]any{"ID": s.ID, "Secret": s.Secret, "Name": "web", "Outcome": want})
+			if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "session.json"), body, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		told, _ := cookie{Session: s}.encode()
+		outcome, err := askOver(t.Context(), "vz+unix:///system?socket="+socket, "", &protocol.DomainMigrateFinish3ParamsArgs{
+			Params: migration{name: "web"}.params(), CookieIn: told, Cancelled: 1,
+		})
+		if outcome != want || (err != nil) != (want == runtime.Forgotten) {
+			t.Errorf("%s: the source is told %q, %v", want, outcome, err)
+		}
+	}
+
+	d := here.domains.lookupName("web")
+	change, err := d.change(t.Context(), nil, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &departure{change: change, how: migration{flags: protocol.MigrateUndefineSource}, session: runtime.NewSession(), address: "tcp://there:1", control: runtime.NewMigrationControl(0, 0)}
+	p.phase.Store(departureSettling)
+	d.leaving.Store(p)
+	refused(t, "what the client is told", p.lost(), protocol.ErrOperationFailed, "domain 'web' moved to tcp://there:1 and was lost there")
+	ends := false
+	here.log = slog.New(meanwhile{slog.DiscardHandler, "the domain has moved", func() {
+		if ends = true; p.how.has(protocol.MigrateUndefineSource) {
+			t.Error("it is defined nowhere any more")
+		}
+		goruntime.Goexit() // there is no environment that could be ended
+	}})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		t.Errorf("it goes on: %v", p.follow(runtime.Lost))
+	}()
+	<-done
+	if _, busy := d.job.busy(); busy || !ends || d.leaving.Load() != nil {
+		t.Errorf("it ends at its source: %v; the job is held: %v", ends, busy)
 	}
 }

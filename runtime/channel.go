@@ -258,6 +258,7 @@ func (c *channel) next(ctx context.Context) (frame, error) {
 // is told of what went over the wire.
 func (c *channel) sendData(ctx context.Context, sent func(bytes int), do func(io.Writer) error) error {
 	if err := do(&dataWriter{c, ctx, sent}); err != nil {
+		c.fail(err) // the other side waits for more of it
 		return err
 	}
 	return c.write(frameEnd, nil)

@@ -122,6 +122,13 @@ func (i *Instance) survey(m *manifest) error {
 		return err
 	}
 	obstacles := append(mounts, links...)
+	traced, err := anyIn(i.CgroupPath(), "cgroup.threads", isTraced)
+	if err != nil {
+		return err
+	}
+	if traced {
+		obstacles = append(obstacles, "a process that is traced: end strace, gdb or what else does that")
+	}
 	if i.recordedFrozen() {
 		obstacles = append(obstacles, ErrFrozen.Error())
 	}
@@ -143,19 +150,16 @@ func (i *Instance) sortMounts() (external []externalMount, obstacles []string, e
 // executor is what systemd runs between its fork and the service's program.
 const executor = "/systemd-executor"
 
-// freezeSettled freezes the environment at a moment when systemd inside starts
-// nothing, and has read what it was told: CRIU 4.1 dumps a process that is about
-// to become a service, and fails to restore it.
+// freezeSettled freezes the environment at a moment when nothing inside is about
+// to become another program, and systemd there has read what it was told.
 func (i *Instance) freezeSettled(ctx context.Context, frozen bool) error {
+	why := ""
 	for range 100 {
 		if err := i.Suspend(ctx); err != nil {
 			return err
 		}
-		busy, err := runsIn(i.CgroupPath(), executor)
-		if err == nil && !busy {
-			busy, err = i.unread()
-		}
-		if err != nil || !busy {
+		var err error
+		if why, err = i.unsettled(); err != nil || why == "" {
 			return err
 		}
 		if frozen {
@@ -170,12 +174,53 @@ func (i *Instance) freezeSettled(ctx context.Context, frozen bool) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	return fmt.Errorf("%s cannot be saved while systemd inside starts services, or has not read what they tell it: try again when 'systemctl list-jobs' there is empty", i.Name())
+	return fmt.Errorf("%s cannot be saved while %s", i.Name(), why)
 }
 
-// runsIn tells whether any process of a cgroup and those below runs a program
-// whose path ends so.
-func runsIn(cgroup, program string) (found bool, err error) {
+// unsettled tells what keeps a frozen environment from being dumped, if anything
+// does. CRIU 4.1 dumps a process that is about to become a service, and fails to
+// restore it. Who waits for a child of vfork(2), as posix_spawn(3) and shells have
+// them, it waits for in vain, as long as it may: the child, whom it has stopped,
+// would have to go on first.
+func (i *Instance) unsettled() (why string, err error) {
+	waits, err := anyIn(i.CgroupPath(), "cgroup.threads", sleepsDeep)
+	if err != nil || waits {
+		return "a process inside has not started yet what it is about to: let it go on for a moment, and try again", err
+	}
+	busy, err := anyIn(i.CgroupPath(), "cgroup.procs", isExecutor)
+	if err == nil && !busy {
+		busy, err = i.unread()
+	}
+	if err != nil || busy {
+		return "systemd inside starts services, or has not read what they tell it: try again when 'systemctl list-jobs' there is empty", err
+	}
+	return "", nil
+}
+
+func isExecutor(pid string) bool {
+	exe, _ := os.Readlink("/proc/" + pid + "/exe")
+	return strings.HasSuffix(exe, executor)
+}
+
+// sleepsDeep tells whether a thread sleeps so that only what it waits for wakes
+// it. Of those in a frozen cgroup only vfork(2) does that: the kernel counts it as
+// frozen.
+func sleepsDeep(tid string) bool {
+	text, _ := os.ReadFile("/proc/" + tid + "/stat")
+	_, state, _ := strings.Cut(string(text[bytes.LastIndexByte(text, ')')+1:]), " ")
+	return strings.HasPrefix(state, "D")
+}
+
+// isTraced tells whether ptrace(2) is in use, of which there can be only one.
+func isTraced(tid string) bool {
+	text, _ := os.ReadFile("/proc/" + tid + "/status")
+	_, tracer, _ := strings.Cut(string(text), "\nTracerPid:\t")
+	return tracer != "" && !strings.HasPrefix(tracer, "0\n")
+}
+
+// anyIn tells whether any of those that a file of a cgroup, and of those below,
+// names is so.
+func anyIn(cgroup, file string, is func(id string) bool) (found bool, err error) {
 	err = filepath.WalkDir(cgroup, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -183,10 +228,9 @@ func runsIn(cgroup, program string) (found bool, err error) {
 		if err != nil || !d.IsDir() {
 			return err
 		}
-		text, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		for pid := range strings.FieldsSeq(string(text)) {
-			exe, _ := os.Readlink("/proc/" + pid + "/exe")
-			if strings.HasSuffix(exe, program) {
+		text, _ := os.ReadFile(filepath.Join(path, file))
+		for id := range strings.FieldsSeq(string(text)) {
+			if is(id) {
 				found = true
 				return fs.SkipAll
 			}
@@ -272,7 +316,7 @@ func (i *Instance) dumpTo(ctx context.Context, dir string, o dumpOptions) error 
 		err = errors.Join(err, e)
 	}
 	if err != nil {
-		return fmt.Errorf("%s cannot be saved: %w", i.Name(), criuSays(filepath.Join(work, "dump.log"), err))
+		return fmt.Errorf("%s cannot be saved: %w", i.Name(), i.r.criuSays(filepath.Join(work, "dump.log"), err))
 	}
 	if o.before {
 		return nil

@@ -164,6 +164,11 @@ func (i *Instance) replugLinks(list []xml.Interface) error {
 		return err
 	}
 	defer w.close()
+	if len(i.Links()) > 0 {
+		if err := i.keepSpace(w); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for _, n := range list {
 		l := i.link(n.ID())

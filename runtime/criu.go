@@ -96,17 +96,25 @@ func (r *Runtime) endDump(ctx context.Context, uuid string) error {
 // dumpTimeout is for a disk that does not answer any more.
 const dumpTimeout = time.Hour
 
+// keptLog is how much is kept of what CRIU said: errors come last.
+const keptLog = 1 << 20
+
 var criuFailure = regexp.MustCompile(`(?m)^\([0-9.]+\) *(?:[0-9]+: )?Error \([^)]*\): (.*)$`)
 
 // criuSays is the first error of CRIU's log, as what a failed call of it means.
-func criuSays(log string, err error) error {
+// The log goes with its checkpoint; the last of those that matter is kept.
+func (r *Runtime) criuSays(log string, err error) error {
 	text, readErr := readBounded(log, 16<<20)
 	if readErr != nil {
 		return err
 	}
+	kept := filepath.Join(r.config.StateDir, "criu-"+filepath.Base(log))
+	if e := replaceFile(kept, text[max(0, len(text)-keptLog):], 0o600); e != nil {
+		kept = "a log that could not be kept: " + e.Error()
+	}
 	for _, m := range criuFailure.FindAllStringSubmatch(string(text), 64) {
 		if !strings.Contains(m[1], "No parent image found") { // said by successful ones, too
-			return fmt.Errorf("CRIU: %s (all it says is in %s)", printable(m[1], 300), log)
+			return fmt.Errorf("CRIU: %s (all it says is in %s)", printable(m[1], 300), kept)
 		}
 	}
 	return err

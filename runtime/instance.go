@@ -41,6 +41,7 @@ type Instance struct {
 	exit      Exit
 	guarded   bool      // see guardFrozen
 	migration *outgoing // sent, and not yet known what became of it
+	kept      map[int]*adoptedProgram
 }
 
 func newInstance(r *Runtime, rec *record, pidfd *os.File) *Instance {
@@ -188,7 +189,13 @@ func (i *Instance) Suspend(ctx context.Context) error {
 // thaw undoes Suspend.
 func (i *Instance) thaw(ctx context.Context) error {
 	err := i.r.config.Scopes.Thaw(ctx, i.rec.Scope)
-	if errors.Is(err, systemd.ErrUnitBusy) {
+	if err == nil { // systemd leaves one alone that is still about to freeze, as a dump that ends may leave it
+		state, _ := os.ReadFile(filepath.Join(i.CgroupPath(), "cgroup.freeze"))
+		if string(state) != "1\n" {
+			return nil
+		}
+	}
+	if err == nil || errors.Is(err, systemd.ErrUnitBusy) {
 		return i.freezeCgroup(ctx, false)
 	}
 	return err

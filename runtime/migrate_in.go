@@ -271,7 +271,7 @@ func (in *Incoming) serve(ctx context.Context, ch *channel) error {
 	giveUp()
 	switch {
 	case err == nil:
-	case in.Held(), in.complete(), in.Outcome().Moved(): // whoever asked for the migration decides, and the source may ask again
+	case in.Held() && !in.Follows(), in.complete(), in.Outcome().Moved(): // whoever asked for the migration decides, and the source may ask again
 		return nil
 	default:
 		return errors.Join(err, in.Abort(ctx))

@@ -335,6 +335,7 @@ func (in *Incoming) awaitMemory() error {
 		return nil
 	}
 	defer in.forget()
+	atStep("memory follows")
 	<-l.ended
 	if l.err == nil {
 		return errors.Join(i.noteWhole(), os.RemoveAll(in.dir()))

@@ -110,7 +110,8 @@ func (m *outgoing) settle(ctx context.Context) (Outcome, error) {
 }
 
 // EndMigration is for an environment of which it is known what became of it:
-// what runs elsewhere is for Kill, and what does not goes on here.
+// what runs elsewhere ends here, and what does not goes on. Only then the
+// destination may forget it: a daemon that is killed before asks again.
 func (i *Instance) EndMigration(ctx context.Context, o Outcome, interfaces []xml.Interface) error {
 	if err := atStep("migrate end"); err != nil {
 		return err
@@ -119,24 +120,28 @@ func (i *Instance) EndMigration(ctx context.Context, o Outcome, interfaces []xml
 	m := i.migration
 	i.migration = nil
 	i.mu.Unlock()
+	var left error
 	if m != nil {
-		m.ch.send(part{What: partForget}) // else it remembers it for a while
-		m.ch.close(nil)
+		defer m.ch.close(nil)
 		m.endMemory()
 		if m.mirror != nil {
 			m.mirror.close()
 		}
-		if err := os.RemoveAll(m.dir); err != nil {
-			return err
-		}
+		left = os.RemoveAll(m.dir)
 	}
+	var err error
 	switch o {
 	case Committed, Lost:
-		return nil
+		err = i.Kill(ctx)
 	case Aborted:
-		return i.abandonMigration(ctx, interfaces)
+		err = i.abandonMigration(ctx, interfaces)
+	default:
+		err = fmt.Errorf("it is not known what became of %s at its destination", i.Name())
 	}
-	return fmt.Errorf("it is not known what became of %s at its destination", i.Name())
+	if err == nil && m != nil {
+		m.ch.send(part{What: partForget}) // else it remembers it for a while
+	}
+	return errors.Join(left, err)
 }
 
 // abandonMigration lets the environment go on here.

@@ -431,3 +431,71 @@ func TestFinishUnplugged(t *testing.T) {
 		t.Errorf("it is resumed: %v, thawed %d times", err, scopes.thawed)
 	}
 }
+
+// TestForgetLast: the destination remembers a migration until its source has done
+// what follows: of a daemon that is killed meanwhile the next one asks again.
+func TestForgetLast(t *testing.T) {
+	for outcome, c := range map[Outcome]struct {
+		ended bool
+		want  string
+	}{
+		Committed: {true, partForget}, Lost: {true, partForget}, Aborted: {true, partForget},
+		Forgotten: {true, ""}, Undecided: {true, ""},
+		Committed + " ": {false, ""}, // it cannot be ended here
+	} {
+		outcome := Outcome(strings.TrimSpace(string(outcome)))
+		i := newInstance(emptyRuntime(t), &record{Version: 1, UUID: "6f9619ff-8b86-4011-b42d-00cf4fc964ff", Name: "web", Phase: running, Migration: &Leave{Sent: true}}, nil)
+		if err := os.Mkdir(i.dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		ours, theirs := net.Pipe()
+		there := newChannel(theirs)
+		i.migration = &outgoing{ch: newChannel(ours), dir: t.TempDir()}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		if c.ended {
+			close(i.exited)
+		} else {
+			cancel()
+		}
+		told := make(chan part, 1)
+		go func() {
+			var p part
+			there.receive(t.Context(), &p)
+			told <- p
+		}()
+		err := i.EndMigration(ctx, outcome, nil)
+		if p := <-told; p.What != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%q, ended %v: it is told %q, %v", outcome, c.ended, p.What, err)
+		}
+		there.close(nil)
+	}
+}
+
+// TestCutRound: a round that ends within what it sends ends the migration, with
+// the reason: the other side waits for the rest, and could take nothing else.
+func TestCutRound(t *testing.T) {
+	ours, theirs := net.Pipe()
+	there := newChannel(theirs)
+	defer there.close(nil)
+	m := &outgoing{
+		Outgoing: Outgoing{Control: NewMigrationControl(0, DefaultDowntime), Begun: func(int) {}},
+		i:        newInstance(emptyRuntime(t), &record{UUID: "6f9619ff-8b86-4011-b42d-00cf4fc964ff", Phase: running}, nil), ch: newChannel(ours), dir: t.TempDir(),
+		mirror: &mirrorSource{root: -1},
+	}
+	defer m.ch.close(nil)
+	told := make(chan error, 1)
+	go func() {
+		var p part
+		if err := there.receive(t.Context(), &p); err != nil {
+			t.Error(err)
+		}
+		told <- there.receiveData(t.Context(), func(r io.Reader) error { return nil })
+	}()
+	if err := m.rounds(t.Context()); err == nil || !strings.Contains(err.Error(), "disk: bad file descriptor") {
+		t.Errorf("got %v", err)
+	}
+	if err := <-told; err == nil || !strings.Contains(err.Error(), "the other host says: bad file descriptor") {
+		t.Errorf("the other side is told %v", err)
+	}
+}

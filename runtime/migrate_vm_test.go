@@ -279,6 +279,7 @@ func TestPostCopyCutOff(t *testing.T) {
 		} else if err := b.decide(m.session.ID, Committed); err != nil {
 			t.Fatal(err)
 		}
+		m.incoming.deciding.Lock() // a daemon that has ended decides nothing
 		i.mu.Lock()
 		i.migration.ch.close(nil)
 		i.mu.Unlock()

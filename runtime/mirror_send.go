@@ -121,8 +121,9 @@ type mirrorPass struct {
 
 // firstName is where a file with several names was met first in a pass.
 type firstName struct {
-	path string
-	made bool // the other side makes another file there, which its other names have to be, too
+	path    string
+	made    bool          // the other side makes another file there, which its other names have to be, too
+	changed unix.Timespec // as it was sent
 }
 
 // entry begins what is to be said of an entry that is opened as /proc/… file.
@@ -164,7 +165,7 @@ func (p *mirrorPass) directory(fd int, name string, have *mirrored, st *unix.Sta
 	if have != nil && have.kind != unix.S_IFDIR {
 		have = nil
 	}
-	now := &mirrored{inode: st.Ino, changed: st.Ctim, kind: unix.S_IFDIR, children: map[string]*mirrored{}}
+	now := &mirrored{inode: st.Ino, changed: p.noted(st.Ctim, time.Now()), kind: unix.S_IFDIR, children: map[string]*mirrored{}}
 	touched := have == nil || have.changed != st.Ctim || have.inode != st.Ino
 	if have == nil {
 		if err := writeEntry(p.to, recordDirectory, &mirrorEntry{Path: []byte(name)}); err != nil {
@@ -207,9 +208,6 @@ func (p *mirrorPass) directory(fd int, name string, have *mirrored, st *unix.Sta
 		}
 		p.stats.Entries++
 	}
-	if p.fresh(st.Ctim) {
-		now.changed = unix.Timespec{}
-	}
 	return now, nil
 }
 
@@ -244,24 +242,30 @@ func (p *mirrorPass) child(dir int, base, name string, have *mirrored) (*mirrore
 	}
 	first, linked := p.links[st.Ino]
 	known := have != nil && have.inode == st.Ino && have.kind == kind
-	if st.Nlink > 1 && !linked {
-		p.links[st.Ino] = firstName{name, !known || have.changed != st.Ctim}
-	}
 	if known && have.changed == st.Ctim && !first.made && !(p.silent && p.still && kind == unix.S_IFREG) {
+		if st.Nlink > 1 && !linked {
+			p.links[st.Ino] = firstName{name, false, st.Ctim}
+		}
 		return have, nil
 	}
 	p.stats.Entries++
-	now := &mirrored{inode: st.Ino, changed: st.Ctim, kind: kind}
+	now := &mirrored{inode: st.Ino, changed: p.noted(st.Ctim, time.Now()), kind: kind}
 	if linked {
-		if p.fresh(st.Ctim) {
+		if first.changed != st.Ctim { // it was sent as it was before, or as another that had this inode
 			now.changed = unix.Timespec{}
 		}
 		return now, writeEntry(p.to, recordNode, &mirrorEntry{Path: []byte(name), Mode: st.Mode, Same: []byte(first.path)})
 	}
+	var err error
 	if kind == unix.S_IFREG {
-		return p.file(dir, base, name, have, now)
+		now, err = p.file(dir, base, name, have, now)
+	} else {
+		now, err = p.node(dir, base, name, &st, now)
 	}
-	return p.node(dir, base, name, &st, now)
+	if now != nil && st.Nlink > 1 {
+		p.links[st.Ino] = firstName{name, true, now.changed}
+	}
+	return now, err
 }
 
 func (p *mirrorPass) node(dir int, base, name string, st *unix.Stat_t, now *mirrored) (*mirrored, error) {
@@ -272,22 +276,23 @@ func (p *mirrorPass) node(dir int, base, name string, st *unix.Stat_t, now *mirr
 		n, err = unix.Readlinkat(dir, base, target)
 		e.Target = target[:max(n, 0)]
 	}
-	if err == unix.ENOENT || err == unix.EINVAL { // replaced meanwhile
+	if errors.Is(err, unix.ENOENT) || err == unix.EINVAL { // replaced meanwhile
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if p.fresh(st.Ctim) {
-		now.changed = unix.Timespec{}
-	}
 	return now, writeEntry(p.to, recordNode, e)
 }
 
-// fresh tells whether something could change once more without its time of
-// change being another.
-func (p *mirrorPass) fresh(changed unix.Timespec) bool {
-	return !p.still && time.Since(time.Unix(changed.Unix())) < clockTick
+// noted is the time of change to be kept of what is read from now on: none if it
+// could change once more without that being another. For a file clean is from when
+// on the first write to each page that is mapped changes it.
+func (p *mirrorPass) noted(changed unix.Timespec, clean time.Time) unix.Timespec {
+	if !p.still && time.Unix(changed.Unix()).After(clean.Add(-clockTick)) {
+		return unix.Timespec{}
+	}
+	return changed
 }
 
 func (p *mirrorPass) file(dir int, base, name string, have, now *mirrored) (*mirrored, error) {
@@ -306,9 +311,11 @@ func (p *mirrorPass) file(dir int, base, name string, have, now *mirrored) (*mir
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Ino != now.inode {
 		return nil, nil
 	}
-	if !p.still && time.Unix(st.Ctim.Unix()).After(p.began.Add(-clockTick)) {
+	clean := p.began
+	if !p.still && time.Unix(st.Ctim.Unix()).After(clean.Add(-clockTick)) {
 		// It may be mapped, and pages that were written to after the pass began
 		// are written to again without a trace.
+		clean = time.Now()
 		if err := unix.Fdatasync(fd); err != nil {
 			return nil, err
 		}
@@ -317,11 +324,14 @@ func (p *mirrorPass) file(dir int, base, name string, have, now *mirrored) (*mir
 		}
 	}
 	e, err := p.entry(procPath(dir, base), name, &st)
+	if errors.Is(err, unix.ENOENT) { // replaced meanwhile
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
 	e.Size = st.Size
-	now.changed = st.Ctim
+	now.changed = p.noted(st.Ctim, clean)
 	if st.Size >= largeFile && p.hashes < maxHashes {
 		now.blocks = map[int64]uint64{}
 	}
@@ -336,16 +346,7 @@ func (p *mirrorPass) file(dir int, base, name string, have, now *mirrored) (*mir
 	if err := p.data(fd, st.Size, known, now); err != nil {
 		return nil, err
 	}
-	if err := writeRecord(p.to, recordDone); err != nil {
-		return nil, err
-	}
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, err
-	}
-	if st.Ctim != now.changed || p.fresh(st.Ctim) {
-		now.changed = unix.Timespec{}
-	}
-	return now, nil
+	return now, writeRecord(p.to, recordDone)
 }
 
 // data sends the blocks of a file that are different from what the other side

@@ -3,6 +3,7 @@ package runtime
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -495,4 +497,84 @@ func scriptRecord(outside string, which, at, other, bits byte) (kind byte, body 
 func readWhole(name string) string {
 	body, _ := os.ReadFile(name)
 	return string(body)
+}
+
+// interrupted is a pass in which do is called once, as soon as the first of what
+// is sent leaves.
+func (p *mirrorPair) interrupted(do func()) {
+	p.t.Helper()
+	var b bytes.Buffer
+	once := sync.OnceFunc(do)
+	_, err := p.source.pass(p.t.Context(), writerFunc(func(data []byte) (int, error) {
+		once()
+		return b.Write(data)
+	}), false, nil)
+	if err = errors.Join(err, p.target.pass(p.t.Context(), &b)); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (w writerFunc) Write(p []byte) (int, error) { return w(p) }
+
+// TestMirrorMappedMeanwhile: a page that is written to all the time is dirty again
+// before it is read, so that what comes after leaves no trace, however long the
+// rest of its file takes.
+func TestMirrorMappedMeanwhile(t *testing.T) {
+	p := newMirrorPair(t, onDisk)
+	name := filepath.Join(p.from, "file")
+	os.WriteFile(name, make([]byte, 600<<10), 0o600)
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	mapped, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mapped)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for n := uint64(1); ; n++ {
+			binary.NativeEndian.PutUint64(mapped, n)
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	p.interrupted(func() {
+		time.Sleep(2 * clockTick)
+		close(stop)
+		<-stopped
+	})
+	p.pass(true)
+	p.same()
+}
+
+// TestMirrorLinkedMeanwhile: a file that changes between two of its names was not
+// sent as it is, whichever of them is met first in the next pass.
+func TestMirrorLinkedMeanwhile(t *testing.T) {
+	p := newMirrorPair(t, onDisk)
+	first, second := filepath.Join(p.from, "b", "first"), filepath.Join(p.from, "c", "second")
+	for _, dir := range []string{first, second} {
+		os.Mkdir(filepath.Dir(dir), 0o755)
+	}
+	err := errors.Join(os.WriteFile(first, []byte("old"), 0o600), os.Link(first, second),
+		os.WriteFile(filepath.Join(p.from, "b", "long"), make([]byte, 600<<10), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * clockTick)
+	p.interrupted(func() {
+		os.WriteFile(first, []byte("new"), 0o600)
+		time.Sleep(2 * clockTick)
+	})
+	os.Rename(filepath.Join(p.from, "b"), filepath.Join(p.from, "d"))
+	p.pass(true)
+	p.same()
 }

@@ -287,7 +287,7 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 	case l.Type == "hostdev":
 		err = bringBack(host, l, w)
 	case l.Type == "direct" && w != nil:
-		err = removeMacvlan(w.inside, l)
+		err = w.removeMacvlan(l.isMacvlan)
 	case l.Type == "bridge", l.Type == "ethernet":
 		err = removeVeth(host, l, hardware)
 	}
@@ -354,17 +354,13 @@ func hostEnd(h *netlink.Handle, l *recordedLink, mac net.HardwareAddr) (netlink.
 	return link, nil
 }
 
-func removeMacvlan(h *netlink.Handle, l *recordedLink) error {
-	link, err := h.LinkByIndex(l.GuestIndex)
-	if l.GuestIndex == 0 {
-		if link, err = h.LinkByName(l.Host); err != nil { // not renamed yet
-			link, err = h.LinkByName(l.Guest)
-		}
+// isMacvlan tells the macvlan inside, which may not have been renamed yet when
+// the daemon was killed before it knew its number.
+func (l *recordedLink) isMacvlan(a *netlink.LinkAttrs) bool {
+	if l.GuestIndex != 0 {
+		return a.Index == l.GuestIndex
 	}
-	if err != nil {
-		return ignoreMissing(err)
-	}
-	return deleteLink(h, link.Attrs().Index, "macvlan")
+	return a.Name == l.Host || a.Name == l.Guest
 }
 
 // removeLinks removes the links of an environment that has ended. Those that it

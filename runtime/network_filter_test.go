@@ -188,9 +188,9 @@ func TestFilterRefused(t *testing.T) {
 	down := a
 	down.Down = true
 	change := func(from, to xml.Interface) error {
-		err := i.changeInterface(ctx, w, from, to, []xml.Interface{to})
+		err := i.changeInterface(ctx, w, from, to, []xml.Interface{from}, []xml.Interface{to})
 		if err != nil { // as changeInterfaces does
-			err = errors.Join(err, i.changeInterface(ctx, w, to, from, []xml.Interface{from}))
+			err = errors.Join(err, i.changeInterface(ctx, w, to, from, []xml.Interface{to}, []xml.Interface{from}))
 		}
 		return err
 	}

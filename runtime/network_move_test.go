@@ -46,10 +46,10 @@ func TestMovedLink(t *testing.T) {
 	}
 	addLink(t, w, cable("eth-of-host"))
 	l := &recordedLink{ID: n.ID(), Type: "hostdev", Host: "nic0", MAC: link.Attrs().HardwareAddr.String(), GuestIndex: made.guest, WasUp: true, NIC: p.NIC}
-	if err := takeAway(l, []*wires{w}); err != nil {
+	if err := takeAway(l, slices.Values([]*wires{w})); err != nil {
 		t.Fatal(err)
 	}
-	if err := takeAway(l, []*wires{w}); err == nil || !strings.Contains(err.Error(), "it is not where it was put") {
+	if err := takeAway(l, slices.Values([]*wires{w})); err == nil || !strings.Contains(err.Error(), "it is not where it was put") {
 		t.Errorf("once more when it is back: %v", err)
 	}
 	if err := bringBack(w.host, l, w); err != nil {
@@ -139,10 +139,10 @@ func TestHiddenLink(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := takeAway(l, []*wires{w}); err == nil || !strings.Contains(err.Error(), "it is not where it was put") {
+		if err := takeAway(l, slices.Values([]*wires{w})); err == nil || !strings.Contains(err.Error(), "it is not where it was put") {
 			t.Errorf("%s, hidden: %v", p.Type, err)
 		}
-		if err := takeAway(l, []*wires{w, deep}); err != nil {
+		if err := takeAway(l, slices.Values([]*wires{w, deep})); err != nil {
 			t.Errorf("%s, found: %v", p.Type, err)
 		}
 		w.inside.LinkDel(other)
@@ -172,7 +172,7 @@ func TestHiddenLink(t *testing.T) {
 	if err := w.inside.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}); err != nil {
 		t.Fatal(err)
 	}
-	if err := takeAway(l, []*wires{w, deep}); err != nil {
+	if err := takeAway(l, slices.Values([]*wires{w, deep})); err != nil {
 		t.Fatal(err)
 	}
 	if got := state(t, deep.inside); got != "" {
@@ -184,7 +184,7 @@ func TestHiddenLink(t *testing.T) {
 	// With the parent all of them go.
 	l = add(direct)
 	w.host.LinkDel(up)
-	if err := takeAway(l, []*wires{w}); err != nil {
+	if err := takeAway(l, slices.Values([]*wires{w})); err != nil {
 		t.Errorf("of a parent that is gone: %v", err)
 	}
 }

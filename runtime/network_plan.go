@@ -141,6 +141,11 @@ func leadsOut(n xml.Interface, all []xml.Interface, is6 bool) bool {
 	return false
 }
 
+// leads is leadsOut for IPv4 and for IPv6.
+func leads(n xml.Interface, all []xml.Interface) [2]bool {
+	return [2]bool{leadsOut(n, all, false), leadsOut(n, all, true)}
+}
+
 // hostMAC is that of the host's end: the other with 0xfe in front, as libvirt
 // has it. A bridge takes the least of its ports' for its own, and this is
 // never it. It also tells our links from others of the same name.

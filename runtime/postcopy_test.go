@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -236,5 +238,50 @@ func TestAllowFaults(t *testing.T) {
 	is("in the next daemon", "0")
 	if exists(r.faultsNote()) {
 		t.Error("it would be put back again")
+	}
+}
+
+// TestMemoryLostBefore: where memory would follow, and the connection ends before
+// it is decided, nothing can be let go here: it goes on at the source, which has
+// all of it.
+func TestMemoryLostBefore(t *testing.T) {
+	r, s := emptyRuntime(t), NewSession()
+	in := await(t, r, filepath.Join(t.TempDir(), "root"), s)
+	link, served := serve(t.Context(), r)
+	ch := newChannel(link)
+	if err := errors.Join(ch.send(hello{Version: migrationVersion, Session: s}), ch.receive(t.Context(), &welcome{})); err != nil {
+		t.Fatal(err)
+	}
+	sock, theirs := net.Pipe()
+	defer theirs.Close()
+	l := &lazyPages{cmd: exec.Command("sleep", "1000"), sock: sock, ended: make(chan struct{})}
+	if err := l.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		l.err = l.cmd.Wait()
+		close(l.ended)
+	}()
+	i := newInstance(r, &record{UUID: formatUUID(in.env.UUID), Name: in.env.Name, Phase: held, Session: s.ID, Follows: s.ID}, nil)
+	close(i.exited) // it is not a process, and so can be ended
+	in.mu.Lock()
+	in.lazy, in.instance = l, i
+	in.mu.Unlock()
+	ch.close(nil)
+	<-served
+	if in.Outcome() != Aborted {
+		t.Errorf("it is %q", in.Outcome())
+	}
+	if _, err := in.Commit(t.Context()); err == nil || !strings.Contains(err.Error(), "given up") {
+		t.Errorf("it is let go: %v", err)
+	}
+	if outcome, err := r.SettleSession(t.Context(), s); outcome != Aborted || err != nil {
+		t.Errorf("its source is told %q, %v", outcome, err)
+	}
+	select {
+	case <-l.ended:
+	default:
+		t.Error("who waits for its memory is left")
+		l.end()
 	}
 }

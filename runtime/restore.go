@@ -141,7 +141,7 @@ func (s *starter) restored(err error) error {
 		err = errors.Join(err, e)
 	}
 	if err != nil {
-		return criuSays(filepath.Join(s.options.Checkpoint, "work", "restore.log"), err)
+		return s.r.criuSays(filepath.Join(s.options.Checkpoint, "work", "restore.log"), err)
 	}
 	return nil
 }

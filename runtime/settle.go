@@ -49,7 +49,7 @@ func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
 	errs = append(errs, i.setCounts(none, env.Counts),
 		i.changeConsoles(i.recordedConsoles(env), env.Consoles),
 		i.restoreFilesystems(ctx, env.Filesystems),
-		i.restoreInterfaces(ctx, env.Interfaces))
+		i.restoreInterfaces(ctx, env.Interfaces, states))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -2,6 +2,8 @@ package relay
 
 import (
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc"
@@ -10,8 +12,9 @@ import (
 // backend is one connection to a daemon. One goroutine reads it; whoever has
 // something to send writes.
 type backend struct {
-	name string // of the socket, for messages
-	up   *rpc.Upstream
+	name  string // of the socket, for messages
+	up    *rpc.Upstream
+	heard atomic.Int64 // when something came last, or was handed over; unix nanoseconds
 
 	hooks
 	release func() // gives its place among all connections back
@@ -116,12 +119,16 @@ func (b *backend) read() {
 		if err != nil {
 			break
 		}
+		b.hear()
 		b.take(f)
+		b.hear() // a stream may have had to wait for whom it is for
 	}
 	b.up.Close()
 	b.up.Release()
 	b.fail()
 }
+
+func (b *backend) hear() { b.heard.Store(time.Now().UnixNano()) }
 
 func (b *backend) take(f rpc.Frame) {
 	switch f.Type {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"time"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc"
@@ -41,7 +42,40 @@ func DialRemote(ctx context.Context, uri, certificates string) (*Client, error) 
 		}
 		return nil, errRemote(uri, err)
 	}
+	go b.watch()
 	return &Client{b}, nil
+}
+
+// How often a daemon on another host is asked whether it is there, and for how
+// long it may say nothing at all: what it is told to do can take longer.
+var remotePulse, remotePatience = 5 * time.Second, 30 * time.Second
+
+// watch ends the connection with a daemon that says nothing any more.
+func (b *backend) watch() {
+	ping := protocol.MessageHeader{Prog: protocol.KeepaliveProgram, Vers: protocol.KeepaliveVersion, Proc: int32(protocol.KeepaliveProcPing), Type: protocol.Message}
+	pulse := time.NewTicker(remotePulse)
+	defer pulse.Stop()
+	b.hear()
+	sent := make(chan struct{}, 1)
+	for {
+		select {
+		case <-b.gone:
+			return
+		case <-pulse.C:
+		}
+		if time.Since(time.Unix(0, b.heard.Load())) > remotePatience {
+			b.close()
+			return
+		}
+		select {
+		case sent <- struct{}{}:
+			go func() { // it may not read
+				b.up.Send(rpc.Frame{MessageHeader: ping})
+				<-sent
+			}()
+		default:
+		}
+	}
 }
 
 func (b *backend) openRemote(ctx context.Context, name string) error {

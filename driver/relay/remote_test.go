@@ -550,3 +550,56 @@ func TestRemoteTLS(t *testing.T) {
 		})
 	}
 }
+
+// TestRemoteFallsSilent: a daemon that says nothing any more is given up, whatever
+// waits for it, and one that only takes its time is not.
+func TestRemoteFallsSilent(t *testing.T) {
+	pulse, patience := remotePulse, remotePatience
+	t.Cleanup(func() { remotePulse, remotePatience = pulse, patience }) // when nobody is there any more who reads them
+	remotePulse, remotePatience = 20*time.Millisecond, 500*time.Millisecond
+	d := startRemote(t)
+	d.handle("NETWORK_LOOKUP_BY_NAME", func(context.Context, *rpc.Call) (xdr.Marshaler, error) {
+		time.Sleep(2 * remotePatience)
+		return nil, &Error{Code: protocol.ErrNoNetwork, Detail: "at last"}
+	})
+	silent := make(chan struct{})
+	end := make(chan struct{})
+	defer close(end)
+	port := reachable(t, d, func(conn net.Conn) (net.Conn, error) { return &stopping{conn, silent, end}, nil })
+	c := dialRemote(t, "vz+tcp://127.0.0.1:"+port+"/system", "")
+	lookup := func() error {
+		_, err := Call(t.Context(), c, protocol.NetworkLookupByName, &protocol.NetworkLookupByNameArgs{Name: "lan"})
+		return err
+	}
+	if err := lookup(); err == nil || !strings.Contains(err.Error(), "at last") {
+		t.Errorf("one that takes its time: %v", err)
+	}
+	close(silent)
+	answered := make(chan error, 1)
+	go func() { answered <- lookup() }()
+	select {
+	case err := <-answered:
+		if !IsLost(err) {
+			t.Errorf("one that is silent: %v", err)
+		}
+	case <-time.After(20 * remotePatience):
+		t.Error("one that is silent is still waited for")
+	}
+}
+
+// stopping is a connection of a daemon that stops to read it.
+type stopping struct {
+	net.Conn
+	silent, end chan struct{}
+}
+
+func (s *stopping) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	select {
+	case <-s.silent:
+		<-s.end
+		return 0, io.EOF
+	default:
+		return n, err
+	}
+}

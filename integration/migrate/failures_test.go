@@ -24,6 +24,7 @@ type failure struct {
 	after  func(h *hosts, t *testing.T) // is done when virsh has ended
 	flags  string
 	want   string // where it runs in the end: "a", "b" or "" (nowhere)
+	says   string // what a's log has then
 	long   bool   // left out where time is short: it differs little from another
 }
 
@@ -64,6 +65,7 @@ var failures = []failure{
 	{name: "destination killed holding", host: "b", step: "done kill", want: "a", long: true},
 	{name: "destination killed deciding", host: "b", step: "commit kill", want: "a"},
 	{name: "destination killed decided", host: "b", step: "committed kill", want: "b"},
+	{name: "destination killed while memory follows", host: "b", step: "memory follows kill", flags: "--live --postcopy --postcopy-after-precopy", want: "", says: "a domain that moved was lost", long: true},
 	// A step fails.
 	{name: "round fails", host: "a", step: "migrate round fail", flags: "--live", want: "b", long: true},
 	{name: "round fails and that ends it", host: "a", step: "migrate round fail", flags: "--live --abort-on-error", want: "a", long: true},
@@ -205,6 +207,9 @@ func (f *failure) check(t *testing.T, h *hosts) {
 		if time.Now().After(end) {
 			t.Fatalf("a has %q and b has %q, want it on %q\na: %s\nb: %s", states[0], states[1], f.want, h.log(t, h.A), h.log(t, h.B))
 		}
+	}
+	if said := h.log(t, h.A); !strings.Contains(said, f.says) {
+		t.Errorf("a does not say %q: %s", f.says, said)
 	}
 	if f.want == "" {
 		return
