@@ -106,23 +106,31 @@ func (l *Layers) users(layers []Layer) (users map[string][]user, busy map[string
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, e := range entries {
-		d, err := readDisk(l.privateDir(e.Name()))
+	note := func(dir, name string, busyAlways bool) error {
+		d, err := readDisk(dir)
 		if err == errNoDisk {
-			continue
-		}
-		if err != nil {
-			return nil, nil, err
+			return nil
 		}
 		for _, id := range []string{d.Layer, d.Pushing} {
 			if id == "" {
 				continue
 			}
-			users[id] = append(users[id], user{disk: e.Name()})
+			users[id] = append(users[id], user{disk: name})
 			// A disk that is not settled is not joined with anything either.
-			for at, n := id, 0; at != "" && n <= maxChain && (l.running(e.Name()) || d.Pushing != "" || d.Discard); at, n = below[at], n+1 {
+			for at, n := id, 0; at != "" && n <= maxChain && (busyAlways || l.running(name) || d.Pushing != "" || d.Discard); at, n = below[at], n+1 {
 				busy[at] = true
 			}
+		}
+		return err
+	}
+	for _, e := range entries {
+		if err := note(l.privateDir(e.Name()), e.Name(), false); err != nil {
+			return nil, nil, err
+		}
+	}
+	for dir, name := range replacedDisks(filepath.Dir(l.private)) {
+		if err := note(dir, name, true); err != nil {
+			return nil, nil, err
 		}
 	}
 	return users, busy, nil

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -152,6 +153,21 @@ func (l *Layers) replace(uuid, disk, old string) error {
 		return err
 	}
 	return os.Rename(disk, have)
+}
+
+// replacedDisks are those that were replaced and may be put back: directories, and
+// whose they are.
+func replacedDisks(dataDir string) map[string]string {
+	found := map[string]string{}
+	dirs, _ := filepath.Glob(filepath.Join(dataDir, "migration", "*", "replaced"))
+	for _, dir := range dirs {
+		s := session{UUID: "an environment"}
+		if body, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "session.json")); err == nil {
+			json.Unmarshal(body, &s)
+		}
+		found[dir] = s.UUID
+	}
+	return found
 }
 
 // keepDisk is for a disk whose environment runs here.
