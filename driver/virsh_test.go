@@ -120,6 +120,7 @@ func (h *testHost) serve() {
 		if err != nil {
 			h.t.Fatal(err)
 		}
+		l.SetUnlinkOnClose(false) // a server that is stopped before it serves closes it later, when the next has the path
 		go server.Serve(l, rpc.ListenerOptions{ReadOnly: readOnly})
 	}
 	h.stop = func() {
