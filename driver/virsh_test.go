@@ -120,7 +120,7 @@ func (h *testHost) serve() {
 		if err != nil {
 			h.t.Fatal(err)
 		}
-		l.SetUnlinkOnClose(false) // the name may be the next one's by then
+		l.SetUnlinkOnClose(false) // a server that is stopped before it serves closes it later, when the next has the path
 		go server.Serve(l, rpc.ListenerOptions{ReadOnly: readOnly})
 	}
 	h.stop = func() {
