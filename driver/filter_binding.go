@@ -19,7 +19,7 @@ import (
 // packetFilters are libvirt's network filters. The host's filter daemon makes the
 // rules for the interfaces of environments (virsh nwfilter-binding-list),
 // changes them when a filter is changed, and keeps them over its own restart.
-type packetFilters struct{ peer }
+type packetFilters struct{ *peer }
 
 // filterTimeout bounds what is asked for one interface: libvirt runs dozens of
 // programs for one filter, one after the other for the whole host.
@@ -28,12 +28,12 @@ const filterTimeout = 3 * time.Minute
 // NewFilters gives environments the filters of the daemon that c leads to. It
 // connects when the first is wanted.
 func NewFilters(c relay.Config) runtime.Filters {
-	return &packetFilters{peer{relay: relay.New(c), driver: relay.NWFilter}}
+	return &packetFilters{newPeer(c, relay.NWFilter)}
 }
 
 // find looks up what a device has.
 func (f *packetFilters) find(ctx context.Context, device string) (client *relay.Client, b protocol.NonnullNwfilterBinding, err error) {
-	client, found, err := askFirst(ctx, &f.peer, protocol.NwfilterBindingLookupByPortDev, &protocol.NwfilterBindingLookupByPortDevArgs{Name: device})
+	client, found, err := askFirst(ctx, f.peer, protocol.NwfilterBindingLookupByPortDev, &protocol.NwfilterBindingLookupByPortDevArgs{Name: device})
 	return client, found.Nwfilter, err
 }
 

@@ -17,7 +17,7 @@ import (
 // networks are libvirt's virtual networks, of which environments get ports:
 // the host's network daemon decides what an interface is plugged into, lists
 // its ports (virsh net-port-list) and guarantees their bandwidth.
-type networks struct{ peer }
+type networks struct{ *peer }
 
 // networkTimeout bounds what is asked for one interface: an environment that
 // starts waits for it.
@@ -26,12 +26,12 @@ const networkTimeout = 30 * time.Second
 // NewNetworks gives environments the networks of the daemon that c leads to.
 // It connects when the first is wanted.
 func NewNetworks(c relay.Config) runtime.Networks {
-	return &networks{peer{relay: relay.New(c), driver: relay.Network}}
+	return &networks{newPeer(c, relay.Network)}
 }
 
 // find looks a network up.
 func (n *networks) find(ctx context.Context, name string) (*relay.Client, protocol.NonnullNetwork, error) {
-	client, found, err := askFirst(ctx, &n.peer, protocol.NetworkLookupByName, &protocol.NetworkLookupByNameArgs{Name: name})
+	client, found, err := askFirst(ctx, n.peer, protocol.NetworkLookupByName, &protocol.NetworkLookupByNameArgs{Name: name})
 	return client, found.Net, err
 }
 

@@ -151,6 +151,9 @@ func (c *change) takeOver(inst *runtime.Instance, live *libvirtxml.Domain, s sav
 		v.instance, v.live, v.rebooting, v.updated = inst, xml.Live(live, liveFacts(inst)), s.Rebooting, s.Updated
 	})
 	go c.domain.watch(inst)
+	if len(inst.Kept()) > 0 {
+		c.domain.runningAgent() // goes on with what they read and write
+	}
 	if err := inst.Enforce(c.ctx, env); err != nil {
 		c.drv.log.Error("cannot put the limits in force again that were being changed", "domain", c.view().name, "error", err)
 	}

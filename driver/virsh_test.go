@@ -120,7 +120,7 @@ func (h *testHost) serve() {
 		if err != nil {
 			h.t.Fatal(err)
 		}
-		l.SetUnlinkOnClose(false) // a server that was stopped may close its own late, when another's is at that path
+		l.SetUnlinkOnClose(false) // the name may be the next one's by then
 		go server.Serve(l, rpc.ListenerOptions{ReadOnly: readOnly})
 	}
 	h.stop = func() {

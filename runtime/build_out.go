@@ -27,12 +27,19 @@ import (
 //	  | apt, dnf, … ---> 127.0.0.1:3128 ---> proxy ---> archive, or the host's proxy
 //
 // That is a way to archives by HTTP and TLS, and none to what the host has for
-// itself: its loopback and link-local addresses, and its abstract sockets.
+// itself: its addresses, and its abstract sockets. What is reached is looked at when
+// its name is resolved, for anybody may have a name for them: who connects looks at
+// the address, and a proxy on this host, which resolves names itself and reaches
+// what the host does, gets one that was looked at.
 
 // wayOut is what a proxy for a build is told.
 type wayOut struct {
 	// Named are HOST:PORT of the host's own that the recipe or apt names.
 	Named []string
+	// Archives are HOST:PORT of all others that they name: their owner is trusted
+	// with the name, and they may be on this host, by an address that is its
+	// network's.
+	Archives []string
 	// Proxies are the host's: URL or DIRECT by "http", "https" or "http::HOST",
 	// as in apt.conf(5). Without, the environment tells.
 	Proxies map[string]string
@@ -56,20 +63,29 @@ func outEnv() (env []string) {
 const maxOut = 64
 
 type outProxy struct {
-	way     wayOut
-	named   map[string]bool // HOST:PORT of the host's own that a step may ask for
-	proxies map[string]bool // HOST:PORT of the host's proxies
-	names   map[string]bool // by which the host calls itself
-	slots   chan struct{}
-	forward *httputil.ReverseProxy
+	way       wayOut
+	named     map[string]bool // HOST:PORT of the host's own that a step may ask for
+	archives  map[string]bool // HOST:PORT of others
+	proxies   map[string]bool // HOST:PORT of the host's proxies
+	names     map[string]bool // by which the host calls itself
+	addresses func() ([]net.Addr, error)
+	resolver  *net.Resolver
+	slots     chan struct{}
+	forward   *httputil.ReverseProxy
 }
 
 func newOutProxy(way wayOut) *outProxy {
-	p := &outProxy{way: way, named: map[string]bool{}, proxies: map[string]bool{}, slots: make(chan struct{}, maxOut)}
+	p := &outProxy{
+		way: way, named: map[string]bool{}, archives: map[string]bool{}, proxies: map[string]bool{},
+		addresses: net.InterfaceAddrs, resolver: net.DefaultResolver, slots: make(chan struct{}, maxOut),
+	}
 	hosts, _ := os.ReadFile("/etc/hosts")
 	p.names = ownNames(string(hosts))
 	for _, address := range way.Named {
 		p.named[address] = true
+	}
+	for _, address := range way.Archives {
+		p.archives[address] = true
 	}
 	proxies := slices.Collect(maps.Values(way.Proxies))
 	for _, name := range buildVariables {
@@ -118,6 +134,10 @@ func (p *outProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.tunnel(w, r)
 	case r.URL.Scheme == "http" && r.URL.Host != "":
 		if err := p.check(hostPort(r.URL)); err != nil {
+			refuse(w, err)
+			return
+		}
+		if err := p.direct(r); err != nil {
 			refuse(w, err)
 			return
 		}
@@ -186,7 +206,7 @@ func (p *outProxy) checkTunnel(address string) error {
 }
 
 func errOwn(address string) error {
-	return fmt.Errorf("%s is the host's own: a build reaches that only where a [[repository]] has localhost in its address", printable(address, 256))
+	return fmt.Errorf("%s is the host's own: a build reaches that only where a [[repository]] has it, or localhost for what only this host reaches, in its address", printable(address, 256))
 }
 
 // canonical is a name as it is compared.
@@ -222,14 +242,85 @@ func ownNames(hosts string) map[string]bool {
 	return names
 }
 
+// direct has a request be sent to an address where a proxy on this host gets it.
+// The server is told the name that was asked for, if that proxy passes it on.
+func (p *outProxy) direct(r *http.Request) error {
+	via, err := p.way.proxyFor(r.URL)
+	if err != nil || via == nil {
+		return err
+	}
+	name := hostPort(r.URL)
+	address, err := p.vet(r.Context(), via, name)
+	switch {
+	case err != nil || address == name:
+	case via.Scheme == "http" || via.Scheme == "https":
+		r.URL.Opaque = "//" + address + r.URL.EscapedPath()
+	default: // that of socks is told it in another way
+		r.URL.Host = address
+	}
+	return err
+}
+
+// vet gives what a proxy is to be asked for: where it is on this host, an address
+// that was looked at, or the name could be another address to it. An archive's name
+// stays what it is: proxies go by names, and may be the only ones to know it.
+func (p *outProxy) vet(ctx context.Context, via *url.URL, address string) (string, error) {
+	if p.named[address] || !p.isHere(ctx, via.Hostname()) {
+		return address, nil
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", err
+	}
+	found, err := p.resolver.LookupNetIP(ctx, "ip", host)
+	for _, ip := range found {
+		if p.isOwn(ip, p.archives[address]) {
+			return "", errOwn(address)
+		}
+	}
+	switch {
+	case p.archives[address]:
+		return address, nil
+	case err != nil:
+		return "", fmt.Errorf("the address of %s is not known here, and the proxy is on this host, whose own it might be: name it in a [[repository]]: %w", printable(address, 256), err)
+	}
+	return net.JoinHostPort(found[0].Unmap().String(), port), nil
+}
+
+// isHere tells whether a proxy is on this host, or may be.
+func (p *outProxy) isHere(ctx context.Context, host string) bool {
+	name := canonical(host)
+	if p.names[name] || isLocalhost(name) {
+		return true
+	}
+	found, err := p.resolver.LookupNetIP(ctx, "ip", host)
+	return err != nil || slices.ContainsFunc(found, func(ip netip.Addr) bool { return p.isOwn(ip, false) })
+}
+
+// isOwn tells whether an address is the host's. Those of its network are an
+// archive's, too.
+func (p *outProxy) isOwn(ip netip.Addr, archive bool) bool {
+	if isOwn(ip.String()) {
+		return true
+	}
+	if archive {
+		return false
+	}
+	list, err := p.addresses()
+	return err != nil || slices.ContainsFunc(list, func(a net.Addr) bool {
+		own, ok := a.(*net.IPNet)
+		return ok && own.IP.Equal(ip.Unmap().AsSlice())
+	})
+}
+
 // dial connects to what is named or one of the host's proxies, and to all but
 // the host itself.
 func (p *outProxy) dial(ctx context.Context, network, address string, proxy bool) (net.Conn, error) {
-	d := net.Dialer{Timeout: 30 * time.Second}
+	d := net.Dialer{Timeout: 30 * time.Second, Resolver: p.resolver}
 	if !p.named[address] && !proxy {
 		d.Control = func(_, at string, _ syscall.RawConn) error {
-			host, _, err := net.SplitHostPort(at)
-			if err == nil && isOwn(host) {
+			to, err := netip.ParseAddrPort(at)
+			if err == nil && p.isOwn(to.Addr(), p.archives[address]) {
 				err = errOwn(address)
 			}
 			return err
@@ -238,11 +329,19 @@ func (p *outProxy) dial(ctx context.Context, network, address string, proxy bool
 	return d.DialContext(ctx, network, address)
 }
 
-// isOwn tells whether an address is one that every host has for itself.
+// isOwn tells whether an address is one that every host has for itself, or one at
+// which a cloud tells each of its hosts what nobody else is to know.
 func isOwn(address string) bool {
 	ip, err := netip.ParseAddr(address)
-	ip = ip.Unmap()
-	return err == nil && (ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast())
+	ip = ip.Unmap().WithZone("")
+	return err == nil && (ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast() ||
+		slices.ContainsFunc(cloudAddresses, func(own netip.Prefix) bool { return own.Contains(ip) }))
+}
+
+// cloudAddresses are those that are not link-local: of EC2, Google, Azure and Alibaba.
+var cloudAddresses = []netip.Prefix{
+	netip.MustParsePrefix("fd00:ec2::/32"), netip.MustParsePrefix("fd20:ce::254/128"),
+	netip.MustParsePrefix("168.63.129.16/32"), netip.MustParsePrefix("100.100.100.200/32"),
 }
 
 // tunnel passes on what is encrypted.
@@ -279,6 +378,9 @@ func (p *outProxy) connect(ctx context.Context, address string) (net.Conn, error
 	}
 	if via.Scheme != "http" {
 		return nil, fmt.Errorf("the proxy %s cannot be used for a build: only those of http can", via.Redacted())
+	}
+	if address, err = p.vet(ctx, via, address); err != nil {
+		return nil, err
 	}
 	conn, err := p.dial(ctx, "tcp", hostPort(via), true)
 	if err != nil {

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -73,7 +74,7 @@ func TestOutProxy(t *testing.T) {
 		{wayOut{Named: both, Proxies: map[string]string{"http": upstream.URL}}, plain.URL, "an archive", "GET "},
 		{wayOut{Named: both, Proxies: map[string]string{"http": upstream.URL}}, secret.URL, "an archive", "CONNECT "},
 		{wayOut{Named: both, Proxies: map[string]string{"https": withUser}}, secret.URL, "an archive", "CONNECT Basic bWU6c2VjcmV0"},
-		{wayOut{Proxies: map[string]string{"http": plain.URL}}, "http://archive.test/", "an archive", ""},
+		{wayOut{Archives: []string{"archive.test:80"}, Proxies: map[string]string{"http": plain.URL}}, "http://archive.test/", "an archive", ""},
 		{wayOut{Proxies: map[string]string{"http": upstream.URL}}, plain.URL, "is the host's own", ""},
 		{wayOut{Proxies: map[string]string{"http": upstream.URL}}, secret.URL, "Bad Gateway", ""},
 		{wayOut{Proxies: map[string]string{"http": upstream.URL}}, upstream.URL, "is the host's own", ""},
@@ -118,6 +119,124 @@ func TestOutProxy(t *testing.T) {
 	}
 	if got := strings.Join(hosts.list, ","); got != "CONNECT " {
 		t.Errorf("the host's proxy was asked %q", got)
+	}
+}
+
+// fakeNames resolves names by what a list says: the answers that each gives, one
+// after the other, the last again and again.
+func fakeNames(t *testing.T, names map[string][]string) *net.Resolver {
+	t.Helper()
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	go func() {
+		buf := make([]byte, 512)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			server.WriteTo(answerName(buf[:n], names), from)
+		}
+	}()
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "udp", server.LocalAddr().String())
+	}}
+}
+
+// answerName answers a query (RFC 1035, section 4) for addresses of IPv4.
+func answerName(query []byte, names map[string][]string) []byte {
+	name, at := "", 12
+	for query[at] != 0 {
+		name += string(query[at+1:at+1+int(query[at])]) + "."
+		at += 1 + int(query[at])
+	}
+	name, end := strings.TrimSuffix(name, "."), at+5
+	answer := append([]byte{query[0], query[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, query[12:end]...)
+	said, known := names[name]
+	if !known {
+		answer[3] |= 3 // no such name
+		return answer
+	}
+	if query[at+2] != 1 {
+		return answer // none of that kind
+	}
+	for _, address := range strings.Fields(said[0]) {
+		answer[7]++
+		answer = append(answer, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4)
+		answer = append(answer, net.ParseIP(address).To4()...)
+	}
+	if len(said) > 1 {
+		names[name] = said[1:]
+	}
+	return answer
+}
+
+// TestOutResolved: whose address a name has is looked at when it is used, and a
+// proxy on this host does not find another.
+func TestOutResolved(t *testing.T) {
+	var asked []string
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.Method+" "+r.RequestURI+" of "+r.Host)
+	}))
+	defer service.Close()
+	_, port, _ := net.SplitHostPort(hostOf(service))
+	byHost := map[string]string{"http": service.URL}
+	byName := map[string]string{"http": "http://proxy.test:" + port}
+	for _, test := range []struct {
+		method, target string
+		way            wayOut
+		want           string // of the refusal
+		asked          string // of the host's proxy
+	}{
+		{"GET", "http://evil.test:" + port + "/", wayOut{}, "is the host's own", ""},
+		{"CONNECT", "evil.test:" + port, wayOut{}, "is the host's own", ""},
+		{"GET", "http://mine.test/", wayOut{}, "is the host's own", ""},
+		{"GET", "http://cloud.test/", wayOut{}, "is the host's own", ""},
+		{"GET", "http://evil.test/", wayOut{Archives: []string{"evil.test:80"}}, "is the host's own", ""},
+
+		{"GET", "http://evil.test:" + port + "/", wayOut{Proxies: byHost}, "is the host's own", ""},
+		{"GET", "http://evil.test:" + port + "/", wayOut{Proxies: byName}, "is the host's own", ""},
+		{"CONNECT", "evil.test:" + port, wayOut{Proxies: byHost}, "is the host's own", ""},
+		{"GET", "http://both.test/", wayOut{Proxies: byHost}, "is the host's own", ""},
+		{"GET", "http://mine.test/", wayOut{Proxies: byHost}, "is the host's own", ""},
+		{"CONNECT", "mine.test:443", wayOut{Proxies: byHost}, "is the host's own", ""},
+		{"GET", "http://evil.test/", wayOut{Archives: []string{"evil.test:80"}, Proxies: byHost}, "is the host's own", ""},
+		{"GET", "http://none.test/", wayOut{Proxies: byHost}, "is not known here", ""},
+
+		{"GET", "http://turns.test/a%20b?c=d", wayOut{Proxies: byHost}, "", "GET http://192.0.2.1:80/a%20b?c=d of "},
+		{"GET", "http://turns.test/", wayOut{Proxies: byName}, "", "GET http://192.0.2.1:80/ of "},
+		{"CONNECT", "turns.test:443", wayOut{Proxies: byHost}, "", "CONNECT 192.0.2.1:443 of "},
+		{"GET", "http://mine.test/", wayOut{Archives: []string{"mine.test:80"}, Proxies: byHost}, "", "GET http://mine.test/ of mine.test"},
+		{"GET", "http://none.test/", wayOut{Archives: []string{"none.test:80"}, Proxies: byHost}, "", "GET http://none.test/ of none.test"},
+	} {
+		proxy := newOutProxy(test.way)
+		proxy.addresses = func() ([]net.Addr, error) { return []net.Addr{&net.IPNet{IP: net.IPv4(203, 0, 113, 9)}}, nil }
+		proxy.resolver = fakeNames(t, map[string][]string{
+			"evil.test": {"127.0.0.1"}, "mine.test": {"203.0.113.9"}, "cloud.test": {"100.100.100.200"}, "both.test": {"192.0.2.1 127.0.0.1"},
+			"turns.test": {"192.0.2.1", "127.0.0.1"}, "proxy.test": {"127.0.0.1"},
+		})
+		asked = nil
+		w := httptest.NewRecorder()
+		proxy.ServeHTTP(w, httptest.NewRequest(test.method, test.target, nil))
+		proxy.forward.Transport.(*http.Transport).CloseIdleConnections()
+		if !strings.Contains(w.Body.String(), test.want) || test.want == "" && test.method == "GET" && w.Code != http.StatusOK {
+			t.Errorf("%s %s by %+v: %d %s", test.method, test.target, test.way, w.Code, w.Body)
+		}
+		if got := strings.Join(asked, ", "); test.asked == "" && got != "" || !strings.HasPrefix(got, test.asked) {
+			t.Errorf("%s %s by %+v: asked %q", test.method, test.target, test.way, got)
+		}
+	}
+	proxy := newOutProxy(wayOut{Proxies: map[string]string{"http": "socks5h://127.0.0.1:1080"}})
+	proxy.resolver = fakeNames(t, map[string][]string{"far.test": {"192.0.2.7"}, "evil.test": {"127.0.0.1"}, "turns.test": {"192.0.2.1"}})
+	r := httptest.NewRequest("GET", "http://turns.test/", nil)
+	if err := proxy.direct(r); err != nil || r.URL.String() != "http://192.0.2.1:80/" || r.Host != "turns.test" {
+		t.Errorf("by socks it is %s of %s, %v", r.URL, r.Host, err)
+	}
+	if got, err := proxy.vet(t.Context(), &url.URL{Host: "far.test:3128"}, "evil.test:80"); err != nil || got != "evil.test:80" {
+		t.Errorf("a proxy elsewhere is asked for %q, %v", got, err)
 	}
 }
 

@@ -123,8 +123,8 @@ func planBuild(r *Recipe, h buildHost) (*buildPlan, error) {
 }
 
 // wayOut is what steps reach: all that is not the host itself, and what the
-// recipe and apt name of that. A name that only resolves to the host is none:
-// who owns it could choose what that is.
+// recipe and apt name of that. A name that only resolves to what the host has for
+// itself is none: who owns it could choose what that is.
 func (h buildHost) wayOut(r *Recipe) wayOut {
 	way := wayOut{Proxies: h.Proxies}
 	addresses := []string{}
@@ -135,11 +135,17 @@ func (h buildHost) wayOut(r *Recipe) wayOut {
 		addresses = append(addresses, source.URI)
 	}
 	for _, address := range addresses {
-		if u, err := url.Parse(address); err == nil && (u.Hostname() == "localhost" || isOwn(u.Hostname())) {
+		switch u, err := url.Parse(address); {
+		case err != nil || u.Hostname() == "":
+		case u.Hostname() == "localhost" || isOwn(u.Hostname()):
 			way.Named = append(way.Named, hostPort(u))
+		default:
+			way.Archives = append(way.Archives, hostPort(u))
 		}
 	}
-	slices.Sort(way.Named)
-	way.Named = slices.Compact(way.Named)
+	for _, list := range []*[]string{&way.Named, &way.Archives} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
+	}
 	return way
 }

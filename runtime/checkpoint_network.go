@@ -34,15 +34,13 @@ func (i *Instance) saveLinks() (list []savedLink, obstacles []string, err error)
 		return nil, nil, err
 	}
 	defer w.close()
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	for _, l := range i.rec.Links {
-		link, err := w.inside.LinkByIndex(l.GuestIndex)
+	for _, l := range i.recordedLinks() {
+		link, err := w.find(func(link netlink.Link) bool { return link.Attrs().Index == l.GuestIndex })
 		switch {
-		case errors.As(err, &netlink.LinkNotFoundError{}):
-			continue
 		case err != nil:
 			return nil, nil, err
+		case link == nil:
+			continue
 		case l.HostIndex == 0:
 			obstacles = append(obstacles, fmt.Sprintf("the network interface %s, which has no end on the host: detach it, or use a bridge or network", l.ID))
 		case !plainTarget.MatchString("/" + link.Attrs().Name):
@@ -63,9 +61,7 @@ func (i *Instance) unplugLinks() error {
 	if host == nil {
 		return errors.New("netlink cannot be used")
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	for _, l := range i.rec.Links {
+	for _, l := range i.recordedLinks() {
 		if l.HostIndex == 0 {
 			continue
 		}
@@ -164,6 +160,11 @@ func (i *Instance) replugLinks(list []xml.Interface) error {
 		return err
 	}
 	defer w.close()
+	if len(i.Links()) > 0 {
+		if err := i.keepSpace(w); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for _, n := range list {
 		l := i.link(n.ID())

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -93,27 +94,27 @@ func nodePath(dir string, n int) string { return fmt.Sprintf("%s/%d", dir, n) }
 func devicesDir(dir string) string { return filepath.Join(dir, "dev") }
 
 // changeNodes makes the nodes inside those of after: all, or none changes.
-func (i *Instance) changeNodes(before, after []xml.Device) error {
+func (i *Instance) changeNodes(ctx context.Context, before, after []xml.Device) error {
 	old, wanted := nodesOf(before), nodesOf(after)
 	removed, added := without(old, wanted), without(wanted, old)
-	if err := i.removeNodes(removed); err != nil {
+	if err := i.removeNodes(ctx, removed); err != nil {
 		return err
 	}
-	if err := i.addNodes(added); err != nil {
-		return errors.Join(err, i.addNodes(removed))
+	if err := i.addNodes(ctx, added); err != nil {
+		return errors.Join(err, i.addNodes(context.WithoutCancel(ctx), removed))
 	}
 	return nil
 }
 
 // renewNodes is changeNodes where nobody knows how far an earlier daemon came
 // with it.
-func (i *Instance) renewNodes(before, after []xml.Device) error {
+func (i *Instance) renewNodes(ctx context.Context, before, after []xml.Device) error {
 	old, wanted := nodesOf(before), nodesOf(after)
 	added := without(wanted, old)
-	if err := i.removeNodes(append(without(old, wanted), added...)); err != nil {
+	if err := i.removeNodes(ctx, append(without(old, wanted), added...)); err != nil {
 		return err
 	}
-	return i.addNodes(added)
+	return i.addNodes(ctx, added)
 }
 
 // rootIDs are the host's ids of the environment's root.
@@ -124,11 +125,26 @@ func (i *Instance) rootIDs() (uid, gid uint32) {
 	return hostID(ranges(i.rec.IDMap.UIDs), 0), hostID(ranges(i.rec.IDMap.GIDs), 0)
 }
 
-// addNodes mounts nodes into the running environment: all, or none.
-func (i *Instance) addNodes(nodes []deviceNode) error {
+// addNodes mounts nodes into the running environment: all, or none. Where they go
+// may be on a file system that somebody inside serves.
+func (i *Instance) addNodes(ctx context.Context, nodes []deviceNode) error {
 	if len(nodes) == 0 {
 		return nil
 	}
+	_, err := patientlyOr(ctx, i, func() (none struct{}, err error) { return none, i.mountNodes(nodes) },
+		func(struct{}) { i.unmountNodes(context.Background(), nodes) })
+	return ofNodes(nodes, err)
+}
+
+// ofNodes names them in the error of who would not wait longer.
+func ofNodes(nodes []deviceNode, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		err = fmt.Errorf("device %s: %w", nodes[0].Target, err)
+	}
+	return err
+}
+
+func (i *Instance) mountNodes(nodes []deviceNode) error {
 	dir := devicesDir(i.dir)
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -187,7 +203,7 @@ func (i *Instance) addNodes(nodes []deviceNode) error {
 		})
 	}
 	if err != nil {
-		i.removeNodes(nodes[:len(targets)])
+		i.unmountNodes(context.Background(), nodes[:len(targets)])
 	}
 	return err
 }
@@ -206,10 +222,17 @@ func nodeTarget(t *tree, target string) (int, error) {
 // removeNodes takes nodes out of the running environment. One that is not
 // there, or is something else by now, was root's inside to remove: the
 // permission to use the device goes all the same.
-func (i *Instance) removeNodes(nodes []deviceNode) error {
+func (i *Instance) removeNodes(ctx context.Context, nodes []deviceNode) error {
 	if len(nodes) == 0 {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
+	defer cancel() // who still waits for a file then takes nothing away any more
+	_, err := patiently(ctx, i, func() (none struct{}, err error) { return none, i.unmountNodes(ctx, nodes) })
+	return ofNodes(nodes, err)
+}
+
+func (i *Instance) unmountNodes(ctx context.Context, nodes []deviceNode) error {
 	numbers := make([]uint64, len(nodes))
 	for n, d := range nodes {
 		var st unix.Stat_t
@@ -224,7 +247,7 @@ func (i *Instance) removeNodes(nodes []deviceNode) error {
 		}
 		defer t.Close()
 		for n, d := range nodes {
-			removeNode(t, d.Target, numbers[n])
+			removeNode(ctx, t, d.Target, numbers[n])
 		}
 		return nil
 	})
@@ -243,7 +266,7 @@ func (i *Instance) removeNodes(nodes []deviceNode) error {
 // so from within the directory: /proc inside shows no descriptors of a thread
 // that is in another PID namespace. Should root inside put another of its
 // mounts there meanwhile, it is that one which goes.
-func removeNode(t *tree, target string, number uint64) {
+func removeNode(ctx context.Context, t *tree, target string, number uint64) {
 	dir, err := t.open(path.Dir(target), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return
@@ -257,7 +280,7 @@ func removeNode(t *tree, target string, number uint64) {
 	if number != 0 && number != st.Rdev {
 		return
 	}
-	if unix.Fchdir(dir) == nil {
+	if ctx.Err() == nil && unix.Fchdir(dir) == nil {
 		unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // EINVAL for what is no mount point
 	}
 }

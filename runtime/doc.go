@@ -39,7 +39,8 @@
 //
 //	layers.go               what a disk consists of; layers_disk.go how that is kept and finished after a crash
 //	layers_push.go          a layer is made, and gone back to; layers_copy.go that of a running environment
-//	layers_collect.go       a layer that nobody needs goes; layers_join.go two become one
+//	layers_collect.go       a layer that nobody needs goes; layers_join.go two become one, and layers_claim.go who
+//	                        waits for that
 //	layers_subvolume.go     a disk that is a btrfs subvolume
 //	layers_roots.go         disks are listed, cloned, adopted and removed; identity.go a clone becomes itself
 //

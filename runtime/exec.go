@@ -44,30 +44,42 @@ type Command struct {
 // leaves the program to us, and so the difference between a signal and an exit
 // status, which it would give as one number.
 func (i *Instance) Exec(ctx context.Context, c Command) (ended syscall.WaitStatus, err error) {
-	if frozen, err := i.Frozen(); err != nil || frozen || !i.Started() {
-		return 0, errors.Join(err, fmt.Errorf("%s is paused: resume it first", i.Name()))
+	if err := i.executes(); err != nil {
+		return 0, err
 	}
 	dir, err := os.MkdirTemp(i.dir, "exec-")
 	if err != nil {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	if err := i.writeProcess(filepath.Join(dir, "process.json"), c, false); err != nil {
-		return 0, err
-	}
 	uid, gid := i.rootIDs()
 	s, err := openStreams(c, uid, gid)
 	if err != nil {
 		return 0, err
 	}
+	return i.exec(ctx, dir, c, s, func(*os.File) error { return nil })
+}
+
+func (i *Instance) executes() error {
+	frozen, err := i.Frozen()
+	if err != nil || frozen || !i.Started() {
+		return errors.Join(err, fmt.Errorf("%s is paused: resume it first", i.Name()))
+	}
+	return nil
+}
+
+// exec runs a command that is described in dir, and closes s. started is called
+// with the process as soon as there is one.
+func (i *Instance) exec(ctx context.Context, dir string, c Command, s *streams, started func(pidfd *os.File) error) (syscall.WaitStatus, error) {
 	defer s.close()
+	if err := i.writeProcess(filepath.Join(dir, "process.json"), c, false); err != nil {
+		return 0, err
+	}
+	failed := func(err error) error { return fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err) }
 	pid, err := i.execute(ctx, dir, s)
 	s.begin()
 	if err != nil {
-		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
-	}
-	if c.Began != nil {
-		c.Began()
+		return 0, failed(err)
 	}
 	children.add(pid)
 	defer children.remove(pid)
@@ -76,12 +88,27 @@ func (i *Instance) Exec(ctx context.Context, c Command) (ended syscall.WaitStatu
 		return 0, err
 	}
 	defer pidfd.Close()
+	if err := started(pidfd); err != nil {
+		return 0, failed(err)
+	}
+	if c.Began != nil {
+		c.Began()
+	}
+	ws, err := i.awaitProgram(ctx, dir, pid, pidfd, s)
+	if err != nil {
+		err = failed(err)
+	}
+	return ws, err
+}
+
+// awaitProgram waits for the end of a program and of what it has written.
+func (i *Instance) awaitProgram(ctx context.Context, dir string, pid int, pidfd *os.File, s *streams) (syscall.WaitStatus, error) {
 	if err := awaitOrKill(ctx, pid, pidfd, i.rec.Cgroup); err != nil {
-		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
+		return 0, err
 	}
 	s.end()
 	if err := said(dir); err != nil { // by what was to become the program
-		return 0, fmt.Errorf("run %s in %s: %w", c.Args[0], i.Name(), err)
+		return 0, err
 	}
 	return waitStatus(pidfd)
 }
@@ -105,7 +132,7 @@ func (i *Instance) execute(ctx context.Context, dir string, s *streams) (pid int
 		return 0, err
 	}
 	defer cgroup.Close()
-	pidFile := filepath.Join(dir, "pid")
+	pidFile := filepath.Join(dir, pidName)
 	cmd := inCgroup(ctx, cgroup, i.r.host.OCI, "--root", i.r.ociRoot(), "--cgroup-manager=disabled", "--log", filepath.Join(dir, ociLog),
 		"exec", "--detach", "--process", filepath.Join(dir, "process.json"), "--pid-file", pidFile, i.rec.UUID)
 	cmd.Env = []string{"PATH=" + runtimePath}
@@ -127,11 +154,21 @@ func (i *Instance) execute(ctx context.Context, dir string, s *streams) (pid int
 	if err := cmp.Or(said(dir), err); err != nil {
 		return 0, err
 	}
-	text, err := os.ReadFile(pidFile)
-	if err != nil {
-		return 0, err
+	return readPID(pidFile)
+}
+
+// pidName is where the OCI runtime writes the PID of what it has started.
+const pidName = "pid"
+
+func readPID(name string) (pid int, err error) {
+	text, err := os.ReadFile(name)
+	if err == nil {
+		pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
 	}
-	return strconv.Atoi(strings.TrimSpace(string(text)))
+	if err == nil && pid <= 1 {
+		err = fmt.Errorf("%s has no PID: %q", name, text)
+	}
+	return pid, err
 }
 
 // killPatience is how long a program that is killed may take to end: one that
@@ -248,12 +285,8 @@ func (i *Instance) openInitCgroup() (*os.File, error) {
 // to be one, and its session: a process of this environment, whichever has its
 // number.
 func (i *Instance) killExecuted(pidFile string) {
-	text, err := os.ReadFile(pidFile)
+	pid, err := readPID(pidFile)
 	if err != nil {
-		return
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || pid <= 1 {
 		return
 	}
 	if cgroup, err := systemd.ControlGroupOf(pid, i.rec.Scope); err == nil && cgroup == i.rec.Cgroup {

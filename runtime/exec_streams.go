@@ -14,14 +14,36 @@ import (
 // inside would be given a file of the host, as /dev/null is one. They belong to
 // it, so that a program may open them again: /dev/stderr.
 type streams struct {
-	c       Command
 	program [3]*os.File // its ends
 	ours    [3]*os.File
-	copies  sync.WaitGroup // of output
+	feed    func(input *os.File)     // gives the program its input
+	take    [3]func(output *os.File) // takes what it writes, as long as the deadline of that allows
+	copies  sync.WaitGroup           // of output
 }
 
-func openStreams(c Command, uid, gid uint32) (s *streams, err error) {
-	s = &streams{c: c}
+func openStreams(c Command, uid, gid uint32) (*streams, error) {
+	s, err := openPipes(c.Stderr == c.Stdout, uid, gid)
+	if err != nil {
+		return nil, err
+	}
+	s.feed = func(input *os.File) {
+		if c.Stdin != nil {
+			io.Copy(input, c.Stdin)
+		}
+	}
+	for n, to := range map[int]io.Writer{1: c.Stdout, 2: c.Stderr} {
+		if to == nil {
+			to = io.Discard
+		}
+		s.take[n] = func(output *os.File) { copyOutput(to, output) }
+	}
+	return s, nil
+}
+
+// openPipes makes them of this owner; merged are both outputs one, in the order
+// in which it was written.
+func openPipes(merged bool, uid, gid uint32) (s *streams, err error) {
+	s = &streams{}
 	for n := range s.program {
 		r, w, err := os.Pipe()
 		if err == nil {
@@ -38,7 +60,7 @@ func openStreams(c Command, uid, gid uint32) (s *streams, err error) {
 			return nil, err
 		}
 	}
-	if c.Stderr == c.Stdout { // one stream, in the order in which it was written
+	if merged {
 		closeAll([]*os.File{s.program[2], s.ours[2]})
 		s.program[2], s.ours[2] = s.program[1], nil
 	}
@@ -49,23 +71,13 @@ func openStreams(c Command, uid, gid uint32) (s *streams, err error) {
 func (s *streams) begin() {
 	closeAll(s.program[:])
 	go func() {
-		if s.c.Stdin != nil {
-			io.Copy(s.ours[0], s.c.Stdin)
-		}
+		s.feed(s.ours[0])
 		s.ours[0].Close()
 	}()
-	for n, to := range map[int]io.Writer{1: s.c.Stdout, 2: s.c.Stderr} {
-		if s.ours[n] == nil {
-			continue
+	for n, f := range s.ours {
+		if n > 0 && f != nil {
+			s.copies.Go(func() { s.take[n](f) })
 		}
-		if to == nil {
-			to = io.Discard
-		}
-		s.copies.Add(1)
-		go func() {
-			defer s.copies.Done()
-			copyOutput(to, s.ours[n])
-		}()
 	}
 }
 

@@ -30,7 +30,13 @@ const (
 // patiently runs do and waits for it, but not for ever: a file system that
 // somebody inside serves (FUSE) may never answer. What waits then goes on to
 // wait until the environment ends, which ends such a file system, too.
-func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (value T, err error) {
+func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (T, error) {
+	return patientlyOr(ctx, i, do, func(T) {})
+}
+
+// patientlyOr is patiently for what is there to stay: what do has done when nobody
+// waits for it any more, and was told that it cannot be had, is undone.
+func patientlyOr[T any](ctx context.Context, i *Instance, do func() (T, error), undo func(T)) (value T, err error) {
 	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
 	defer cancel()
 	select {
@@ -42,11 +48,17 @@ func patiently[T any](ctx context.Context, i *Instance, do func() (T, error)) (v
 		value T
 		err   error
 	}
-	done := make(chan result, 1)
+	done := make(chan result)
 	go func() {
 		defer func() { <-i.waits }()
 		value, err := do()
-		done <- result{value, err}
+		select {
+		case done <- result{value, err}:
+		case <-ctx.Done():
+			if err == nil {
+				undo(value)
+			}
+		}
 	}()
 	select {
 	case r := <-done:

@@ -185,10 +185,10 @@ func TestPlacesInside(t *testing.T) {
 			t.Errorf("%s at %s: %v, want %q", c.fs.Source, c.fs.Target, err, c.want)
 		}
 	}
-	if err := i.addNodes([]deviceNode{{Source: "/dev/null", Target: at("link/null")}}); err == nil || !strings.Contains(err.Error(), "permission denied") {
+	if err := i.addNodes(t.Context(), []deviceNode{{Source: "/dev/null", Target: at("link/null")}}); err == nil || !strings.Contains(err.Error(), "permission denied") {
 		t.Errorf("a device: %v", err)
 	}
-	if err := i.removeNodes([]deviceNode{{Target: at("link/empty")}}); err != nil {
+	if err := i.removeNodes(t.Context(), []deviceNode{{Target: at("link/empty")}}); err != nil {
 		t.Error(err)
 	}
 	left, err := os.ReadDir(at("closed"))

@@ -144,15 +144,16 @@ func (i *Instance) attachFilesystem(ctx context.Context, fs xml.Filesystem) erro
 	if err != nil {
 		return fail(err)
 	}
-	err = i.noteMounts(func(list []recordedMount) []recordedMount {
-		return append(list, recordedMount{Target: fs.Target, ID: id, Deep: m.deep, Device: m.on, ReadOnly: fs.ReadOnly})
-	})
+	made := recordedMount{Target: fs.Target, ID: id, Deep: m.deep, Device: m.on, ReadOnly: fs.ReadOnly}
+	err = i.noteMounts(func(list []recordedMount) []recordedMount { return append(list, made) })
 	if err != nil {
 		return fail(err)
 	}
-	err = i.inside("filesystem", []string{"mnt"}, func() error {
-		return unix.MoveMount(int(found.mount.Fd()), "", int(found.target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
-	})
+	_, err = patientlyOr(ctx, i, func() (none struct{}, err error) { // who waits for an answer about a directory has it locked
+		return none, i.inside("filesystem", []string{"mnt"}, func() error {
+			return unix.MoveMount(int(found.mount.Fd()), "", int(found.target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+		})
+	}, func(struct{}) { i.unmountRecorded(made) })
 	if err != nil {
 		return fail(errors.Join(err, i.forgetMount(id)))
 	}
@@ -210,13 +211,7 @@ func (i *Instance) detachFilesystem(ctx context.Context, target string) error {
 	if !ok {
 		return nil
 	}
-	_, err := patiently(ctx, i, func() (none struct{}, err error) {
-		where, err := i.mountPlace(m.ID)
-		if err != nil || where == "" {
-			return none, err
-		}
-		return none, i.inside("filesystem", []string{"mnt"}, func() error { return unmount(where, m) })
-	})
+	_, err := patiently(ctx, i, func() (none struct{}, err error) { return none, i.unmountRecorded(m) })
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("the filesystem at %s of %s cannot be detached, it is in use inside or something is mounted below it: %w", target, i.Name(), ErrMountBusy)
 	}
@@ -224,6 +219,14 @@ func (i *Instance) detachFilesystem(ctx context.Context, target string) error {
 		return fmt.Errorf("filesystem at %s of %s: %w", target, i.Name(), err)
 	}
 	return i.forgetMount(m.ID)
+}
+
+func (i *Instance) unmountRecorded(m recordedMount) error {
+	where, err := i.mountPlace(m.ID)
+	if err != nil || where == "" {
+		return err
+	}
+	return i.inside("filesystem", []string{"mnt"}, func() error { return unmount(where, m) })
 }
 
 // unmount unmounts m at where, in the calling thread's mount namespace. No

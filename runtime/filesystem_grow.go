@@ -201,7 +201,7 @@ func (i *Instance) rootDevice(source, format string) (*os.File, error) {
 	case of.Mode&unix.S_IFMT == unix.S_IFREG:
 		var loop *unix.LoopInfo64
 		loop, err = unix.IoctlLoopGetStatus64(int(device.Fd()))
-		same = err == nil && loop.Inode == of.Ino
+		same = err == nil && loop.Device == of.Dev && loop.Inode == of.Ino
 	}
 	if err == nil && !same {
 		err = fmt.Errorf("the root of %s is not in %s any more, but in what had that name when it started", i.Name(), source)

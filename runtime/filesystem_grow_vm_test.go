@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,5 +119,46 @@ func TestGrowRefused(t *testing.T) {
 	}
 	if info, err := os.Stat(image); err != nil || info.Size() != size {
 		t.Errorf("the image has %d bytes, %v", info.Size(), err)
+	}
+}
+
+// TestGrowReplaced: a file of the same name and number, on another file system, is
+// not the image that is mounted.
+func TestGrowReplaced(t *testing.T) {
+	dir, size := t.TempDir(), int64(8<<20)
+	image := filepath.Join(dir, "image")
+	var numbers []uint64
+	fresh := func() {
+		t.Helper()
+		mountTmpfs(t, dir)
+		if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, size)); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("mkfs.ext4", "-q", image).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(image, &st); err != nil {
+			t.Fatal(err)
+		}
+		numbers = append(numbers, st.Ino)
+	}
+	fresh()
+	tree, on, err := openRaw(image, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(tree)
+	fresh()
+	if numbers[0] != numbers[1] {
+		t.Fatalf("the images have the numbers %d", numbers)
+	}
+	i := &Instance{rec: &record{Name: "web1", Root: &recordedRoot{Source: image, Device: on}}}
+	err = (&Runtime{}).GrowRoot(t.Context(), i, xml.Filesystem{Type: "file", Source: image, Target: "/"}, uint64(2*size))
+	if err == nil || !strings.Contains(err.Error(), "had that name when it started") {
+		t.Errorf("another image is taken for the one that is mounted: %v", err)
+	}
+	if info, err := os.Stat(image); err != nil || info.Size() != size {
+		t.Errorf("it has %d bytes now, %v", info.Size(), err)
 	}
 }

@@ -291,7 +291,7 @@ func TestImportDirectoryNames(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &walker{ctx: t.Context(), to: u, digest: sha256.New(), links: map[uint64]string{}, progress: func(int64, int64) {}}
+		w := &walker{ctx: t.Context(), to: u, digest: sha256.New(), links: map[inode]string{}, progress: func(int64, int64) {}}
 		return w.walk(fd, "")
 	}
 	u := testUnpacker(t, Limits{Bytes: 1 << 20, Files: 50})

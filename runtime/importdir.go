@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// importDir copies a directory into dir/rootfs: what lies on other file
-// systems mounted in it is left out, and what an archive could not bring is
+// importDir copies a directory into dir/rootfs: what lies in directories of other
+// file systems mounted in it is left out, and what an archive could not bring is
 // not taken from it either.
 func importDir(ctx context.Context, source, dir string, o ImportOptions) (Generation, error) {
 	fd, err := unix.Open(source, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -39,7 +39,7 @@ func copyTree(ctx context.Context, fd int, dir string, o ImportOptions) (Generat
 		return made, err
 	}
 	defer u.close()
-	w := &walker{ctx: ctx, to: u, digest: sha256.New(), links: map[uint64]string{}, progress: o.progress}
+	w := &walker{ctx: ctx, to: u, digest: sha256.New(), links: map[inode]string{}, progress: o.progress}
 	if err := w.walk(fd, ""); err != nil {
 		return made, err
 	}
@@ -58,10 +58,14 @@ type walker struct {
 	to       *unpacker
 	digest   hash.Hash // of everything but times
 	device   uint64
-	links    map[uint64]string // inode with several names: the first of them
-	ahead    int64             // entries whose names are read
+	links    map[inode]string // those with several names: the first of them
+	ahead    int64            // entries whose names are read
 	progress func(done, total int64)
 }
+
+// inode tells a file from all others. A tree has those of several file systems
+// where files are mounted in it, and also where an overlay shows it.
+type inode struct{ device, number uint64 }
 
 // walk copies the directory fd, and closes it.
 func (w *walker) walk(fd int, name string) error {
@@ -165,13 +169,14 @@ func (w *walker) add(fd int, name string, st *unix.Stat_t) error {
 	default:
 		return nil // nodes of devices and sockets
 	}
-	if first, ok := w.links[st.Ino]; ok && h.Typeflag != tar.TypeDir && st.Nlink > 1 {
+	same := inode{st.Dev, st.Ino}
+	if first, ok := w.links[same]; ok && h.Typeflag != tar.TypeDir && st.Nlink > 1 {
 		h.Typeflag, h.Linkname, content = tar.TypeLink, first, nil
 	} else if st.Nlink > 1 && h.Typeflag != tar.TypeDir {
 		if err := w.to.used.name(name); err != nil {
 			return err
 		}
-		w.links[st.Ino] = name
+		w.links[same] = name
 	}
 	if h.Typeflag != tar.TypeLink {
 		readXattrs(fd, h)

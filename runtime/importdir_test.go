@@ -67,6 +67,64 @@ func TestImportDirectory(t *testing.T) {
 	}
 }
 
+// mountTmpfs mounts one, whose files have the same numbers as those of the next.
+func mountTmpfs(t *testing.T, at string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount")
+	}
+	if err := unix.Mount("test", at, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
+}
+
+// TestImportMountedFiles: files of two file systems that are mounted in a directory
+// may have the same number. Each keeps its own text, and its other names.
+func TestImportMountedFiles(t *testing.T) {
+	from := t.TempDir()
+	var numbers []uint64
+	for _, text := range []string{"a", "b"} {
+		dir := t.TempDir()
+		mountTmpfs(t, dir)
+		for _, name := range []string{"1", "2"} {
+			if name == "1" {
+				write(t, dir, "1="+text)
+			} else if err := os.Link(dir+"/1", dir+"/2"); err != nil {
+				t.Fatal(err)
+			}
+			at := filepath.Join(from, text+name)
+			write(t, from, text+name+"=")
+			if err := unix.Mount(filepath.Join(dir, name), at, "", unix.MS_BIND, ""); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { unix.Unmount(at, unix.MNT_DETACH) })
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(from, text+"1"), &st); err != nil {
+			t.Fatal(err)
+		}
+		numbers = append(numbers, st.Ino)
+	}
+	if numbers[0] != numbers[1] {
+		t.Fatalf("the files have the numbers %d", numbers)
+	}
+	made, err := OpenTemplates(t.TempDir()).Import(t.Context(), "x", from, ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := view(t, made.Path); got != "a1=a a2=a b1=b b2=b" {
+		t.Errorf("imported are %s", got)
+	}
+	for _, text := range []string{"a", "b"} {
+		one, _ := os.Stat(filepath.Join(made.Path, text+"1"))
+		two, _ := os.Stat(filepath.Join(made.Path, text+"2"))
+		if !os.SameFile(one, two) {
+			t.Error("a hard link was not made")
+		}
+	}
+}
+
 func TestImportDirectoryRefused(t *testing.T) {
 	empty, deep, large := t.TempDir(), t.TempDir(), t.TempDir()
 	os.MkdirAll(filepath.Join(deep, strings.Repeat("d/", 300)), 0o755)

@@ -41,6 +41,7 @@ type Instance struct {
 	exit      Exit
 	guarded   bool      // see guardFrozen
 	migration *outgoing // sent, and not yet known what became of it
+	kept      map[int]*adoptedProgram
 }
 
 func newInstance(r *Runtime, rec *record, pidfd *os.File) *Instance {

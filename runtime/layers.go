@@ -56,6 +56,7 @@ type Layer struct {
 	Made     time.Time // when
 	Making   bool      `json:",omitempty"` // no snapshot yet: if that is cut off, nobody will ever release it, see Unfinished
 	Released bool      `json:",omitempty"` // no snapshot any more: may go when nothing stands on it
+	Joining  bool      `json:",omitempty"` // some of it may be in what stands on it already: for nobody else is it what it was
 }
 
 // maxChain bounds the layers of a disk. The kernel's overlay takes 500; each is
@@ -81,8 +82,14 @@ func (l *Layers) layerDir(id string) string { return filepath.Join(l.dir, id) }
 func (l *Layers) privateDir(uuid string) string { return filepath.Join(l.private, uuid) }
 
 // locked keeps all chains as they are while do runs. It is held for renames and
-// small files, never while data is copied.
+// small files, never while data is copied or trees are looked through. What do
+// returns of unclaimed it returns before it has changed anything: it is done again
+// when that is over.
 func (l *Layers) locked(do func() error) error {
+	return awaitJoins(func() error { return l.lockedOnce(do) })
+}
+
+func (l *Layers) lockedOnce(do func() error) error {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ func TestLayersOnBtrfs(t *testing.T) {
 	for name, test := range map[string]func(*testing.T){
 		"PushRevertRelease": TestPushRevertRelease, "ReleaseWhileRunning": TestReleaseWhileRunning,
 		"KilledAtEveryStep": TestLayersKilledAtEveryStep, "Copy": TestCopyLayer, "Damaged": TestDamagedLayer,
-		"Clone": TestCloneRoot, "Adopt": TestAdoptRoot, "KeepsTemplate": TestLayerKeepsTemplate,
+		"Clone": TestCloneRoot, "Adopt": TestAdoptRoot, "KeepsTemplate": TestLayerKeepsTemplate, "JoinAlone": TestJoinAlone,
 	} {
 		t.Run(name, func(t *testing.T) {
 			test(t)

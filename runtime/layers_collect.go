@@ -43,11 +43,18 @@ type user struct {
 // collect removes the released layers of an environment that nobody stands
 // on, and joins those that only one stands on with that one.
 func (l *Layers) collect(uuid string) error {
+	stays := map[string]bool{} // layers that cannot be joined
 	for more := true; more; {
+		var next *joining
 		err := l.locked(func() (err error) {
-			more, err = l.collectOne(uuid)
+			more, next, err = l.collectOne(uuid, stays)
 			return err
 		})
+		if err == nil && next != nil {
+			var joined bool
+			joined, err = next.join()
+			stays[next.layer.ID] = !joined
+		}
 		if err != nil {
 			return err
 		}
@@ -55,34 +62,34 @@ func (l *Layers) collect(uuid string) error {
 	return l.sweep()
 }
 
-// collectOne takes one layer out of sight, and tells whether there was one.
-func (l *Layers) collectOne(uuid string) (bool, error) {
+// collectOne takes one layer out of sight, or claims it to be joined, and tells
+// whether there was one.
+func (l *Layers) collectOne(uuid string, stays map[string]bool) (bool, *joining, error) {
 	layers, damaged := l.all()
 	users, busy, unknown := l.users(layers)
 	if damaged != nil || unknown != nil {
-		return false, nil // what that stands on is not known: nothing goes before it is mended
+		return false, nil, nil // what that stands on is not known: nothing goes before it is mended
 	}
 	for _, layer := range layers {
-		if !layer.Released || layer.Of != uuid || busy[layer.ID] {
+		standing := users[layer.ID]
+		if !layer.Released || layer.Of != uuid || busy[layer.ID] || stays[layer.ID] || len(standing) > 1 {
 			continue
 		}
-		switch standing := users[layer.ID]; len(standing) {
-		case 0:
-		case 1:
-			joined, err := l.join(layer, standing[0])
-			if err != nil {
-				return false, err
-			}
-			if !joined {
-				continue
-			}
-		default:
-			continue
+		top := layer.ID
+		if len(standing) == 1 && standing[0].layer != "" {
+			top = standing[0].layer // it may be on its way up itself
 		}
-		atStep("collect remove")
-		return true, l.setAside(l.layerDir(layer.ID))
+		if err := l.unclaimed(top); err != nil {
+			return false, nil, err
+		}
+		if len(standing) == 0 {
+			atStep("collect remove")
+			return true, nil, l.setAside(l.layerDir(layer.ID))
+		}
+		claim, err := l.claim(layer.ID)
+		return true, &joining{l, layer, standing[0], claim}, err
 	}
-	return false, nil
+	return false, nil, nil
 }
 
 // users tells who stands on each layer, and which layers something runs on.
@@ -99,69 +106,34 @@ func (l *Layers) users(layers []Layer) (users map[string][]user, busy map[string
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, e := range entries {
-		d, err := readDisk(l.privateDir(e.Name()))
+	note := func(dir, name string, busyAlways bool) error {
+		d, err := readDisk(dir)
 		if err == errNoDisk {
-			continue
-		}
-		if err != nil {
-			return nil, nil, err
+			return nil
 		}
 		for _, id := range []string{d.Layer, d.Pushing} {
 			if id == "" {
 				continue
 			}
-			users[id] = append(users[id], user{disk: e.Name()})
+			users[id] = append(users[id], user{disk: name})
 			// A disk that is not settled is not joined with anything either.
-			for at, n := id, 0; at != "" && n <= maxChain && (l.running(e.Name()) || d.Pushing != "" || d.Discard); at, n = below[at], n+1 {
+			for at, n := id, 0; at != "" && n <= maxChain && (busyAlways || l.running(name) || d.Pushing != "" || d.Discard); at, n = below[at], n+1 {
 				busy[at] = true
 			}
 		}
+		return err
+	}
+	for _, e := range entries {
+		if err := note(l.privateDir(e.Name()), e.Name(), false); err != nil {
+			return nil, nil, err
+		}
+	}
+	for dir, name := range replacedDisks(filepath.Dir(l.private)) {
+		if err := note(dir, name, true); err != nil {
+			return nil, nil, err
+		}
 	}
 	return users, busy, nil
-}
-
-// join moves what is seen of a layer up into the one that stands on it, which
-// then stands on what lies below. It returns false where that is not possible.
-func (l *Layers) join(layer Layer, above user) (bool, error) {
-	upper := filepath.Join(l.privateDir(above.disk), "upper")
-	if above.layer != "" {
-		upper = filepath.Join(l.layerDir(above.layer), "rootfs")
-	}
-	lower := filepath.Join(l.layerDir(layer.ID), "rootfs")
-	for _, dir := range []string{lower, upper} {
-		if plain, err := joinable(dir); err != nil || !plain {
-			return false, err
-		}
-	}
-	atStep("join move")
-	err := joinTrees(lower, upper)
-	if btrfs, _ := onBtrfs(upper); btrfs && errors.Is(err, unix.EXDEV) {
-		err = joinAcross(layer.ID, lower, upper)
-	}
-	switch {
-	case errors.Is(err, unix.EXDEV): // another project quota, see xfs_quota(8)
-		return false, nil // what was moved is seen all the same
-	case errors.Is(err, unix.EDQUOT), errors.Is(err, unix.ENOSPC): // it counts against the limit, joined
-		return false, nil
-	case err != nil:
-		return false, err
-	}
-	atStep("join below")
-	if above.layer == "" {
-		d, err := readDisk(l.privateDir(above.disk))
-		if err != nil {
-			return false, err
-		}
-		d.Layer = layer.Below
-		return true, d.save(l.privateDir(above.disk))
-	}
-	top, err := l.layer(above.layer)
-	if err != nil {
-		return false, err
-	}
-	top.Below = layer.Below
-	return true, l.describe(l.layerDir(top.ID), top)
 }
 
 // sweep deletes what was set aside, and what was being copied by somebody who

@@ -68,11 +68,21 @@ func (d disk) save(dir string) error {
 	return replaceFileSynced(filepath.Join(dir, "template"), []byte(text))
 }
 
-// settled reads an environment's disk, and finishes what was being done with it
-// when somebody was killed. The lock is held.
+// still reads an environment's disk when nothing of it is being joined. The lock
+// is held.
+func (l *Layers) still(uuid string) (disk, error) {
+	d, err := readDisk(l.privateDir(uuid))
+	if err == nil {
+		err = l.unclaimed(d.Layer)
+	}
+	return d, err
+}
+
+// settled is still, and finishes what was being done with the disk when somebody
+// was killed.
 func (l *Layers) settled(uuid string) (disk, error) {
 	dir := l.privateDir(uuid)
-	d, err := readDisk(dir)
+	d, err := l.still(uuid)
 	if err != nil || d.Pushing == "" && !d.Discard {
 		return d, err
 	}

@@ -1,6 +1,93 @@
 package runtime
 
-import "golang.org/x/sys/unix"
+import (
+	"errors"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// joining is a layer that is to become one with what stands on it.
+type joining struct {
+	l     *Layers
+	layer Layer
+	above user
+	claim *os.File // of the layer
+}
+
+// join moves what is seen of the layer up into what stands on it, which then
+// stands on what lies below. It returns false where that is not possible.
+func (j *joining) join() (bool, error) {
+	defer j.claim.Close()
+	lower, upper := filepath.Join(j.l.layerDir(j.layer.ID), "rootfs"), filepath.Join(j.l.privateDir(j.above.disk), "upper")
+	if j.above.layer != "" {
+		upper = filepath.Join(j.l.layerDir(j.above.layer), "rootfs")
+	}
+	atStep("join look")
+	for _, dir := range []string{lower, upper} {
+		if plain, err := joinable(dir); err != nil || !plain {
+			return false, err
+		}
+	}
+	if err := j.l.locked(j.begin); err != nil {
+		return false, err
+	}
+	atStep("join move")
+	err := joinTrees(lower, upper)
+	if btrfs, _ := onBtrfs(upper); btrfs && errors.Is(err, unix.EXDEV) {
+		err = joinAcross(j.layer.ID, lower, upper)
+	}
+	switch {
+	case errors.Is(err, unix.EXDEV): // another project quota, see xfs_quota(8)
+		return false, nil // what was moved is seen all the same
+	case errors.Is(err, unix.EDQUOT), errors.Is(err, unix.ENOSPC): // it counts against the limit, joined
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return true, j.l.locked(j.finish)
+}
+
+// begin writes down that the layer is about to be less than it was.
+func (j *joining) begin() error {
+	layer, err := j.l.layer(j.layer.ID)
+	if err != nil || layer.Joining {
+		return err
+	}
+	layer.Joining = true
+	return j.l.describe(j.l.layerDir(layer.ID), layer)
+}
+
+// finish takes the layer, of which nothing is seen any more, out of the chain and
+// out of sight.
+func (j *joining) finish() error {
+	atStep("join below")
+	if err := j.lower(); err != nil {
+		return err
+	}
+	atStep("collect remove")
+	return j.l.setAside(j.l.layerDir(j.layer.ID))
+}
+
+// lower has what stands on the layer stand on what lies below it.
+func (j *joining) lower() error {
+	if j.above.layer == "" {
+		dir := j.l.privateDir(j.above.disk)
+		d, err := readDisk(dir)
+		if err != nil {
+			return err
+		}
+		d.Layer = j.layer.Below
+		return d.save(dir)
+	}
+	top, err := j.l.layer(j.above.layer)
+	if err != nil {
+		return err
+	}
+	top.Below = j.layer.Below
+	return j.l.describe(j.l.layerDir(top.ID), top)
+}
 
 // How the kernel's overlay says in a layer what it is about those below
 // (Documentation/filesystems/overlayfs.rst).

@@ -158,7 +158,7 @@ func (l *Layers) Revert(uuid [16]byte, id string) error {
 	name := formatUUID(uuid)
 	dir := l.privateDir(name)
 	err := l.locked(func() error {
-		layer, err := l.Of(uuid, id)
+		layer, err := l.kept(uuid, id)
 		if err != nil {
 			return err
 		}
@@ -190,6 +190,18 @@ func (l *Layers) Of(uuid [16]byte, id string) (Layer, error) {
 	layer, err := l.layer(id)
 	if err == nil && layer.Of != formatUUID(uuid) {
 		err = fmt.Errorf("there is no layer %s of this environment", id)
+	}
+	return layer, err
+}
+
+// kept finds a layer of an environment that another disk can stand on.
+func (l *Layers) kept(uuid [16]byte, id string) (Layer, error) {
+	layer, err := l.Of(uuid, id)
+	if err == nil && layer.Joining {
+		err = fmt.Errorf("layer %s is no snapshot any more: what was only in it is part of what stood on it", id)
+	}
+	if err == nil {
+		err = l.unclaimed(id)
 	}
 	return layer, err
 }

@@ -81,7 +81,7 @@ func (l *Layers) Remove(uuid [16]byte) error {
 		if l.running(name) {
 			return fmt.Errorf("root %s is in use: %w", name, ErrRunning)
 		}
-		d, err := readDisk(l.privateDir(name))
+		d, err := l.still(name)
 		if err != nil && err != errNoDisk {
 			return err
 		}
@@ -147,7 +147,7 @@ func (l *Layers) clone(from [16]byte, layer string, to [16]byte, starting bool) 
 		}
 		d := disk{Layer: layer, Clone: source}
 		if layer != "" {
-			kept, err := l.Of(from, layer)
+			kept, err := l.kept(from, layer)
 			if err != nil {
 				return err
 			}
@@ -218,7 +218,7 @@ func (l *Layers) Adopt(old, now [16]byte) error {
 		if l.running(from) || l.running(to) {
 			return fmt.Errorf("the disk of %s is in use: %w", from, ErrRunning)
 		}
-		_, err := readDisk(l.privateDir(from))
+		_, err := l.still(from)
 		if err != nil && err != errNoDisk {
 			return err
 		}

@@ -81,11 +81,8 @@ func (r *Runtime) offerRoot(env *xml.Environment) (MigrationRoot, error) {
 }
 
 func (l *Layers) offer(uuid string, root *MigrationRoot) error {
-	return l.locked(func() error {
+	err := l.locked(func() error {
 		d, err := l.settled(uuid)
-		if err == errNoDisk {
-			return nil
-		}
 		if err != nil {
 			return err
 		}
@@ -99,9 +96,15 @@ func (l *Layers) offer(uuid string, root *MigrationRoot) error {
 		for _, layer := range layers {
 			root.Layers, root.LayerIDs = append(root.Layers, layer), append(root.LayerIDs, layer.ID)
 		}
-		root.Used, err = treeSize(filepath.Join(l.privateDir(uuid), "upper"))
-		return err
+		return nil
 	})
+	if err == errNoDisk {
+		return nil
+	}
+	if err == nil {
+		root.Used, err = treeSize(filepath.Join(l.privateDir(uuid), "upper"))
+	}
+	return err
 }
 
 // treeSize is how much disk space the files of a directory take, about.

@@ -2,11 +2,13 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -73,23 +75,29 @@ func (r *Runtime) placeDisk(s *session) error {
 		return os.Rename(s.Stage, s.Target)
 	}
 	l := r.Layers()
-	return l.templates.locked(unix.LOCK_SH, func() error { // so far nobody knew that its template is in use
-		return l.locked(func() error { return r.placeLayers(l, s) })
+	return awaitJoins(func() error {
+		return l.templates.locked(unix.LOCK_SH, func() error { // so far nobody knew that its template is in use
+			return l.lockedOnce(func() error { return r.placeLayers(l, s) })
+		})
 	})
 }
 
 // placeLayers is placeDisk for a disk of layers. Both locks are held.
 func (r *Runtime) placeLayers(l *Layers, s *session) error {
 	dir := r.sessionDir(s.ID)
+	d, err := readDisk(filepath.Join(dir, "disk"))
+	if err == nil {
+		err = l.undisturbed(s, d, &Layers{dir: filepath.Join(dir, "layers")})
+	}
+	if err != nil {
+		return err
+	}
 	for _, id := range s.Layers {
 		if err := os.Rename(filepath.Join(dir, "layers", id), l.layerDir(id)); err != nil {
 			return err
 		}
 	}
-	d, err := readDisk(filepath.Join(dir, "disk"))
-	if err == nil {
-		err = l.stands(d)
-	}
+	err = l.stands(d, s.Layers)
 	if err != nil {
 		return fmt.Errorf("what the disk of %s stands on has gone while it came: migrate it again: %w", s.Name, err)
 	}
@@ -99,11 +107,40 @@ func (r *Runtime) placeLayers(l *Layers, s *session) error {
 	return syncDirectory(l.private)
 }
 
-// stands tells whether all is there that a disk stands on.
-func (l *Layers) stands(d disk) error {
-	_, missing := l.chain(d.Layer)
+// undisturbed is unclaimed for a disk that came with layers of its own, and for
+// the one in its place.
+func (l *Layers) undisturbed(s *session, d disk, came *Layers) error {
+	here := d.Layer
+	for n := 0; slices.Contains(s.Layers, here) && n < maxChain; n++ {
+		layer, err := came.layer(here)
+		if err != nil {
+			return err
+		}
+		here = layer.Below
+	}
+	var claimed *claimedError
+	if _, err := l.still(s.UUID); errors.As(err, &claimed) { // a damaged one is replaced
+		return err
+	}
+	return l.unclaimed(here)
+}
+
+// stands tells whether all is there that a disk stands on, as it was there.
+func (l *Layers) stands(d disk, came []string) error {
+	chain, missing := l.chain(d.Layer)
+	for _, layer := range chain {
+		if layer.Joining && !slices.Contains(came, layer.ID) {
+			missing = errors.Join(missing, differsHere(layer.ID))
+		}
+	}
 	_, err := l.templates.byDigest(d.Template)
 	return errors.Join(missing, err)
+}
+
+// differsHere is the error of a layer that both hosts have, part of which is in
+// what stands on it already on one.
+func differsHere(id string) error {
+	return fmt.Errorf("layer %s was taken apart on one of the two hosts: remove the root that stands on it here, if none of the environments does any more ('virtvzd root list')", id)
 }
 
 // replace puts a disk in the place of an environment's, which goes to old.
@@ -118,15 +155,33 @@ func (l *Layers) replace(uuid, disk, old string) error {
 	return os.Rename(disk, have)
 }
 
+// replacedDisks are those that were replaced and may be put back: directories, and
+// whose they are.
+func replacedDisks(dataDir string) map[string]string {
+	found := map[string]string{}
+	dirs, _ := filepath.Glob(filepath.Join(dataDir, "migration", "*", "replaced"))
+	for _, dir := range dirs {
+		s := session{UUID: "an environment"}
+		if body, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "session.json")); err == nil {
+			json.Unmarshal(body, &s)
+		}
+		found[dir] = s.UUID
+	}
+	return found
+}
+
 // keepDisk is for a disk whose environment runs here.
 func (r *Runtime) keepDisk(s *session) error {
 	if s.Root == "template" {
 		dir := r.privateDir(mustParseUUID(s.UUID))
-		d, err := readDisk(dir)
-		if err == nil && d.Incoming == s.ID {
-			d.Incoming = ""
-			err = d.save(dir)
-		}
+		err := r.Layers().locked(func() error {
+			d, err := readDisk(dir)
+			if err == nil && d.Incoming == s.ID {
+				d.Incoming = ""
+				err = d.save(dir)
+			}
+			return err
+		})
 		if err != nil && err != errNoDisk { // it may have gone since
 			return err
 		}
@@ -156,6 +211,9 @@ func (r *Runtime) undoPrivate(s *session) error {
 	err := l.locked(func() error {
 		have := l.privateDir(s.UUID)
 		if d, err := readDisk(have); err == nil && d.Incoming == s.ID {
+			if err := l.unclaimed(d.Layer); err != nil {
+				return err
+			}
 			if err := l.setAside(have); err != nil {
 				return err
 			}

@@ -179,6 +179,45 @@ func TestBaseGoneMeanwhile(t *testing.T) {
 	}
 }
 
+// TestReplacedKept: until it is decided where an environment runs, what its disk
+// stands on stays that was here, for it may be put back.
+func TestReplacedKept(t *testing.T) {
+	l := newTestLayers(t)
+	r := &Runtime{config: Config{DataDir: filepath.Dir(l.dir), StateDir: l.state}}
+	write(t, l.upper(layersUUID), "was=here")
+	layer := must[string](t)(l.Push(layersUUID))
+	if err := l.GiveUp(layersUUID, layer); err != nil {
+		t.Fatal(err)
+	}
+	base := again(t, l.templates, "base", "2")
+	s := &session{Session: NewSession(), UUID: formatUUID(layersUUID), Name: "web1", Root: "template", Began: time.Now()}
+	offer := &MigrationOffer{Root: MigrationRoot{Template: base}}
+	if err := errors.Join(r.saveSession(s), r.stageDisk(s, offer, xml.Filesystem{Type: "template"}), r.placeDisk(s)); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.shows(t, layersUUID); got != "text=2" {
+		t.Fatalf("it did not take its place: %s", got)
+	}
+	if err := l.Collect(layersUUID); err != nil || !exists(l.layerDir(layer)) {
+		t.Errorf("its layer is gone: %v", err)
+	}
+	if err := l.templates.Remove("web"); err == nil || !strings.Contains(err.Error(), formatUUID(layersUUID)+", which a migration may bring back") {
+		t.Errorf("its template is gone: %v", err)
+	}
+	if gone, err := l.templates.Prune(); err != nil || len(gone) > 0 {
+		t.Errorf("pruned: %v, %v", gone, err)
+	}
+	if err := r.undoDisk(s); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.shows(t, layersUUID); got != "text=1 was=here" {
+		t.Errorf("put back it shows %s", got)
+	}
+	if err := l.Collect(layersUUID); err != nil || exists(l.layerDir(layer)) {
+		t.Errorf("its layer is there still: %v", err)
+	}
+}
+
 // TestKeptDiskGone: what came here may have left again, or was removed, before
 // the migration is forgotten.
 func TestKeptDiskGone(t *testing.T) {

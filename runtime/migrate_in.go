@@ -123,7 +123,11 @@ func (in *Incoming) planDisk() error {
 			if !validLayerID(id) {
 				return fmt.Errorf("%q is no layer", printable(id, 64))
 			}
-			if !exists(filepath.Join(r.Layers().layerDir(id), "rootfs")) {
+			if exists(filepath.Join(r.Layers().layerDir(id), "rootfs")) {
+				if have, err := r.Layers().layer(id); err == nil && (have.Joining || root.Layers[n].Joining) {
+					return differsHere(id)
+				}
+			} else {
 				in.want.Layers = append(in.want.Layers, id)
 				s.Layers = append(s.Layers, id)
 				s.Owners[id] = root.Layers[n].Of

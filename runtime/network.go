@@ -112,8 +112,8 @@ func (i *Instance) wires() (*wires, error) {
 	return openWires(space)
 }
 
-// addInterfaces adds those of list that there are not yet: all, or none.
-// all are those the environment then has.
+// addInterfaces adds those of list: all, or none. all are those the environment
+// then has.
 func (i *Instance) addInterfaces(ctx context.Context, list, all []xml.Interface) error {
 	if len(list) == 0 {
 		return nil
@@ -126,14 +126,15 @@ func (i *Instance) addInterfaces(ctx context.Context, list, all []xml.Interface)
 	if err := i.keepSpace(w); err != nil {
 		return err
 	}
-	i.r.retryDebts(ctx)
 	var added []string
 	for _, n := range list {
-		if i.link(n.ID()) != nil {
-			continue
+		// What is left of an earlier one, that could not be removed, is none.
+		err := i.removeInterface(ctx, w, n.ID())
+		if err == nil {
+			added = append(added, n.ID())
+			err = i.addInterface(ctx, w, n, all)
 		}
-		added = append(added, n.ID())
-		if err := i.addInterface(ctx, w, n, all); err != nil {
+		if err != nil {
 			for _, id := range slices.Backward(added) {
 				err = errors.Join(err, i.removeInterface(context.WithoutCancel(ctx), w, id))
 			}
@@ -287,7 +288,7 @@ func (r *Runtime) removeLink(ctx context.Context, uuid [16]byte, l *recordedLink
 	case l.Type == "hostdev":
 		err = bringBack(host, l, w)
 	case l.Type == "direct" && w != nil:
-		err = removeMacvlan(w.inside, l)
+		err = w.removeMacvlan(l.isMacvlan)
 	case l.Type == "bridge", l.Type == "ethernet":
 		err = removeVeth(host, l, hardware)
 	}
@@ -354,17 +355,13 @@ func hostEnd(h *netlink.Handle, l *recordedLink, mac net.HardwareAddr) (netlink.
 	return link, nil
 }
 
-func removeMacvlan(h *netlink.Handle, l *recordedLink) error {
-	link, err := h.LinkByIndex(l.GuestIndex)
-	if l.GuestIndex == 0 {
-		if link, err = h.LinkByName(l.Host); err != nil { // not renamed yet
-			link, err = h.LinkByName(l.Guest)
-		}
+// isMacvlan tells the macvlan inside, which may not have been renamed yet when
+// the daemon was killed before it knew its number.
+func (l *recordedLink) isMacvlan(a *netlink.LinkAttrs) bool {
+	if l.GuestIndex != 0 {
+		return a.Index == l.GuestIndex
 	}
-	if err != nil {
-		return ignoreMissing(err)
-	}
-	return deleteLink(h, link.Attrs().Index, "macvlan")
+	return a.Name == l.Host || a.Name == l.Guest
 }
 
 // removeLinks removes the links of an environment that has ended. Those that it

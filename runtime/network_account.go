@@ -76,7 +76,7 @@ func (r *Runtime) saveAccount(uuid [16]byte, a account) error {
 	return replaceFileSynced(file, body) // it is about money
 }
 
-// openAccount begins the count of a run. That it cannot be counted keeps no
+// openAccount begins the count of a run, of which no link is there yet. That it cannot be counted keeps no
 // environment from what it does, neither here nor when it is counted.
 func (r *Runtime) openAccount(uuid [16]byte) {
 	r.counting.Lock()
@@ -174,8 +174,8 @@ func readCounters(host *netlink.Handle, l *recordedLink, w *wires) (s InterfaceS
 	if l.GuestIndex == 0 || w == nil {
 		return s, false
 	}
-	link, err := w.inside.LinkByIndex(l.GuestIndex)
-	if err != nil || link.Attrs().Statistics == nil {
+	link, err := w.find(func(link netlink.Link) bool { return link.Attrs().Index == l.GuestIndex })
+	if err != nil || link == nil || link.Attrs().Statistics == nil {
 		return s, false
 	}
 	c := counters(link.Attrs().Statistics)

@@ -26,6 +26,11 @@ func (i *Instance) changeInterfaces(ctx context.Context, before, after []xml.Int
 		case !there || i.link(n.ID()) == nil:
 			added = append(added, n)
 		case !sameInterface(was, n):
+			if err := changeable(i.link(n.ID()), was, n); err != nil {
+				return interfaceError(err)
+			}
+			changed = append(changed, n)
+		case leads(n, before) != leads(n, after):
 			changed = append(changed, n)
 		}
 	}
@@ -44,7 +49,7 @@ func (i *Instance) changeInterfaces(ctx context.Context, before, after []xml.Int
 		ctx := context.WithoutCancel(ctx)
 		for _, n := range done {
 			k := slices.IndexFunc(before, func(b xml.Interface) bool { return b.ID() == n.ID() })
-			err = errors.Join(err, i.changeInterface(ctx, w, n, before[k], before))
+			err = errors.Join(err, i.changeInterface(ctx, w, n, before[k], after, before))
 		}
 		for _, n := range added {
 			err = errors.Join(err, i.removeInterface(ctx, w, n.ID()))
@@ -53,7 +58,7 @@ func (i *Instance) changeInterfaces(ctx context.Context, before, after []xml.Int
 	}
 	for k, n := range changed {
 		b := slices.IndexFunc(before, func(b xml.Interface) bool { return b.ID() == n.ID() })
-		if err := i.changeInterface(ctx, w, before[b], n, after); err != nil {
+		if err := i.changeInterface(ctx, w, before[b], n, before, after); err != nil {
 			return undo(err, changed[:k+1])
 		}
 	}
@@ -100,9 +105,9 @@ func changeable(l *recordedLink, from, to xml.Interface) error {
 	return nil
 }
 
-// changeInterface changes one interface. What fails may be half done: the
-// caller changes it back.
-func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.Interface, all []xml.Interface) error {
+// changeInterface changes one interface of those that an environment has, and is
+// to have. What fails may be half done: the caller changes it back.
+func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.Interface, before, all []xml.Interface) error {
 	l := i.link(to.ID())
 	if err := changeable(l, from, to); err != nil {
 		return err
@@ -112,12 +117,6 @@ func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.I
 		var err error
 		if plug, err = i.replug(ctx, l, from, to); err != nil {
 			return err
-		}
-	}
-	before := slices.Clone(all)
-	for k := range before {
-		if before[k].ID() == from.ID() {
-			before[k] = from
 		}
 	}
 	was, err := i.plan(w, from, before, plug)
@@ -207,9 +206,9 @@ func without[T comparable](list, other []T) []T {
 	return slices.DeleteFunc(slices.Clone(list), func(v T) bool { return slices.Contains(other, v) })
 }
 
-// restoreInterfaces makes the interfaces what env says, whatever an earlier
-// daemon was about to do with them when it was killed.
-func (i *Instance) restoreInterfaces(ctx context.Context, list []xml.Interface) error {
+// restoreInterfaces makes the interfaces what list says, whatever an earlier
+// daemon was about to do with them when it was killed: to make them one of states.
+func (i *Instance) restoreInterfaces(ctx context.Context, list []xml.Interface, states []*xml.Environment) error {
 	if len(i.Links()) == 0 && len(list) == 0 {
 		return nil
 	}
@@ -228,11 +227,19 @@ func (i *Instance) restoreInterfaces(ctx context.Context, list []xml.Interface) 
 		errs = append(errs, i.removeInterface(ctx, w, l.ID))
 	}
 	for _, n := range list {
-		if i.link(n.ID()) == nil {
+		l := i.link(n.ID())
+		if l == nil {
 			errs = append(errs, i.addInterfaces(ctx, []xml.Interface{n}, list))
-		} else {
-			errs = append(errs, i.changeInterface(ctx, w, n, n, list))
+			continue
 		}
+		from, before := n, list
+		for _, state := range states {
+			at := slices.IndexFunc(state.Interfaces, func(o xml.Interface) bool { return o.ID() == n.ID() })
+			if at >= 0 && !sameInterface(state.Interfaces[at], n) && changeable(l, state.Interfaces[at], n) == nil {
+				from, before = state.Interfaces[at], state.Interfaces
+			}
+		}
+		errs = append(errs, i.changeInterface(ctx, w, from, n, before, list))
 	}
 	return errors.Join(errs...)
 }

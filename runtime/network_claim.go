@@ -83,7 +83,6 @@ func (i *Instance) keepSpace(w *wires) error {
 	if have != nil {
 		return nil
 	}
-	i.r.openAccount(i.uuid)
 	space, err := dupFile(w.space)
 	if err != nil {
 		return err

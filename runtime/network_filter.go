@@ -128,7 +128,10 @@ func (i *Instance) renewFilter(ctx context.Context, id string) {
 	if _, err := host.LinkByIndex(l.HostIndex); err != nil {
 		return
 	}
-	i.bind(ctx, &l, l.Filter) // what was there is, if libvirt's daemon is not
+	err := i.bind(ctx, &l, l.Filter) // what was there is, if libvirt's daemon is not
+	if errors.As(err, new(*UnboundError)) {
+		i.warn(fmt.Sprintf("the network filter %s of interface %s is not in force, what comes from inside passes unchecked: detach it, or mend the filter and restart virtvzd: %v", l.Filter.Name, l.ID, err))
+	}
 }
 
 // filtered copies the record of an interface that has a filter.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -171,6 +172,26 @@ func TestFilterRenewed(t *testing.T) {
 	}
 }
 
+// TestFilterLost: of a filter that is not there any more whoever runs the
+// environment hears.
+func TestFilterLost(t *testing.T) {
+	w := newSpace(t)
+	host := addLink(t, w, cable("vnet0"))
+	d := &filterDaemon{bound: map[string]Binding{}, away: true}
+	i := instanceIn(t, w)
+	i.r.config.Filters = d
+	i.rec.Links = []*recordedLink{{ID: "52:54:00:00:00:01", Host: "vnet0", HostIndex: host.Attrs().Index, Filter: xml.Filter{Name: "clean-traffic"}}}
+	i.renewFilters(t.Context())
+	if list := i.Warnings(); len(list) > 0 {
+		t.Errorf("while libvirt's daemon is away: %q", list)
+	}
+	d.away, d.loses = false, true
+	i.renewFilters(t.Context())
+	if got := strings.Join(i.Warnings(), "\n"); !strings.HasPrefix(got, "the network filter clean-traffic of interface 52:54:00:00:00:01 is not in force") {
+		t.Errorf("lost: %q", got)
+	}
+}
+
 // TestFilterRefused: while the filter that an interface has stays bound, what
 // comes from inside passes, whatever else is refused or is changed. When it may
 // be gone nothing does until another is bound.
@@ -188,9 +209,9 @@ func TestFilterRefused(t *testing.T) {
 	down := a
 	down.Down = true
 	change := func(from, to xml.Interface) error {
-		err := i.changeInterface(ctx, w, from, to, []xml.Interface{to})
+		err := i.changeInterface(ctx, w, from, to, []xml.Interface{from}, []xml.Interface{to})
 		if err != nil { // as changeInterfaces does
-			err = errors.Join(err, i.changeInterface(ctx, w, to, from, []xml.Interface{from}))
+			err = errors.Join(err, i.changeInterface(ctx, w, to, from, []xml.Interface{to}, []xml.Interface{from}))
 		}
 		return err
 	}

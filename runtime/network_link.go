@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -30,10 +29,8 @@ func openWires(space *os.File) (*wires, error) {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
 	w := &wires{host: host, space: space}
-	err = onOwnThread(func() (err error) {
-		if err = unix.Setns(int(space.Fd()), unix.CLONE_NEWNET); err == nil {
-			w.inside, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-		}
+	err = inSpace(space, func() (err error) {
+		w.inside, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})
 	if err != nil {
@@ -41,6 +38,16 @@ func openWires(space *os.File) (*wires, error) {
 		return nil, fmt.Errorf("enter the network namespace: %w", err)
 	}
 	return w, nil
+}
+
+// inSpace runs do on a thread of its own in a network namespace.
+func inSpace(space *os.File, do func() error) error {
+	return onOwnThread(func() error {
+		if err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return do()
+	})
 }
 
 func (w *wires) close() {
@@ -185,26 +192,22 @@ func (w *wires) unmake(kind string, made madeLink) error {
 	case "hostdev":
 		return nil // moveOut, which knows where to
 	case "direct":
-		return deleteLink(w.inside, made.guest, "macvlan")
+		return w.removeMacvlan(func(a *netlink.LinkAttrs) bool { return a.Index == made.guest })
 	}
-	return deleteLink(w.host, made.host, "veth")
+	link, err := w.host.LinkByIndex(made.host)
+	if err != nil || link.Type() != "veth" {
+		return ignoreMissing(err)
+	}
+	return ignoreMissing(w.host.LinkDel(link))
 }
 
-func deleteLink(h *netlink.Handle, index int, kind string) error {
-	if index == 0 {
-		return nil
+// removeMacvlan removes one inside, if it is there.
+func (w *wires) removeMacvlan(is func(*netlink.LinkAttrs) bool) error {
+	link, err := w.find(func(link netlink.Link) bool { return link.Type() == "macvlan" && is(link.Attrs()) })
+	if err != nil || link == nil {
+		return err
 	}
-	link, err := h.LinkByIndex(index)
-	if errors.As(err, &netlink.LinkNotFoundError{}) || err == nil && link.Type() != kind {
-		return nil
-	}
-	if err == nil {
-		err = h.LinkDel(link)
-	}
-	if errors.Is(err, unix.ENODEV) {
-		return nil
-	}
-	return err
+	return ignoreMissing(w.inside.LinkDel(link))
 }
 
 // setUp configures both ends. It may be repeated.
@@ -259,29 +262,30 @@ func (w *wires) setIngress(p linkPlan, link netlink.Link) error {
 }
 
 // setUpInside gives the end inside its addresses and routes. before are what
-// it had, of which those it shall not have any more are taken away.
+// it had: of them those it shall not have any more are taken away, and what is
+// not changed is root's inside, who can so not keep the host's end from changing.
 func (w *wires) setUpInside(p linkPlan, index int, before *linkPlan) error {
+	addresses, routes := p.Addresses, p.Routes
+	if before != nil {
+		addresses, routes = without(addresses, before.Addresses), without(routes, before.Routes)
+		gone := without(before.Addresses, p.Addresses)
+		if len(addresses)+len(routes)+len(gone)+len(without(before.Routes, p.Routes)) == 0 {
+			return nil
+		}
+		if len(gone) > 0 {
+			routes = p.Routes // with the last address the kernel forgets them
+		}
+	}
 	link, err := w.inside.LinkByIndex(index)
 	if err != nil {
 		return errGone(err)
 	}
 	if before != nil {
-		for _, r := range before.Routes {
-			if !slices.Contains(p.Routes, r) {
-				if err := w.inside.RouteDel(insideRoute(r, index)); err != nil && !errors.Is(err, unix.ESRCH) {
-					return fmt.Errorf("route to %s: %w", r.To, err)
-				}
-			}
-		}
-		for _, a := range before.Addresses {
-			if !slices.Contains(p.Addresses, a) {
-				if err := w.inside.AddrDel(link, address(a, p.Checked)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-					return fmt.Errorf("address %s: %w", a, err)
-				}
-			}
+		if err := w.dropInside(p, link, before); err != nil {
+			return err
 		}
 	}
-	for _, a := range p.Addresses {
+	for _, a := range addresses {
 		if err := w.inside.AddrReplace(link, address(a, p.Checked)); err != nil {
 			return fmt.Errorf("address %s: %w", a, err)
 		}
@@ -289,9 +293,24 @@ func (w *wires) setUpInside(p linkPlan, index int, before *linkPlan) error {
 	if err := w.inside.LinkSetUp(link); err != nil {
 		return err
 	}
-	for _, r := range p.Routes {
+	for _, r := range routes {
 		if err := w.inside.RouteReplace(insideRoute(r, index)); err != nil {
 			return fmt.Errorf("route to %s by %s: %w", r.To, r.Gateway, err)
+		}
+	}
+	return nil
+}
+
+// dropInside takes away what the end inside shall not have any more.
+func (w *wires) dropInside(p linkPlan, link netlink.Link, before *linkPlan) error {
+	for _, r := range without(before.Routes, p.Routes) {
+		if err := w.inside.RouteDel(insideRoute(r, link.Attrs().Index)); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("route to %s: %w", r.To, err)
+		}
+	}
+	for _, a := range without(before.Addresses, p.Addresses) {
+		if err := w.inside.AddrDel(link, address(a, p.Checked)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("address %s: %w", a, err)
 		}
 	}
 	return nil

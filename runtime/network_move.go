@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -23,6 +24,19 @@ type hostNIC struct {
 	Kind     string // the kernel's; hardware has "device"
 	MTU      int
 	AltNames []string
+	Flags    uint32 `json:",omitempty"` // the kernel's; 0: lent by an earlier version
+	TxQLen   int    `json:",omitempty"`
+}
+
+// nicFlags keep an interface from hearing, or being heard, as it did.
+var nicFlags = []struct {
+	flag    uint32
+	on, off func(*netlink.Handle, netlink.Link) error
+}{
+	{unix.IFF_NOARP, (*netlink.Handle).LinkSetARPOff, (*netlink.Handle).LinkSetARPOn},
+	{unix.IFF_PROMISC, (*netlink.Handle).SetPromiscOn, (*netlink.Handle).SetPromiscOff},
+	{unix.IFF_ALLMULTI, (*netlink.Handle).LinkSetAllmulticastOn, (*netlink.Handle).LinkSetAllmulticastOff},
+	{unix.IFF_MULTICAST, (*netlink.Handle).LinkSetMulticastOn, (*netlink.Handle).LinkSetMulticastOff},
 }
 
 // hardware tells what the kernel does not delete with a namespace.
@@ -56,7 +70,7 @@ func (w *wires) lend(p *linkPlan) error {
 	}
 	a := link.Attrs()
 	p.MAC, p.WasUp = a.HardwareAddr, a.Flags&net.FlagUp != 0
-	p.NIC = hostNIC{link.Type(), a.MTU, a.AltNames}
+	p.NIC = hostNIC{link.Type(), a.MTU, a.AltNames, a.RawFlags, a.TxQLen}
 	p.Before = counters(a.Statistics)
 	return nil
 }
@@ -85,10 +99,7 @@ func (w *wires) moveIn(p linkPlan) (made madeLink, err error) {
 
 // moveOut brings an interface back as it was, if it is there.
 func (w *wires) moveOut(l *recordedLink) (found bool, err error) {
-	link, err := w.inside.LinkByIndex(l.GuestIndex)
-	if l.GuestIndex == 0 || errors.As(err, &netlink.LinkNotFoundError{}) || err == nil && !l.mayBe(link) {
-		link, err = byHardware(w.inside, l)
-	}
+	link, err := w.lent(l)
 	if err != nil || link == nil {
 		return false, err
 	}
@@ -103,7 +114,7 @@ func (w *wires) moveOut(l *recordedLink) (found bool, err error) {
 	// Another may have its name inside, and the host a name that it has there.
 	name := link.Attrs().Name
 	if name != l.Host {
-		name = "vz" + newPortID()[:8]
+		name = onTheWay + newPortID()[:8]
 		if err := w.inside.LinkSetName(link, name); err != nil {
 			return true, err
 		}
@@ -141,6 +152,17 @@ func restore(h *netlink.Handle, link netlink.Link, l *recordedLink) error {
 	for _, alt := range without(l.NIC.AltNames, a.AltNames) {
 		errs = append(errs, h.LinkAddAltName(link, alt))
 	}
+	for _, f := range nicFlags {
+		if set := f.off; l.NIC.Flags != 0 && (l.NIC.Flags^a.RawFlags)&f.flag != 0 {
+			if l.NIC.Flags&f.flag != 0 {
+				set = f.on
+			}
+			errs = append(errs, set(h, link))
+		}
+	}
+	if l.NIC.TxQLen != 0 && l.NIC.TxQLen != a.TxQLen {
+		errs = append(errs, h.LinkSetTxQLen(link, l.NIC.TxQLen))
+	}
 	if l.WasUp {
 		errs = append(errs, h.LinkSetUp(link))
 	}
@@ -155,13 +177,42 @@ func (l *recordedLink) mayBe(link netlink.Link) bool {
 	return l.NIC.Kind == "" || link.Type() == l.NIC.Kind // "": lent by an earlier version
 }
 
-// byHardware finds a lent interface by its address, which root inside may have
-// changed: then there is none.
-func byHardware(h *netlink.Handle, l *recordedLink) (netlink.Link, error) {
+// lent finds a lent interface inside: by its number or, if that is another's, by
+// its address, which root inside may have changed: then there is none.
+func (w *wires) lent(l *recordedLink) (netlink.Link, error) {
+	return settled(func() (found netlink.Link, err error) {
+		err = w.eachInside(func(link netlink.Link) bool {
+			if !l.mayBe(link) {
+				return true
+			}
+			same := link.Attrs().Index == l.GuestIndex
+			if same || l.hasAddress(link) {
+				found = link
+			}
+			return !same
+		})
+		return found, err
+	})
+}
+
+func (l *recordedLink) hasAddress(link netlink.Link) bool {
+	a := link.Attrs()
+	return l.MAC != "" && (a.HardwareAddr.String() == l.MAC || a.PermHWAddr.String() == l.MAC)
+}
+
+// onTheWay begins the name by which an interface comes back to the host if its
+// own is another's inside.
+const onTheWay = "vz"
+
+// returned finds a lent interface on the host. Others may have its address
+// there: all VLANs of one interface have the same. Hardware comes back from a
+// namespace that ends, under any name, the rest only as moveOut brings it.
+func returned(h *netlink.Handle, l *recordedLink) (netlink.Link, error) {
 	links, err := settled(h.LinkList)
 	for _, link := range links {
-		a := link.Attrs()
-		if l.MAC != "" && l.mayBe(link) && (a.HardwareAddr.String() == l.MAC || a.PermHWAddr.String() == l.MAC) {
+		name := link.Attrs().Name
+		back := l.NIC.Kind == "" || l.NIC.hardware() || name == l.Host || strings.HasPrefix(name, onTheWay) && len(name) == len(onTheWay)+8
+		if back && l.mayBe(link) && l.hasAddress(link) {
 			return link, nil
 		}
 	}
@@ -176,7 +227,7 @@ const returnTime = 5 * time.Second
 // inside had moved it to.
 func awaitReturn(h *netlink.Handle, l *recordedLink) error {
 	for end := time.Now().Add(returnTime); ; time.Sleep(50 * time.Millisecond) {
-		link, err := byHardware(h, l)
+		link, err := returned(h, l)
 		if err != nil {
 			return err
 		}

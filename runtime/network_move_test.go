@@ -38,7 +38,8 @@ func TestMovedLink(t *testing.T) {
 	guest, _ := w.inside.LinkByName("wan")
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 9}
 	err = errors.Join(w.inside.LinkSetDown(guest), w.inside.LinkSetName(guest, "mine"), w.inside.LinkSetHardwareAddr(guest, mac),
-		w.inside.LinkSetMTU(guest, 1280), w.inside.LinkAddAltName(guest, "eth-of-host"))
+		w.inside.LinkSetMTU(guest, 1280), w.inside.LinkAddAltName(guest, "eth-of-host"),
+		w.inside.LinkSetARPOff(guest), w.inside.SetPromiscOn(guest), w.inside.LinkSetMulticastOff(guest), w.inside.LinkSetTxQLen(guest, 1))
 	blocker := netlink.NewVeth(named("nic0"))
 	blocker.PeerName = "nic0-far"
 	if err := errors.Join(err, w.inside.LinkAdd(blocker)); err != nil {
@@ -46,10 +47,10 @@ func TestMovedLink(t *testing.T) {
 	}
 	addLink(t, w, cable("eth-of-host"))
 	l := &recordedLink{ID: n.ID(), Type: "hostdev", Host: "nic0", MAC: link.Attrs().HardwareAddr.String(), GuestIndex: made.guest, WasUp: true, NIC: p.NIC}
-	if err := takeAway(l, []*wires{w}); err != nil {
+	if err := takeAway(l, slices.Values([]*wires{w})); err != nil {
 		t.Fatal(err)
 	}
-	if err := takeAway(l, []*wires{w}); err == nil || !strings.Contains(err.Error(), "it is not where it was put") {
+	if err := takeAway(l, slices.Values([]*wires{w})); err == nil || !strings.Contains(err.Error(), "it is not where it was put") {
 		t.Errorf("once more when it is back: %v", err)
 	}
 	if err := bringBack(w.host, l, w); err != nil {
@@ -59,7 +60,8 @@ func TestMovedLink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := back.Attrs(); a.Flags&net.FlagUp == 0 || a.MTU != link.Attrs().MTU || !slices.Equal(a.AltNames, []string{"nic-alt"}) {
+	if a := back.Attrs(); a.Flags&net.FlagUp == 0 || a.MTU != link.Attrs().MTU || a.TxQLen != link.Attrs().TxQLen ||
+		a.RawFlags&(unix.IFF_NOARP|unix.IFF_PROMISC|unix.IFF_MULTICAST) != unix.IFF_MULTICAST || !slices.Equal(a.AltNames, []string{"nic-alt"}) {
 		t.Errorf("it is not what it was: %+v", a)
 	}
 	w.host.LinkDel(&netlink.Veth{LinkAttrs: named("eth-of-host")})
@@ -139,10 +141,10 @@ func TestHiddenLink(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := takeAway(l, []*wires{w}); err == nil || !strings.Contains(err.Error(), "it is not where it was put") {
+		if err := takeAway(l, slices.Values([]*wires{w})); err == nil || !strings.Contains(err.Error(), "it is not where it was put") {
 			t.Errorf("%s, hidden: %v", p.Type, err)
 		}
-		if err := takeAway(l, []*wires{w, deep}); err != nil {
+		if err := takeAway(l, slices.Values([]*wires{w, deep})); err != nil {
 			t.Errorf("%s, found: %v", p.Type, err)
 		}
 		w.inside.LinkDel(other)
@@ -172,7 +174,7 @@ func TestHiddenLink(t *testing.T) {
 	if err := w.inside.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}); err != nil {
 		t.Fatal(err)
 	}
-	if err := takeAway(l, []*wires{w, deep}); err != nil {
+	if err := takeAway(l, slices.Values([]*wires{w, deep})); err != nil {
 		t.Fatal(err)
 	}
 	if got := state(t, deep.inside); got != "" {
@@ -184,7 +186,7 @@ func TestHiddenLink(t *testing.T) {
 	// With the parent all of them go.
 	l = add(direct)
 	w.host.LinkDel(up)
-	if err := takeAway(l, []*wires{w}); err != nil {
+	if err := takeAway(l, slices.Values([]*wires{w})); err != nil {
 		t.Errorf("of a parent that is gone: %v", err)
 	}
 }

@@ -141,6 +141,11 @@ func leadsOut(n xml.Interface, all []xml.Interface, is6 bool) bool {
 	return false
 }
 
+// leads is leadsOut for IPv4 and for IPv6.
+func leads(n xml.Interface, all []xml.Interface) [2]bool {
+	return [2]bool{leadsOut(n, all, false), leadsOut(n, all, true)}
+}
+
 // hostMAC is that of the host's end: the other with 0xfe in front, as libvirt
 // has it. A bridge takes the least of its ports' for its own, and this is
 // never it. It also tells our links from others of the same name.
@@ -171,17 +176,32 @@ func guestName(n xml.Interface, all []xml.Interface, taken func(string) bool) st
 }
 
 // claims are what two running environments cannot both have: the name of a
-// link on the host, a MAC or an address on one bridge, a routed address.
+// link on the host, a MAC or an address in one VLAN of a bridge, a routed address.
 func (p *linkPlan) claims() (list []string) {
 	list = append(list, "the network interface "+p.Host)
-	where := " on " + p.Parent
-	if p.Type == "ethernet" {
-		where = ""
-	} else if p.Type != "hostdev" {
-		list = append(list, "the MAC address "+p.MAC.String()+where)
+	for _, where := range p.places() {
+		if p.Type != "ethernet" && p.Type != "hostdev" {
+			list = append(list, "the MAC address "+p.MAC.String()+where)
+		}
+		for _, a := range p.Addresses {
+			list = append(list, "the address "+a.Addr().String()+where)
+		}
 	}
-	for _, a := range p.Addresses {
-		list = append(list, "the address "+a.Addr().String()+where)
+	return list
+}
+
+// places are where neighbours of an interface are.
+func (p *linkPlan) places() (list []string) {
+	switch {
+	case p.Type == "ethernet":
+		return []string{""}
+	case p.VLAN.IsZero():
+		return []string{" on " + p.Parent}
+	}
+	for _, id := range append([]uint16{p.VLAN.Native}, p.VLAN.Tags...) {
+		if id != 0 {
+			list = append(list, fmt.Sprintf(" on %s in VLAN %d", p.Parent, id))
+		}
 	}
 	return list
 }

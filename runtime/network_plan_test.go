@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"errors"
 	"math"
 	"net"
 	"net/netip"
@@ -160,5 +161,24 @@ func TestAnnounced(t *testing.T) {
 		if got := announced(line); got != want {
 			t.Errorf("%s: %q, want %q", line, got, want)
 		}
+	}
+}
+
+// TestVLANClaims: what is somebody's in one VLAN of a bridge is free in another.
+func TestVLANClaims(t *testing.T) {
+	r := &Runtime{links: linkState{claims: map[string]string{}}}
+	claim := func(name, host string, vlan xml.VLAN) error {
+		n := xml.Interface{Type: "bridge", Source: "br0", MAC: "52:54:00:00:00:01", VLAN: vlan, Addresses: addresses("192.0.2.1/24")}
+		p := mustPlan(t, n, Plug{}, host, "eth0")
+		return r.claimLinks(name, p.claims())
+	}
+	if err := errors.Join(claim("web1", "vnet0", xml.VLAN{Native: 42}), claim("web2", "vnet1", xml.VLAN{Native: 43}), claim("web3", "vnet2", xml.VLAN{})); err != nil {
+		t.Error(err)
+	}
+	if err := claim("web4", "vnet3", xml.VLAN{Tags: []uint16{41, 43}}); err == nil || err.Error() != "the MAC address 52:54:00:00:00:01 on br0 in VLAN 43 is in use by web2, which runs" {
+		t.Errorf("in one of the VLANs it has: %v", err)
+	}
+	if err := claim("web5", "vnet3", xml.VLAN{}); err == nil || err.Error() != "the MAC address 52:54:00:00:00:01 on br0 is in use by web3, which runs" {
+		t.Errorf("without a VLAN: %v", err)
 	}
 }

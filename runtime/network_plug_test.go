@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"virtvzd/xml"
 )
@@ -150,5 +151,31 @@ func TestReplugLost(t *testing.T) {
 	}
 	if want := "52:54:00:00:00:01 isolated=false vlan={0 false []} in=3 out=0"; lan.String() != want {
 		t.Errorf("the network has\n%s\nwant\n%s", lan, want)
+	}
+}
+
+// hangingNetworks answers nothing.
+type hangingNetworks struct{ *fakeNetworks }
+
+func (hangingNetworks) Unplug(ctx context.Context, _, _ string) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestHangingDebt: what is left to be removed while libvirt's daemon hangs is not
+// waited for by who has nothing to do with it.
+func TestHangingDebt(t *testing.T) {
+	w := newSpace(t)
+	addLink(t, w, bridgeNamed("br0"))
+	i := instanceIn(t, w)
+	i.r.config.Networks = hangingNetworks{}
+	if err := i.r.settleDebt(unplugged, newPortID(), "lan", errors.New("away")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	n := xml.Interface{Type: "bridge", Source: "br0", MAC: "52:54:00:00:00:01"}
+	if err := i.addInterfaces(ctx, []xml.Interface{n}, []xml.Interface{n}); err != nil || ctx.Err() != nil {
+		t.Errorf("%v, %v", err, ctx.Err())
 	}
 }

@@ -1,11 +1,14 @@
 package runtime
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -53,29 +56,30 @@ func (i *Instance) InsideLinks() (list []InsideLink, err error) {
 // insideLinks reads those of the calling thread's network namespace.
 func insideLinks() ([]InsideLink, error) {
 	links := map[int]*InsideLink{}
-	err := each(unix.RTM_GETLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), unix.RTM_NEWLINK, func(msg []byte) bool {
-		if link, err := netlink.LinkDeserialize(nil, msg); err == nil {
-			a := link.Attrs()
-			l := &InsideLink{index: a.Index, Name: PlainText(a.Name), MAC: a.HardwareAddr.String(), Stats: counters(a.Statistics)}
-			if a.Flags&net.FlagLoopback != 0 {
-				l.MAC = "00:00:00:00:00:00" // has one, as far as ethtool and guest agents are concerned
-			}
-			links[a.Index] = l
+	err := eachLink(func(link netlink.Link) bool {
+		a := link.Attrs()
+		l := &InsideLink{index: a.Index, Name: PlainText(a.Name), MAC: a.HardwareAddr.String(), Stats: counters(a.Statistics)}
+		if a.Flags&net.FlagLoopback != 0 {
+			l.MAC = "00:00:00:00:00:00" // has one, as far as ethtool and guest agents are concerned
 		}
+		links[a.Index] = l
 		return len(links) < maxInsideLinks
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, err
 	}
 	total := 0
-	err = each(unix.RTM_GETADDR, nl.NewIfAddrmsg(unix.AF_UNSPEC), unix.RTM_NEWADDR, func(msg []byte) bool {
+	err = each(unix.RTM_GETADDR, unix.RTM_NEWADDR, func(msg []byte) bool {
 		index, address, ok := parseAddress(msg)
 		if l := links[index]; l != nil && ok {
 			l.Addresses = append(l.Addresses, address)
 			total++
 		}
 		return total < maxInsideAddresses
-	})
+	}, nl.NewIfAddrmsg(unix.AF_UNSPEC))
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		err = nil // what came or went meanwhile may be told of or not
+	}
 	var list []InsideLink
 	for _, index := range slices.Sorted(maps.Keys(links)) {
 		slices.SortStableFunc(links[index].Addresses, func(a, b netip.Prefix) int { return a.Addr().BitLen() - b.Addr().BitLen() })
@@ -84,16 +88,97 @@ func insideLinks() ([]InsideLink, error) {
 	return list, err
 }
 
-// each calls f with each answer to a question about all there is, until it
-// returns false. That something came or went meanwhile is no error.
-func each(question int, body nl.NetlinkRequestData, answer uint16, f func([]byte) bool) error {
-	req := nl.NewNetlinkRequest(question, unix.NLM_F_DUMP)
-	req.AddData(body)
-	err := req.ExecuteIter(unix.NETLINK_ROUTE, answer, f)
-	if errors.Is(err, nl.ErrDumpInterrupted) {
-		err = nil
+// maxAnswer is more than a message of the kernel's about one thing can be: a link
+// has up to 64 KiB of names alone, which is more than the library takes.
+const maxAnswer = 256 << 10
+
+// each calls f with each answer to a question about all there is in the calling
+// thread's network namespace, until it returns false. The error is
+// ErrDumpInterrupted when something came or went meanwhile.
+func each(question int, answer uint16, f func([]byte) bool, body ...nl.NetlinkRequestData) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
 	}
-	return err
+	defer unix.Close(fd)
+	// To the kernel: so it takes nothing of what others there send it.
+	if err := unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	req := nl.NewNetlinkRequest(question, unix.NLM_F_DUMP)
+	for _, b := range body {
+		req.AddData(b)
+	}
+	if _, err := unix.Write(fd, req.Serialize()); err != nil {
+		return err
+	}
+	var changed error
+	for buf := make([]byte, maxAnswer); ; {
+		n, _, flags, _, err := unix.Recvmsg(fd, buf, nil, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err == nil && flags&unix.MSG_TRUNC != 0 {
+			err = unix.EMSGSIZE
+		}
+		if err != nil {
+			return err
+		}
+		messages, err := syscall.ParseNetlinkMessage(bytes.Clone(buf[:n]))
+		if err != nil {
+			return err
+		}
+		for _, m := range messages {
+			if m.Header.Flags&unix.NLM_F_DUMP_INTR != 0 {
+				changed = netlink.ErrDumpInterrupted
+			}
+			switch m.Header.Type {
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				if len(m.Data) >= 4 {
+					if code := int32(binary.NativeEndian.Uint32(m.Data)); code != 0 {
+						return unix.Errno(-code)
+					}
+				}
+				return changed
+			case answer:
+				if !f(m.Data) {
+					return changed
+				}
+			}
+		}
+	}
+}
+
+// eachLink is each about links.
+func eachLink(f func(netlink.Link) bool) error {
+	return each(unix.RTM_GETLINK, unix.RTM_NEWLINK, func(msg []byte) bool {
+		link, err := netlink.LinkDeserialize(nil, msg)
+		return err != nil || f(link)
+	}, nl.NewIfInfomsg(unix.AF_UNSPEC), nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(bridgesOnly)))
+}
+
+// bridgesOnly is RTEXT_FILTER_MRP, which adds nothing to what is told of other
+// links: without any such filter the kernel leaves out who has many names
+// (rtnl_calcit).
+const bridgesOnly = 1 << 4
+
+// eachInside is eachLink in the environment's namespace, where there may be more
+// than should be held in memory.
+func (w *wires) eachInside(f func(netlink.Link) bool) error {
+	return inSpace(w.space, func() error { return eachLink(f) })
+}
+
+// find is the first link inside that is what is looked for, nil if none is.
+func (w *wires) find(is func(netlink.Link) bool) (netlink.Link, error) {
+	return settled(func() (found netlink.Link, err error) {
+		err = w.eachInside(func(link netlink.Link) bool {
+			if is(link) {
+				found = link
+			}
+			return found == nil
+		})
+		return found, err
+	})
 }
 
 // parseAddress reads an answer of RTM_GETADDR. Of a point-to-point link's two

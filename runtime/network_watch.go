@@ -75,17 +75,19 @@ func (r *Runtime) watchHost() {
 
 // tend sees to what nobody asks for, until the runtime is closed.
 func (r *Runtime) tend() {
-	count, retry := time.NewTicker(countTime), time.NewTicker(retryTime)
-	defer count.Stop()
-	defer retry.Stop()
+	go r.repeat(countTime, r.countAll)
+	r.repeat(retryTime, func() { r.retryDebts(context.Background()) }) // which takes long while libvirt's daemon hangs
+}
+
+func (r *Runtime) repeat(each time.Duration, do func()) {
+	next := time.NewTicker(each)
+	defer next.Stop()
 	for {
 		select {
 		case <-r.stop:
 			return
-		case <-count.C:
-			r.countAll()
-		case <-retry.C:
-			r.retryDebts(context.Background())
+		case <-next.C:
+			do()
 		}
 	}
 }

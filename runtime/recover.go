@@ -97,7 +97,7 @@ func (r *Runtime) recordOf(uuid [16]byte) (*record, error) {
 // daemon; our duplicates are closed.
 func leave(stored map[string]*os.File, uuid string) {
 	for name, f := range stored {
-		if name == initFDName(uuid) || name == spaceFDName(uuid) || strings.HasPrefix(name, "vz-console-"+uuid+"-") {
+		if name == initFDName(uuid) || name == spaceFDName(uuid) || strings.HasPrefix(name, "vz-console-"+uuid+"-") || strings.HasPrefix(name, keptFDPrefix(uuid)) {
 			f.Close()
 			delete(stored, name)
 		}
@@ -129,6 +129,7 @@ func (r *Runtime) adopt(rec *record, stored map[string]*os.File) *Instance {
 	}
 	r.adoptLinks(i, stored[spaceFDName(rec.UUID)])
 	delete(stored, spaceFDName(rec.UUID))
+	i.adoptKept(stored)
 	i.watch()
 	r.keep(i, rec.claim())
 	i.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -35,12 +36,18 @@ func nest(t *testing.T, dir, levels int) int {
 	return dir
 }
 
-// fewFiles has this process open hardly more files than it has open.
+// fewFiles has this process open hardly more files than it has open, also for
+// other tests.
 func fewFiles(t *testing.T) {
+	last := 0
+	for fd := range descriptors(t) {
+		n, _ := strconv.Atoi(fd)
+		last = max(last, n)
+	}
 	var before unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &before)
 	fewer := before
-	fewer.Cur = 2*maxRemoveDepth + 64
+	fewer.Cur = uint64(last) + 2*maxRemoveDepth + 64
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &fewer); err != nil {
 		t.Fatal(err)
 	}

@@ -51,11 +51,19 @@ func pageBytes(pages uint64) uint64 {
 }
 
 // setRlimits changes those of all processes inside, and of those that Exec
-// makes from now on.
+// makes from now on: all of them, or they are again what they were.
 func (i *Instance) setRlimits(before, after xml.CountLimits) error {
 	if reflect.DeepEqual(planRlimits(before), planRlimits(after)) {
 		return nil
 	}
+	err := i.putRlimits(before, after)
+	if err != nil {
+		i.putRlimits(after, before) // fails where that did, and nothing was changed
+	}
+	return err
+}
+
+func (i *Instance) putRlimits(before, after xml.CountLimits) error {
 	if err := i.noteRlimits(planRlimits(after)); err != nil {
 		return err
 	}

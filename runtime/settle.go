@@ -42,14 +42,14 @@ func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
 	}
 	errs := []error{i.enforceProperties(ctx, env, states)}
 	for _, state := range states {
-		errs = append(errs, i.setRlimits(state.Counts, env.Counts), i.renewNodes(state.Devices, env.Devices),
+		errs = append(errs, i.setRlimits(state.Counts, env.Counts), i.renewNodes(ctx, state.Devices, env.Devices),
 			i.setResolver(state, env), i.setHostname(state, env))
 	}
 	none := xml.CountLimits{} // differs from each limit and from none
 	errs = append(errs, i.setCounts(none, env.Counts),
 		i.changeConsoles(i.recordedConsoles(env), env.Consoles),
 		i.restoreFilesystems(ctx, env.Filesystems),
-		i.restoreInterfaces(ctx, env.Interfaces))
+		i.restoreInterfaces(ctx, env.Interfaces, states))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

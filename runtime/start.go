@@ -175,6 +175,7 @@ func (s *starter) writeRecord(ctx context.Context) error {
 		return fmt.Errorf("state directory of %s: %w", s.env.Name, err)
 	}
 	s.rec = rec
+	s.r.openAccount(s.env.UUID)
 	if err := os.Chmod(s.res.Dir, 0o711); err != nil {
 		return err
 	}

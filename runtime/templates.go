@@ -212,22 +212,26 @@ func (t *Templates) users() (map[string][]string, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	for _, e := range entries {
-		if e.Type().IsRegular() {
-			continue
-		}
-		d, damaged := readDisk(filepath.Join(t.private, e.Name()))
+	note := func(dir, name, how string) {
+		d, damaged := readDisk(dir)
 		if d.Template == "" {
 			if damaged != errNoDisk {
 				err = errors.Join(err, damaged)
 			}
-			continue
+			return
 		}
-		name := e.Name()
 		if t.NameOf != nil {
 			name = t.NameOf(name)
 		}
-		users[d.Template] = append(users[d.Template], name)
+		users[d.Template] = append(users[d.Template], name+how)
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			note(filepath.Join(t.private, e.Name()), e.Name(), "")
+		}
+	}
+	for dir, name := range replacedDisks(filepath.Dir(t.private)) {
+		note(dir, name, ", which a migration may bring back")
 	}
 	layers, damaged := t.layers().all()
 	err = errors.Join(err, damaged)

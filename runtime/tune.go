@@ -57,6 +57,9 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	held, back := i.rec.CPUs, context.WithoutCancel(ctx)
 	old, wanted, now := limitProperties(before, held), limitProperties(after, cpus), limitProperties(&shrunk, held)
 	if err := i.setProperties(back, i.r.difference(now, wanted)); err != nil {
+		if errors.As(err, new(*systemd.UnavailableError)) {
+			i.setProperties(back, i.r.difference(wanted, old)) // systemd may yet do the one, and then this after it
+		}
 		return errors.Join(err, i.writeCgroup("memory.high", orMax(orInfinity(before.Memory.High))))
 	}
 	atStep("tune properties")
@@ -94,8 +97,8 @@ func (i *Instance) changes(cpus []int) []func(ctx context.Context, from, to *xml
 			return i.setTerminals(from.Counts, to.Counts)
 		},
 		func(_ context.Context, from, to *xml.Environment) error { return i.setRlimits(from.Counts, to.Counts) },
-		func(_ context.Context, from, to *xml.Environment) error {
-			return i.changeNodes(from.Devices, to.Devices)
+		func(ctx context.Context, from, to *xml.Environment) error {
+			return i.changeNodes(ctx, from.Devices, to.Devices)
 		},
 		func(_ context.Context, from, to *xml.Environment) error {
 			return i.changeConsoles(from.Consoles, to.Consoles)

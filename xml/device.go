@@ -90,7 +90,7 @@ func validateHostdevs(def *libvirtxml.Domain, _ HostFacts) error {
 			if name = h.CapsNet.Source.Interface; !interfaceName(name) {
 				return invalid("<hostdev>", "of type 'net' needs <source><interface> with the name of a network interface, not '%s'", shorten(name))
 			}
-			if err := validateAddresses(movedAddresses(h.CapsNet), nil, map[netip.Addr]bool{}); err != nil {
+			if err := validateAddresses(movedAddresses(h.CapsNet), movedRoutes(h.CapsNet), map[netip.Addr]bool{}); err != nil {
 				return err
 			}
 		default:

@@ -120,7 +120,16 @@ func (c *DeviceChange) Attach(def *libvirtxml.Domain, live bool) (alias string, 
 			alias = (*a).Name
 		}
 	}
+	forgetUnlessLive(def)
 	return alias, nil
+}
+
+// forgetUnlessLive is for a definition of what does not run: clients bring devices
+// as they found them in a running one, with names that only that has.
+func forgetUnlessLive(def *libvirtxml.Domain) {
+	if def.ID == nil {
+		forgetLive(def)
+	}
 }
 
 func (c *DeviceChange) freeAlias(devices reflect.Value) string {
@@ -180,6 +189,7 @@ func (c *DeviceChange) Update(def *libvirtxml.Domain) (alias string, err error) 
 	if a := aliasOf(next); a != nil && *a != nil {
 		alias = (*a).Name
 	}
+	forgetUnlessLive(def)
 	return alias, nil
 }
 

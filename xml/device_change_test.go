@@ -34,3 +34,31 @@ func TestUpdateAlias(t *testing.T) {
 		t.Errorf("%+v", def.Devices.Hostdevs)
 	}
 }
+
+// TestSavedDevice: a device that is brought as it runs is saved without the names
+// that it has only there, which may be another's when it starts again.
+func TestSavedDevice(t *testing.T) {
+	const running = "<interface type='network'><mac address='52:54:00:00:00:01'/><source network='lan' portid='4d2c7c0e-3f5c-4b9e-9f6e-0d4f6b1b6a10' bridge='br0'/>" +
+		"<target dev='vnet7'/><guest actual='eth0'/><alias name='net0'/></interface>"
+	c, err := ParseDevice(running)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := 7
+	live, saved := &libvirtxml.Domain{ID: &id, Devices: &libvirtxml.DomainDeviceList{}}, &libvirtxml.Domain{Devices: &libvirtxml.DomainDeviceList{}}
+	for _, change := range []func(*libvirtxml.Domain) (string, error){
+		func(def *libvirtxml.Domain) (string, error) { return c.Attach(def, def.ID != nil) }, c.Update,
+	} {
+		for _, def := range []*libvirtxml.Domain{live, saved} {
+			if _, err := change(def); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := saved.Devices.Interfaces[0]; n.Target != nil || n.Guest != nil || n.Alias != nil || n.Source.Network.PortID != "" {
+			t.Errorf("saved: %+v %+v", n, n.Source.Network)
+		}
+		if n := live.Devices.Interfaces[0]; n.Target == nil || n.Alias == nil || n.Source.Network.PortID == "" {
+			t.Errorf("running: %+v", n)
+		}
+	}
+}

@@ -103,7 +103,7 @@ const maxInterfaces = 256
 func validateAddresses(ips []libvirtxml.DomainInterfaceIP, routes []libvirtxml.DomainInterfaceRoute, used map[netip.Addr]bool) error {
 	for _, ip := range ips {
 		a, err := netip.ParseAddr(ip.Address)
-		if err != nil || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
+		if err != nil || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.Is4In6() {
 			return invalid("<ip>", "has address='%s': an IPv4 or IPv6 address is needed", shorten(ip.Address))
 		}
 		if int(ip.Prefix) > a.BitLen() {
@@ -119,11 +119,11 @@ func validateAddresses(ips []libvirtxml.DomainInterfaceIP, routes []libvirtxml.D
 	}
 	for _, r := range routes {
 		gateway, err := netip.ParseAddr(r.Gateway)
-		if err != nil || gateway.Zone() != "" {
+		if err != nil || gateway.Zone() != "" || gateway.Is4In6() {
 			return invalid("<route>", "has gateway='%s': an IPv4 or IPv6 address is needed", shorten(r.Gateway))
 		}
 		a, err := netip.ParseAddr(r.Address)
-		if r.Address != "" && (err != nil || a.BitLen() != gateway.BitLen()) {
+		if r.Address != "" && (err != nil || a.Zone() != "" || a.Is4In6() || a.BitLen() != gateway.BitLen()) {
 			return invalid("<route>", "has address='%s': an address of the gateway's family is needed", shorten(r.Address))
 		}
 		if int(r.Prefix) > gateway.BitLen() {
@@ -200,7 +200,8 @@ func validateBandwidth(n libvirtxml.DomainInterface) error {
 }
 
 // interfaceName tells what the kernel accepts (dev_valid_name): up to 15
-// bytes, no white space, '/' or ':', and not a directory's name.
+// bytes, no white space, '/' or ':', and not a directory's name. Of one with '%d'
+// it makes another.
 func interfaceName(name string) bool {
-	return name != "" && len(name) < 16 && name != "." && name != ".." && !strings.ContainsAny(name, "/: \t\n\v\f\r")
+	return name != "" && len(name) < 16 && name != "." && name != ".." && !strings.ContainsAny(name, "/:% \t\n\v\f\r")
 }

@@ -106,10 +106,7 @@ func interfaces(def *libvirtxml.Domain) (list []Interface) {
 			continue
 		}
 		i := Interface{Type: "hostdev", Source: h.CapsNet.Source.Interface}
-		i.Addresses = ipPrefixes(movedAddresses(h.CapsNet), false)
-		for _, r := range h.CapsNet.Route {
-			i.Routes = append(i.Routes, route(libvirtxml.DomainInterfaceRoute{Address: r.Address, Gateway: r.Gateway}))
-		}
+		i.Addresses, i.Routes = ipPrefixes(movedAddresses(h.CapsNet), false), routes(movedRoutes(h.CapsNet))
 		list = append(list, i)
 	}
 	return list
@@ -124,6 +121,13 @@ func movedAddresses(n *libvirtxml.DomainHostdevCapsNet) (list []libvirtxml.Domai
 			a.Prefix = *ip.Prefix
 		}
 		list = append(list, a)
+	}
+	return list
+}
+
+func movedRoutes(n *libvirtxml.DomainHostdevCapsNet) (list []libvirtxml.DomainInterfaceRoute) {
+	for _, r := range n.Route {
+		list = append(list, libvirtxml.DomainInterfaceRoute{Address: r.Address, Gateway: r.Gateway})
 	}
 	return list
 }

@@ -30,6 +30,11 @@ import (
 // Guest is a running environment.
 type Guest interface {
 	Exec(context.Context, runtime.Command) (syscall.WaitStatus, error)
+	ExecKept(context.Context, runtime.Command, runtime.Kept) (syscall.WaitStatus, error)
+	Kept() []runtime.Kept
+	AwaitKept(ctx context.Context, number int) (syscall.WaitStatus, error)
+	KeptOutput(number, output int) (body []byte, more bool, err error)
+	ForgetKept(number int) error
 	OpenFile(ctx context.Context, who runtime.Owner, name string, flags int, mode os.FileMode) (*runtime.File, error)
 	ReadFile(ctx context.Context, who runtime.Owner, name string, limit int) ([]byte, error)
 	ReadFiles(ctx context.Context, who runtime.Owner, name string, most, limit int) ([][]byte, error)
@@ -62,10 +67,16 @@ type Agent struct {
 	processes map[int]*process
 }
 
-// New makes the agent of an environment.
+// New makes the agent of an environment. It goes on with what was begun by that
+// of an earlier daemon.
 func New(guest Guest, shutdown func(ctx context.Context, mode string) error) *Agent {
 	ctx, stop := context.WithCancel(context.Background())
-	return &Agent{guest: guest, shutdown: shutdown, ctx: ctx, stop: stop, files: map[int]*openFile{}, processes: map[int]*process{}}
+	a := &Agent{guest: guest, shutdown: shutdown, ctx: ctx, stop: stop, files: map[int]*openFile{}, processes: map[int]*process{}}
+	for _, k := range guest.Kept() {
+		a.last = max(a.last, k.Number)
+		a.run(k.Number, &process{}, func() (syscall.WaitStatus, error) { return guest.AwaitKept(ctx, k.Number) })
+	}
+	return a
 }
 
 // Close ends what still runs and closes what is open.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/binary"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -28,6 +30,10 @@ type guest struct {
 	files   map[string]string
 	program func(context.Context, runtime.Command) (syscall.WaitStatus, error)
 	frozen  []string
+
+	earlier []runtime.Kept // programs of an earlier daemon
+	mu      sync.Mutex
+	kept    map[int]*[3]bytes.Buffer // what programs have written that were not forgotten
 }
 
 func (g *guest) Exec(ctx context.Context, c runtime.Command) (syscall.WaitStatus, error) {
@@ -35,6 +41,41 @@ func (g *guest) Exec(ctx context.Context, c runtime.Command) (syscall.WaitStatus
 		c.Began()
 	}
 	return g.program(ctx, c)
+}
+
+func (g *guest) ExecKept(ctx context.Context, c runtime.Command, k runtime.Kept) (syscall.WaitStatus, error) {
+	if c.Stdin == nil {
+		c.Stdin = strings.NewReader("")
+	}
+	outputs := &[3]bytes.Buffer{}
+	g.mu.Lock()
+	if g.kept == nil {
+		g.kept = map[int]*[3]bytes.Buffer{}
+	}
+	g.kept[k.Number] = outputs
+	g.mu.Unlock()
+	c.Stdout, c.Stderr = &outputs[1], &outputs[2]
+	return g.Exec(ctx, c)
+}
+
+func (g *guest) Kept() []runtime.Kept { return g.earlier }
+
+func (g *guest) AwaitKept(ctx context.Context, number int) (syscall.WaitStatus, error) {
+	return g.ExecKept(ctx, runtime.Command{Args: []string{"earlier"}}, runtime.Kept{Number: number})
+}
+
+func (g *guest) KeptOutput(number, output int) ([]byte, bool, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	body := g.kept[number][output].Bytes()
+	return body[:min(len(body), maxOutput)], len(body) > maxOutput, nil
+}
+
+func (g *guest) ForgetKept(number int) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.kept, number)
+	return nil
 }
 
 func (g *guest) OpenFile(context.Context, runtime.Owner, string, int, os.FileMode) (*runtime.File, error) {
@@ -305,6 +346,35 @@ func TestExec(t *testing.T) {
 	a.Close() // ends the endless ones
 	if _, err := a.Do(t.Context(), `{"execute":"guest-exec","arguments":{"path":"tool"}}`); err == nil || !strings.Contains(err.Error(), "has ended") {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+// TestExecEarlier: programs of an earlier daemon are told of, by the numbers they
+// had, and no other gets one of these.
+func TestExecEarlier(t *testing.T) {
+	gate := make(chan error)
+	g := &guest{earlier: []runtime.Kept{{Number: 7}}, program: func(_ context.Context, c runtime.Command) (syscall.WaitStatus, error) {
+		if c.Args[0] != "earlier" {
+			return 0, nil
+		}
+		io.WriteString(c.Stdout, "said")
+		return 0, <-gate
+	}}
+	a := newAgent(t, g)
+	const status = `{"execute":"guest-exec-status","arguments":{"pid":7}}`
+	if got := do(t, a, status); got["exited"] != false {
+		t.Errorf("while it runs: %v", got)
+	}
+	if pid := do(t, a, `{"execute":"guest-exec","arguments":{"path":"tool"}}`)["pid"]; pid != 8.0 {
+		t.Errorf("the next is %v", pid)
+	}
+	gate <- runtime.ErrEndUnknown
+	got := ended(t, a, status)
+	if _, known := got["exitcode"]; known || got["exited"] != true || got["out-data"] != "c2FpZA==" {
+		t.Errorf("at its end: %v", got)
+	}
+	if _, err := a.Do(t.Context(), status); err == nil || g.kept[7] != nil {
+		t.Errorf("asked once more: %v, %v is kept", err, g.kept)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -24,33 +23,15 @@ const (
 	maxArguments = 1024
 )
 
-// process is a program of guest-exec.
+// process is a program of guest-exec. Without a stream it outlives the daemon, as
+// it does where an agent inside is its parent.
 type process struct {
-	out, err output
-	capture  bool
-	stream   *stream // or nil
+	stream *stream // or nil
 
 	began  chan struct{} // see runtime.Command
 	done   chan struct{}
 	ended  syscall.WaitStatus
 	failed error
-}
-
-// output keeps the first bytes of what is written and tells if there was
-// more.
-type output struct {
-	mu   sync.Mutex
-	buf  bytes.Buffer
-	more bool
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	room := min(len(p), maxOutput-o.buf.Len())
-	o.buf.Write(p[:room])
-	o.more = o.more || room < len(p)
-	return len(p), nil
 }
 
 // execArgs are those of guest-exec. capture-output is a bool, or since QEMU
@@ -76,26 +57,29 @@ func (a *Agent) exec(ctx context.Context, args execArgs) (any, error) {
 			return nil, errors.New("an argument has a NUL character")
 		}
 	}
-	p := &process{began: make(chan struct{}), done: make(chan struct{})}
-	c := runtime.Command{Args: append([]string{args.Path}, args.Args...), Env: args.Env, Stdin: bytes.NewReader(args.Input)}
+	p := &process{began: make(chan struct{})}
+	c := runtime.Command{Args: append([]string{args.Path}, args.Args...), Env: args.Env}
+	if len(args.Input) > 0 {
+		c.Stdin = bytes.NewReader(args.Input)
+	}
+	k := runtime.Kept{Limit: maxOutput}
 	switch args.Capture {
 	case nil, false, "none":
 	case true, "separated":
-		c.Stdout, c.Stderr = &p.out, &p.err
+		k.Out, k.Err = true, true
 	case "merged":
-		c.Stdout, c.Stderr = &p.out, &p.out
+		k.Out, k.Merged = true, true
 	case "stdout":
-		c.Stdout = &p.out
+		k.Out = true
 	case "stderr":
-		c.Stderr = &p.err
+		k.Err = true
 	default:
 		return nil, errors.New("capture-output is none of true, false, none, stdout, stderr, separated and merged")
 	}
-	p.capture = c.Stdout != nil || c.Stderr != nil
-	if args.Stream && (len(args.Input) > 0 || p.capture) {
+	if args.Stream && (len(args.Input) > 0 || k.Out || k.Err) {
 		return nil, errors.New("input-data and capture-output are not for a program with " + streamMember + ", which has both as they come")
 	}
-	n, err := a.launch(ctx, p, c, args.Stream)
+	n, err := a.launch(ctx, p, c, k, args.Stream)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +90,7 @@ func (a *Agent) exec(ctx context.Context, args execArgs) (any, error) {
 	case <-p.done:
 		if p.failed != nil {
 			a.mu.Lock()
-			delete(a.processes, n)
+			a.forget(n)
 			a.mu.Unlock()
 			return nil, p.failed
 		}
@@ -120,7 +104,7 @@ func (a *Agent) exec(ctx context.Context, args execArgs) (any, error) {
 // run. After that, guest-exec-status does.
 const startPatience = 10 * time.Second
 
-func (a *Agent) launch(ctx context.Context, p *process, c runtime.Command, streams bool) (n int, err error) {
+func (a *Agent) launch(ctx context.Context, p *process, c runtime.Command, k runtime.Kept, streams bool) (n int, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.processes) >= maxProcesses {
@@ -130,29 +114,47 @@ func (a *Agent) launch(ctx context.Context, p *process, c runtime.Command, strea
 		return 0, err
 	}
 	c.Began = func() { close(p.began) }
-	run, cancel := a.ctx, context.CancelFunc(func() {})
-	if streams {
-		run, cancel = a.streamContext(ctx)
-		p.stream = newStream(run)
-		c.Stdin, c.Stdout, c.Stderr = p.stream, &outlet{p.stream, "out"}, &outlet{p.stream, "err"}
+	if !streams {
+		k.Number = n
+		a.run(n, p, func() (syscall.WaitStatus, error) { return a.guest.ExecKept(a.ctx, c, k) })
+		return n, nil
 	}
+	run, cancel := a.streamContext(ctx)
+	p.stream = newStream(run)
+	c.Stdin, c.Stdout, c.Stderr = p.stream, &outlet{p.stream, "out"}, &outlet{p.stream, "err"}
+	a.run(n, p, func() (syscall.WaitStatus, error) {
+		defer cancel() // nobody waits for its input any more
+		return a.guest.Exec(run, c)
+	})
+	return n, nil
+}
+
+// run has a program run until it ends. a.mu is held, or nobody else has the agent.
+func (a *Agent) run(n int, p *process, program func() (syscall.WaitStatus, error)) {
+	p.done = make(chan struct{})
 	a.processes[n] = p
 	go func() {
-		p.ended, p.failed = a.guest.Exec(run, c)
-		cancel() // nobody waits for its input any more
+		p.ended, p.failed = program()
 		close(p.done)
 	}()
-	return n, nil
 }
 
 // forgetEnded makes room where there is something that has ended. a.mu is held.
 func (a *Agent) forgetEnded() {
 	for _, n := range slices.Sorted(maps.Keys(a.processes)) {
 		if a.processes[n].over() {
-			delete(a.processes, n)
+			a.forget(n)
 			return
 		}
 	}
+}
+
+// forget is for one that has ended. a.mu is held.
+func (a *Agent) forget(n int) {
+	if p := a.processes[n]; p != nil && p.stream == nil {
+		a.guest.ForgetKept(n) // what is left goes with the environment
+	}
+	delete(a.processes, n)
 }
 
 func (p *process) over() bool {
@@ -164,8 +166,12 @@ func (p *process) over() bool {
 	}
 }
 
-// end tells how it has ended.
+// end tells how it has ended. Where that is not known, it has neither exit status
+// nor signal, as the schema allows.
 func (p *process) end() (map[string]any, error) {
+	if errors.Is(p.failed, runtime.ErrEndUnknown) {
+		return map[string]any{"exited": true}, nil
+	}
 	if p.failed != nil {
 		return nil, p.failed
 	}
@@ -191,20 +197,30 @@ func (a *Agent) execStatus(_ context.Context, args struct {
 	if !p.over() {
 		return map[string]any{"exited": false}, nil
 	}
-	delete(a.processes, args.PID)
+	defer a.forget(args.PID)
 	answer, err := p.end()
 	if err != nil {
 		return nil, err
 	}
-	for name, o := range map[string]*output{"out": &p.out, "err": &p.err} {
-		o.mu.Lock() // a daemon that the program left may still write
-		if p.capture && o.buf.Len() > 0 {
-			answer[name+"-data"] = bytes.Clone(o.buf.Bytes())
+	for output, name := range map[int]string{1: "out", 2: "err"} {
+		body, more, err := a.guest.KeptOutput(args.PID, output)
+		if err != nil {
+			return nil, err
 		}
-		if o.more {
+		if len(body) > 0 {
+			answer[name+"-data"] = body
+		}
+		if more {
 			answer[name+"-truncated"] = true
 		}
-		o.mu.Unlock()
 	}
 	return answer, nil
+}
+
+// output is where a program of ours writes: the first bytes are kept.
+type output struct{ buf bytes.Buffer }
+
+func (o *output) Write(p []byte) (int, error) {
+	o.buf.Write(p[:min(len(p), maxOutput-o.buf.Len())])
+	return len(p), nil
 }

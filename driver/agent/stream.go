@@ -177,7 +177,7 @@ func (a *Agent) execRead(ctx context.Context, args struct {
 	answer := map[string]any{"exited": false}
 	if over && size == 0 {
 		a.mu.Lock()
-		delete(a.processes, args.PID)
+		a.forget(args.PID)
 		a.mu.Unlock()
 		if answer, err = p.end(); err != nil {
 			return nil, err

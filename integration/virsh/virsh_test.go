@@ -249,9 +249,11 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 
 // until repeats a command until it succeeds and prints what is expected:
 // until 60s 'running' virsh domstate web1
+// With ! the command fails when what is expected has come; without, an error
+// that repeats it does not count.
 func until(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 3 {
-		ts.Fatalf("usage: until DURATION TEXT COMMAND…")
+	if len(args) < 3 {
+		ts.Fatalf("usage: [!] until DURATION TEXT COMMAND…")
 	}
 	limit, err := time.ParseDuration(args[0])
 	ts.Check(err)
@@ -259,12 +261,12 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 		cmd := exec.Command("env", args[2:]...) // finds it in the PATH of the script
 		cmd.Dir = ts.MkAbs(".")
 		cmd.Env = append(os.Environ(), "LIBVIRT_DEFAULT_URI=vz:///system", "LC_ALL=C", "PATH="+ts.Getenv("PATH"))
-		out, _ := cmd.CombinedOutput()
-		if strings.Contains(string(out), args[1]) {
+		out, err := cmd.CombinedOutput()
+		if (err != nil) == neg && strings.Contains(string(out), args[1]) {
 			return
 		}
 		if time.Now().After(end) {
-			ts.Fatalf("%s did not print %q within %s:\n%s", strings.Join(args[2:], " "), args[1], limit, out)
+			ts.Fatalf("%s did not print %q within %s: %v\n%s", strings.Join(args[2:], " "), args[1], limit, err, out)
 		}
 	}
 }
