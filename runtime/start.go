@@ -377,7 +377,10 @@ func (s *starter) equip(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.i.addInterfaces(ctx, s.env.Interfaces, s.env.Interfaces); err != nil {
+	added := slices.DeleteFunc(slices.Clone(s.env.Interfaces), func(n xml.Interface) bool {
+		return s.i.link(n.ID()) != nil // a restore has made it, and CRIU has what is inside
+	})
+	if err := s.i.addInterfaces(ctx, added, s.env.Interfaces); err != nil {
 		return err
 	}
 	for _, c := range s.env.Consoles[min(1, len(s.env.Consoles)):] {
