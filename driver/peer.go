@@ -16,6 +16,7 @@ type peer struct {
 	relay   *relay.Relay
 	driver  relay.Driver
 	opening chan struct{} // holds an element while the connection is made
+	slow    time.Duration // who waits longer in vain has waited for one that hangs
 
 	mu     sync.Mutex
 	client *relay.Client
@@ -24,7 +25,7 @@ type peer struct {
 }
 
 func newPeer(c relay.Config, d relay.Driver) *peer {
-	return &peer{relay: relay.New(c), driver: d, opening: make(chan struct{}, 1)}
+	return &peer{relay: relay.New(c), driver: d, opening: make(chan struct{}, 1), slow: networkTimeout - 5*time.Second}
 }
 
 // peerIdle is how long a connection is kept for the next piece of work, from
@@ -53,7 +54,7 @@ func (p *peer) connect(ctx context.Context) (*relay.Client, error) {
 	began := time.Now()
 	client, err := p.relay.Dial(ctx, p.driver)
 	if err != nil {
-		if time.Since(began) > slowDial {
+		if time.Since(began) > p.slow {
 			p.keepSilent()
 		}
 		return nil, p.timeout(err)
@@ -64,9 +65,6 @@ func (p *peer) connect(ctx context.Context) (*relay.Client, error) {
 	p.idle = time.AfterFunc(peerIdle, func() { p.drop(client) })
 	return client, nil
 }
-
-// slowDial is longer than one that answers, or is not there, takes to say so.
-const slowDial = 5 * time.Second
 
 // current is the connection that is open, or nil.
 func (p *peer) current() (*relay.Client, error) {
@@ -118,10 +116,13 @@ func askFirst[A, R any](ctx context.Context, p *peer, proc protocol.Procedure[A,
 		if client, err = p.connect(ctx); err != nil {
 			return nil, ret, err
 		}
+		began := time.Now()
 		ret, err = relay.Call(ctx, client, proc, args)
 		if errors.Is(err, context.DeadlineExceeded) {
-			p.keepSilent()
-			p.drop(client)
+			if time.Since(began) > p.slow {
+				p.keepSilent()
+				p.drop(client)
+			}
 			return nil, ret, p.timeout(err)
 		}
 		if err == nil || !relay.IsLost(err) {

@@ -76,6 +76,7 @@ func TestPeerHangs(t *testing.T) {
 	const patience = 500 * time.Millisecond
 	for _, opens := range []bool{false, true} {
 		server, p := startHanging(t, opens)
+		p.slow = patience / 2
 		began := time.Now()
 		var all sync.WaitGroup
 		for range 10 {

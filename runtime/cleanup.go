@@ -18,6 +18,12 @@ import (
 // No mount is undone here: every mount of an environment is in a mount
 // namespace that ended with its last process.
 func (r *Runtime) cleanup(ctx context.Context, rec *record) error {
+	return r.cleanupWithin(ctx, ctx, rec)
+}
+
+// cleanupWithin is cleanup that asks libvirt's daemons only until asking ends:
+// what they have not done by then is tried again later.
+func (r *Runtime) cleanupWithin(ctx, asking context.Context, rec *record) error {
 	uuid, ok := parseUUID(rec.UUID)
 	if !ok {
 		return fmt.Errorf("record of %s: bad UUID %q", rec.Name, rec.UUID)
@@ -38,7 +44,7 @@ func (r *Runtime) cleanup(ctx context.Context, rec *record) error {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
 	atStep("undo links")
-	if err := r.removeLinks(ctx, uuid, rec); err != nil {
+	if err := r.removeLinks(asking, uuid, rec); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
 	atStep("undo oci")

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"virtvzd/xml"
@@ -157,10 +160,16 @@ func TestReplugLost(t *testing.T) {
 // hangingNetworks answers nothing.
 type hangingNetworks struct{ *fakeNetworks }
 
-func (hangingNetworks) Unplug(ctx context.Context, _, _ string) error {
+func hang(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute) // as the real one has
+	defer cancel()
 	<-ctx.Done()
 	return ctx.Err()
 }
+
+func (hangingNetworks) Release(ctx context.Context, _, _ string) error { return hang(ctx) }
+
+func (hangingNetworks) Unplug(ctx context.Context, _, _ string) error { return hang(ctx) }
 
 // TestHangingDebt: what is left to be removed while libvirt's daemon hangs is not
 // waited for by who has nothing to do with it.
@@ -178,4 +187,36 @@ func TestHangingDebt(t *testing.T) {
 	if err := i.addInterfaces(ctx, []xml.Interface{n}, []xml.Interface{n}); err != nil || ctx.Err() != nil {
 		t.Errorf("%v, %v", err, ctx.Err())
 	}
+}
+
+// TestRecoverHanging: a daemon that starts while libvirt's hangs waits for it
+// once, however much is left of environments that have ended.
+func TestRecoverHanging(t *testing.T) {
+	w := newSpace(t)
+	synctest.Test(t, func(t *testing.T) {
+		r := &Runtime{config: Config{StateDir: t.TempDir(), DataDir: t.TempDir(), Networks: hangingNetworks{}}, instances: map[[16]byte]*Instance{}}
+		r.links = linkState{host: w.host, claims: map[string]string{}, spaces: map[[16]byte]*os.File{}, next: map[string]int{}}
+		for n := range 5 {
+			uuid := testUUID
+			uuid[15] = byte(n)
+			rec := &record{UUID: formatUUID(uuid), Name: fmt.Sprint("web", n), Phase: running, Killed: true}
+			rec.Links = []*recordedLink{{ID: "52:54:00:00:00:01", Type: "bridge", MAC: "52:54:00:00:00:01", Host: "vnet0", HostIndex: 1 << 20, Ports: []recordedPort{{"lan", newPortID()}}}}
+			if err := os.MkdirAll(r.dir(uuid), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := rec.save(r.dir(uuid)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		began := time.Now()
+		_, ended, err := r.Recover(t.Context(), map[string]*os.File{})
+		if took := time.Since(began); err != nil || len(ended) != 5 || took > time.Minute {
+			t.Errorf("%d have ended, %v, after %s", len(ended), err, took)
+		}
+		if ports, err := os.ReadDir(filepath.Join(r.config.StateDir, unplugged)); err != nil || len(ports) != 5 {
+			t.Errorf("%d ports are to be removed later, %v", len(ports), err)
+		}
+		time.Sleep(10 * time.Minute) // until it has been tried again for each
+		synctest.Wait()
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"virtvzd/systemd"
 )
@@ -18,6 +19,10 @@ type Ended struct {
 	Exit    Exit
 }
 
+// askTime is how long Recover as a whole asks libvirt's daemons, which may hang:
+// nobody is served meanwhile, and the service manager does not wait for ever.
+const askTime = 20 * time.Second
+
 // Recover continues where an earlier daemon stopped, however it did: running
 // environments are adopted, what is left of others is removed. stored are the
 // descriptors the service manager kept, by name; they are ours from here on.
@@ -29,6 +34,8 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 		return nil, nil, err
 	}
 	var failures []error
+	asking, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
 	for _, e := range entries {
 		uuid, ok := parseUUID(e.Name())
 		if !ok || !e.IsDir() {
@@ -54,7 +61,7 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 		}
 		started := rec.Phase != starting && (rec.Phase != held || r.committedHere(rec.Session))
 		gone := Ended{UUID: uuid, Name: rec.Name, Started: started, Exit: exitFromStore(rec, stored).of(rec)}
-		if err := r.cleanup(ctx, rec); err != nil {
+		if err := r.cleanupWithin(ctx, asking, rec); err != nil {
 			failures = append(failures, err)
 		}
 		ended = append(ended, gone)
