@@ -136,19 +136,33 @@ func imageType(image io.ReaderAt) (string, error) {
 	return "", errors.New("there is no file system on it that can be mounted: ext4, xfs and btrfs are, on the whole of it, without partitions")
 }
 
-// lockImage keeps a file that is mounted from being mounted once more, which
-// would destroy it. The lock lasts as long as the loop device, which has the
-// same open file.
+// Bytes of a file that QEMU locks (block/file-posix.c): who may change its size,
+// and who wants nobody else to. Both hold for who writes, the latter for who
+// reads.
+const qemuResizes, qemuKeepsSize = 100 + 3, 200 + 3
+
+// lockImage keeps a file that is mounted, or a disk, from being so once more,
+// which would destroy it. The lock lasts as long as the loop device, which has
+// the same open file. Of who serves an image, or has it as the disk of a virtual
+// machine, there is QEMU's lock.
 func lockImage(image *os.File, readOnly bool) error {
-	lock := unix.LOCK_EX
+	lock, others := unix.LOCK_EX, int64(qemuKeepsSize)
 	if readOnly {
-		lock = unix.LOCK_SH
+		lock, others = unix.LOCK_SH, qemuResizes
 	}
+	busy := errors.New("it is in use: one can write to an image, or any number read it")
 	err := unix.Flock(int(image.Fd()), lock|unix.LOCK_NB)
 	if err == unix.EWOULDBLOCK {
-		return errors.New("it is in use: one can write to an image, or any number read it")
+		return busy
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	locked := unix.Flock_t{Type: unix.F_WRLCK, Start: others, Len: 1}
+	if err := unix.FcntlFlock(image.Fd(), unix.F_OFD_GETLK, &locked); err == nil && locked.Type != unix.F_UNLCK {
+		return busy
+	}
+	return nil
 }
 
 // imageOptions keep an image from what it could ask for: a host that panics

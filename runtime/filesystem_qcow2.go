@@ -107,17 +107,12 @@ func imageUnit(id string) string { return "virtvzd-image-" + id + ".service" }
 // openQcow2 makes a block device of a qcow2 image, which ends with its last
 // user.
 func (r *Runtime) openQcow2(ctx context.Context, source string, readOnly bool) (*os.File, error) {
-	path, err := qcow2Path(source)
+	path, err := servedPath(source, "qcow2", readOnly)
 	if err != nil {
 		return nil, err
 	}
-	if !exists(qemuNBD) {
-		return nil, fmt.Errorf("a qcow2 image needs %s: install the package qemu-utils, or make a raw image with 'qemu-img convert -O raw': %w", qemuNBD, ErrUnsupported)
-	}
-	if !exists("/sys/module/nbd") {
-		if text, err := exec.CommandContext(ctx, "modprobe", "nbd").CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("a qcow2 image needs the kernel's module nbd: modprobe nbd: %w: %s", err, printable(string(text), 200))
-		}
+	if err := readyToServe(ctx); err != nil {
+		return nil, err
 	}
 	id := newLayerID()
 	dir := filepath.Join(r.imagesDir(), id)
@@ -134,17 +129,54 @@ func (r *Runtime) openQcow2(ctx context.Context, source string, readOnly bool) (
 	return device, os.RemoveAll(dir)
 }
 
-// qcow2Path checks an image and tells where it is, without links.
-func qcow2Path(source string) (string, error) {
+// readyToServe tells whether this host has what serves images. Of what is in one
+// the kernel is to look for no partitions.
+func readyToServe(ctx context.Context) error {
+	if !exists(qemuNBD) {
+		return fmt.Errorf("it needs %s: install the package qemu-utils: %w", qemuNBD, ErrUnsupported)
+	}
+	if exists("/sys/module/nbd") {
+		return nil
+	}
+	if text, err := exec.CommandContext(ctx, "modprobe", "nbd", "max_part=0").CombinedOutput(); err != nil {
+		return fmt.Errorf("it needs the kernel's module nbd: modprobe nbd: %w: %s", err, printable(string(text), 200))
+	}
+	return nil
+}
+
+// servedPath is findImage of an image that is to be served, which nobody else
+// may have in use then.
+func servedPath(source, format string, readOnly bool) (string, error) {
+	path, err := findImage(source, format)
+	if err != nil {
+		return "", err
+	}
+	image, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return "", errnoOf(err)
+	}
+	defer image.Close()
+	return path, lockImage(image, readOnly)
+}
+
+// findImage checks an image and tells where it is, without links.
+func findImage(source, format string) (string, error) {
 	image, err := os.OpenFile(source, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return "", errnoOf(err)
 	}
 	defer image.Close()
-	if info, err := image.Stat(); err != nil || !info.Mode().IsRegular() {
-		return "", errors.Join(err, errors.New("it is not a regular file: a qcow2 image must be one"))
+	info, err := image.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return "", errors.Join(err, errors.New("it is not a regular file: an image must be one"))
 	}
-	if _, err := readQcow2(image); err != nil {
+	switch {
+	case format == "qcow2":
+		_, err = readQcow2(image)
+	case info.Size() < sector:
+		err = fmt.Errorf("it has %d bytes: make it larger with 'truncate -s'", info.Size())
+	}
+	if err != nil {
 		return "", err
 	}
 	return filepath.EvalSymlinks(source)
@@ -152,7 +184,7 @@ func qcow2Path(source string) (string, error) {
 
 // serveQcow2 starts the server and connects the kernel with it.
 func (r *Runtime) serveQcow2(ctx context.Context, id, path string, readOnly bool) (*os.File, error) {
-	server, e, err := r.startQcow2(ctx, id, filepath.Join(r.imagesDir(), id), path, readOnly)
+	server, e, err := r.startServer(ctx, id, filepath.Join(r.imagesDir(), id), path, "qcow2", readOnly)
 	if err != nil {
 		return nil, err
 	}
@@ -160,8 +192,13 @@ func (r *Runtime) serveQcow2(ctx context.Context, id, path string, readOnly bool
 	return attachNBD(server, e, imageUnit(id), readOnly)
 }
 
-// startQcow2 starts the server and connects to its socket, which it makes in dir.
-func (r *Runtime) startQcow2(ctx context.Context, id, dir, path string, readOnly bool) (*net.UnixConn, export, error) {
+// startServer starts the server of an image and connects to its socket, which it
+// makes in dir.
+func (r *Runtime) startServer(ctx context.Context, id, dir, path, format string, readOnly bool) (*net.UnixConn, export, error) {
+	node, err := serverNode(path, format)
+	if err != nil {
+		return nil, export{}, err
+	}
 	const sockets = "/socket" // by the server
 	argv := []string{qemuNBD, "--fork", "--socket=" + sockets + "/nbd", "--cache=writeback"}
 	if readOnly {
@@ -169,9 +206,9 @@ func (r *Runtime) startQcow2(ctx context.Context, id, dir, path string, readOnly
 	} else {
 		argv = append(argv, "--discard=unmap")
 	}
-	argv = append(argv, `json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"`+imageSeen+`"}}`)
+	argv = append(argv, "json:"+node)
 	props := append(imageService(path, readOnly, systemd.Bind{Source: dir, Target: sockets}),
-		systemd.Description("qcow2 image "+path), systemd.ServiceType("forking"), systemd.ExecStart(argv...))
+		systemd.Description(format+" image "+path), systemd.ServiceType("forking"), systemd.ExecStart(argv...))
 	atStep("image serve")
 	if err := r.config.Scopes.StartService(ctx, imageUnit(id), props...); err != nil {
 		return nil, export{}, fmt.Errorf("qemu-nbd cannot open it: 'journalctl -u %s' tells why: %w", imageUnit(id), err)
@@ -192,6 +229,21 @@ func (r *Runtime) startQcow2(ctx context.Context, id, dir, path string, readOnly
 		return nil, export{}, fmt.Errorf("qemu-nbd: %w", err)
 	}
 	return server.(*net.UnixConn), e, nil
+}
+
+// serverNode is how QEMU is to read an image. A qcow2 image it opens for itself
+// alone to write, or with others who read; a raw one it does only if that has a
+// size.
+func serverNode(path, format string) (string, error) {
+	const file = `"file":{"driver":"file","locking":"on","filename":"` + imageSeen + `"}}`
+	if format == "qcow2" {
+		return `{"driver":"qcow2","backing":null,` + file, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf(`{"driver":"raw","offset":0,"size":%d,%s`, st.Size&^(sector-1), file), nil
 }
 
 // imageSeen is where a service sees the image that it is for.
