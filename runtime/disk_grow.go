@@ -61,7 +61,8 @@ func (r *Runtime) GrowDisk(ctx context.Context, i *Instance, d xml.Device, size 
 }
 
 // growServedDisk is growServed of a disk. Nobody has to be frozen: what a server
-// has not answered the next one is asked again.
+// has not answered the next one is asked again. All that it has answered is in the
+// image when it ends; that of QEMU 7.2 does so with the next request only.
 func (i *Instance) growServedDisk(ctx context.Context, d recordedDisk, grow func() error) error {
 	s := recordedServer{ID: d.ID, Image: d.Path, Index: uint32(d.Number), Disk: d.Device.Image}
 	if !d.serves() {
@@ -71,7 +72,14 @@ func (i *Instance) growServedDisk(ctx context.Context, d recordedDisk, grow func
 		return err
 	}
 	atStep("image grows")
-	err := s.wait(true)
+	device, err := os.Open(d.node())
+	if err == nil {
+		err = errors.Join(device.Sync(), s.wait(true))
+		time.AfterFunc(200*time.Millisecond, func() {
+			device.Sync() // waits for the next server, if there is none any more
+			device.Close()
+		})
+	}
 	if err == nil {
 		err = i.r.endServer(ctx, s.ID)
 	}

@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -156,7 +159,8 @@ func TestLockImage(t *testing.T) {
 		"nobody":         {func(*os.File) error { return nil }, true, true},
 		"a loop, writes": {func(f *os.File) error { return lockImage(f, false) }, false, false},
 		"a loop, reads":  {func(f *os.File) error { return lockImage(f, true) }, false, true},
-		"QEMU, writes":   {lock(100, 101, 103, 203), false, false},
+		"QEMU, writes":   {lock(100, 101), false, false},
+		"QEMU, alone":    {lock(100, 201), false, true},
 		"QEMU, reads":    {lock(100, 203), false, true},
 	} {
 		user, other := open(), open()
@@ -187,17 +191,64 @@ func TestLooksForNoPartitions(t *testing.T) {
 	}
 }
 
-// TestServerNode: QEMU is told the format, of a raw image the size, and of other
-// files nothing.
-func TestServerNode(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "image")
-	os.WriteFile(name, make([]byte, 1000), 0o600)
-	const file = `"file":{"driver":"file","locking":"on","filename":"/image"}}`
-	for format, want := range map[string]string{"raw": `{"driver":"raw","offset":0,"size":512,` + file, "qcow2": `{"driver":"qcow2","backing":null,` + file} {
-		if got, err := serverNode(name, format); err != nil || got != want {
-			t.Errorf("%s: %s, %v", format, got, err)
+// TestServed: what QEMU serves is in use by others' reckoning as well, for as long
+// as it does, and QEMU is told the format and of no other file.
+func TestServed(t *testing.T) {
+	for _, program := range []string{qemuNBD, "/usr/bin/qemu-img", flock} {
+		if !exists(program) {
+			if os.Getenv("VIRTVZD_REQUIRE") != "" {
+				t.Fatal(program, "is missing: install qemu-utils")
+			}
+			t.Skip("needs", program)
 		}
 	}
+	for _, format := range []string{"raw", "qcow2"} {
+		for _, readOnly := range []bool{false, true} {
+			dir, err := os.MkdirTemp("", "served-") // a short path, for the socket
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.RemoveAll(dir)
+			image, pid := filepath.Join(dir, "image"), filepath.Join(dir, "pid")
+			if out, err := exec.Command("qemu-img", "create", "-q", "-f", format, image, "1M").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			argv := append(serverCommand(image, format, filepath.Join(dir, "socket"), readOnly, false), "--pid-file="+pid)
+			if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+				t.Fatalf("%q: %v: %s", argv, err, out)
+			}
+			text, err := os.ReadFile(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			number, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+			if err := lockOnce(t, image, false); err == nil {
+				t.Errorf("%s, read-only %v: another may write", format, readOnly)
+			}
+			if err := lockOnce(t, image, true); (err == nil) != readOnly {
+				t.Errorf("%s, read-only %v: another may read: %v", format, readOnly, err)
+			}
+			if number > 1 {
+				unix.Kill(number, unix.SIGKILL)
+			}
+			for end := time.Now().Add(10 * time.Second); lockOnce(t, image, false) != nil; time.Sleep(20 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("%s, read-only %v: in use for ever", format, readOnly)
+				}
+			}
+		}
+	}
+}
+
+// lockOnce locks an image for a moment.
+func lockOnce(t *testing.T, name string, readOnly bool) error {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	return lockImage(f, readOnly)
 }
 
 // TestGrowDisk of one that is not in use.

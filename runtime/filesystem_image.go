@@ -136,19 +136,19 @@ func imageType(image io.ReaderAt) (string, error) {
 	return "", errors.New("there is no file system on it that can be mounted: ext4, xfs and btrfs are, on the whole of it, without partitions")
 }
 
-// Bytes of a file that QEMU locks (block/file-posix.c): who may change its size,
-// and who wants nobody else to. Both hold for who writes, the latter for who
-// reads.
-const qemuResizes, qemuKeepsSize = 100 + 3, 200 + 3
+// What QEMU locks of a file (block/file-posix.c): a byte for each thing that a user
+// does with it, from the second on to write, and one for each that it wants no other
+// to do.
+const qemuWrites, qemuWritesEnd, qemuSharesNotEnd = 100 + 1, 100 + 4, 200 + 4
 
 // lockImage keeps a file that is mounted, or a disk, from being so once more,
-// which would destroy it. The lock lasts as long as the loop device, which has
-// the same open file. Of who serves an image, or has it as the disk of a virtual
-// machine, there is QEMU's lock.
+// which would destroy it. The lock lasts as long as the loop device, or what serves
+// it, which has the same open file. What serves a qcow2 image, or has one as the
+// disk of a virtual machine, has QEMU's locks instead.
 func lockImage(image *os.File, readOnly bool) error {
-	lock, others := unix.LOCK_EX, int64(qemuKeepsSize)
+	lock, end := unix.LOCK_EX, int64(qemuSharesNotEnd)
 	if readOnly {
-		lock, others = unix.LOCK_SH, qemuResizes
+		lock, end = unix.LOCK_SH, qemuWritesEnd
 	}
 	busy := errors.New("it is in use: one can write to an image, or any number read it")
 	err := unix.Flock(int(image.Fd()), lock|unix.LOCK_NB)
@@ -158,7 +158,7 @@ func lockImage(image *os.File, readOnly bool) error {
 	if err != nil {
 		return err
 	}
-	locked := unix.Flock_t{Type: unix.F_WRLCK, Start: others, Len: 1}
+	locked := unix.Flock_t{Type: unix.F_WRLCK, Start: qemuWrites, Len: end - qemuWrites}
 	if err := unix.FcntlFlock(image.Fd(), unix.F_OFD_GETLK, &locked); err == nil && locked.Type != unix.F_UNLCK {
 		return busy
 	}

@@ -100,6 +100,9 @@ func readQcow2(image io.ReaderAt) (h qcow2Header, err error) {
 // qemuNBD is where Debian and others have it.
 const qemuNBD = "/usr/bin/qemu-nbd"
 
+// flock is of util-linux.
+const flock = "/usr/bin/flock"
+
 func (r *Runtime) imagesDir() string { return filepath.Join(r.config.StateDir, "images") }
 
 func imageUnit(id string) string { return "virtvzd-image-" + id + ".service" }
@@ -195,18 +198,12 @@ func (r *Runtime) serveQcow2(ctx context.Context, id, path string, readOnly bool
 // startServer starts the server of an image and connects to its socket, which it
 // makes in dir.
 func (r *Runtime) startServer(ctx context.Context, id, dir, path, format string, readOnly bool) (*net.UnixConn, export, error) {
-	node, err := serverNode(path, format)
+	remote, err := Remote(path)
 	if err != nil {
 		return nil, export{}, err
 	}
 	const sockets = "/socket" // by the server
-	argv := []string{qemuNBD, "--fork", "--socket=" + sockets + "/nbd", "--cache=writeback"}
-	if readOnly {
-		argv = append(argv, "--read-only")
-	} else {
-		argv = append(argv, "--discard=unmap")
-	}
-	argv = append(argv, "json:"+node)
+	argv := serverCommand(imageSeen, format, sockets+"/nbd", readOnly, remote)
 	props := append(imageService(path, readOnly, systemd.Bind{Source: dir, Target: sockets}),
 		systemd.Description(format+" image "+path), systemd.ServiceType("forking"), systemd.ExecStart(argv...))
 	atStep("image serve")
@@ -231,19 +228,26 @@ func (r *Runtime) startServer(ctx context.Context, id, dir, path, format string,
 	return server.(*net.UnixConn), e, nil
 }
 
-// serverNode is how QEMU is to read an image. A qcow2 image it opens for itself
-// alone to write, or with others who read; a raw one it does only if that has a
-// size.
-func serverNode(path, format string) (string, error) {
-	const file = `"file":{"driver":"file","locking":"on","filename":"` + imageSeen + `"}}`
+// serverCommand is what serves an image. One that is qcow2 QEMU opens alone to
+// write, or with others who read. Of a raw one it does not care who else has it,
+// so that has the lock of lockImage: flock(1) becomes the server, which keeps it.
+func serverCommand(image, format, socket string, readOnly, remote bool) []string {
+	argv := []string{qemuNBD, "--fork", "--socket=" + socket, "--cache=writeback"}
+	lock := "--exclusive"
+	if readOnly {
+		argv, lock = append(argv, "--read-only"), "--shared"
+	} else {
+		argv = append(argv, "--discard=unmap")
+	}
 	if format == "qcow2" {
-		return `{"driver":"qcow2","backing":null,` + file, nil
+		return append(argv, `json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"`+image+`"}}`)
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return "", err
+	locking := "on"
+	if remote { // both are one kind of lock to another host
+		locking = "off"
 	}
-	return fmt.Sprintf(`{"driver":"raw","offset":0,"size":%d,%s`, st.Size&^(sector-1), file), nil
+	argv = append(argv, `json:{"driver":"raw","file":{"driver":"file","locking":"`+locking+`","filename":"`+image+`"}}`)
+	return append([]string{flock, "--no-fork", "--nonblock", lock, image}, argv...)
 }
 
 // imageSeen is where a service sees the image that it is for.
