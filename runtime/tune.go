@@ -53,7 +53,7 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 		}
 		i.closeDisks(context.WithoutCancel(ctx), has)
 	}()
-	if err := i.openDisks(ctx, after.Devices); err != nil {
+	if err := i.openDisks(ctx, without(after.Devices, before.Devices)); err != nil {
 		return err
 	}
 	before, after = i.resolved(before), i.resolved(after)
