@@ -62,7 +62,8 @@ func (r *Runtime) GrowDisk(ctx context.Context, i *Instance, d xml.Device, size 
 
 // growServedDisk is growServed of a disk. Nobody has to be frozen: what a server
 // has not answered the next one is asked again. All that it has answered is in the
-// image when it ends; that of QEMU 7.2 does so with the next request only.
+// image when it ends. QEMU 7.2 ends with the next request only, and is killed if
+// there is none for ten seconds.
 func (i *Instance) growServedDisk(ctx context.Context, d recordedDisk, grow func() error) error {
 	s := recordedServer{ID: d.ID, Image: d.Path, Index: uint32(d.Number), Disk: d.Device.Image}
 	if !d.serves() {
@@ -74,11 +75,8 @@ func (i *Instance) growServedDisk(ctx context.Context, d recordedDisk, grow func
 	atStep("image grows")
 	device, err := os.Open(d.node())
 	if err == nil {
-		err = errors.Join(device.Sync(), s.wait(true))
-		time.AfterFunc(200*time.Millisecond, func() {
-			device.Sync() // waits for the next server, if there is none any more
-			device.Close()
-		})
+		// Only before: a daemon that waits for a server itself cannot end.
+		err = errors.Join(device.Sync(), s.wait(true), device.Close())
 	}
 	if err == nil {
 		err = i.r.endServer(ctx, s.ID)
