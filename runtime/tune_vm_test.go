@@ -50,7 +50,7 @@ systemctl show -p MemoryMax,MemoryHigh,CPUWeight,IOWeight,IOReadBandwidthMax,IOW
 	if err != nil {
 		t.Fatalf("%v\n%s", err, host)
 	}
-	in, err := inside(i, `grep -E "open files|locked|pending" /proc/1/limits; ls /dev/fuse 2>&1; (exec 3</dev/fuse) 2>&1 && echo fuse opens; ls /dev/vdx 2>&1; (exec 3<>/dev/vdx) 2>&1 && echo disk opens; cat /proc/sys/kernel/shmall; grep -o 'max=[0-9]*' /proc/mounts; ls /dev/tty[0-9]* 2>&1; true`)
+	in, err := inside(i, `grep -E "open files|locked|pending" /proc/1/limits; ls /dev/fuse 2>&1; (exec 3</dev/fuse) 2>&1 && echo fuse opens; ls /dev/vdx 2>&1; (exec 3</dev/vdx) 2>&1 && echo disk opens; cat /proc/sys/kernel/shmall; grep -o 'max=[0-9]*' /proc/mounts; ls /dev/tty[0-9]* 2>&1; true`)
 	if err != nil {
 		t.Fatal(in, err)
 	}
