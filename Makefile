@@ -5,6 +5,7 @@ DESTDIR ?=
 SBINDIR  = $(PREFIX)/sbin
 BINDIR   = $(PREFIX)/bin
 UNITDIR  = $(PREFIX)/lib/systemd/system
+RULESDIR = $(PREFIX)/lib/udev/rules.d
 # Where what is built goes to, and with which build tags: a daemon of the tests
 # can be told to fail (runtime/faults.go), one that is shipped cannot.
 BIN      = bin
@@ -47,6 +48,7 @@ install: build
 		sed 's|@SBINDIR@|$(SBINDIR)|' integration/packaging/$$unit > $(BIN)/$$unit && \
 		install -D -m 644 $(BIN)/$$unit $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
 	done
+	install -D -m 644 integration/packaging/59-virtvzd.rules $(DESTDIR)$(RULESDIR)/59-virtvzd.rules
 	install -d $(DESTDIR)$(PREFIX)/share/virtvzd/templates
 	install -m 644 driver/virtvzd/templates/*.toml $(DESTDIR)$(PREFIX)/share/virtvzd/templates
 	[ -e $(DESTDIR)/etc/libvirt/virtvzd.conf ] || \

@@ -7,6 +7,7 @@ import (
 
 	"virtvzd/driver/protocol"
 	"virtvzd/runtime"
+	"virtvzd/xml"
 )
 
 // block is what clients know as a block device: the root, or a <disk>.
@@ -16,7 +17,7 @@ type block struct {
 	kind blockKind
 
 	qcow2  bool           // path is a qcow2 image
-	device runtime.Device // of a rootImage that is mounted
+	device runtime.Device // of a rootImage that is mounted, or a diskImage that is attached
 	volume string         // POOL/VOLUME
 }
 
@@ -27,7 +28,7 @@ const (
 	rootDirectory                  // a directory that is its root
 	rootImage                      // a file, block device or volume that its root is in
 	diskDevice
-	diskFile
+	diskImage // a file, or a volume
 )
 
 // rootTarget is the name of an environment's root among its block devices,
@@ -50,13 +51,28 @@ func (drv *Driver) blocksOf(d *domain, v *view, def *libvirtxml.Domain) []block 
 	}
 	list := []block{root}
 	for _, disk := range def.Devices.Disks {
-		if disk.Source.Block != nil {
-			list = append(list, block{name: disk.Target.Dev, path: disk.Source.Block.Dev, kind: diskDevice})
-		} else {
-			list = append(list, block{name: disk.Target.Dev, path: disk.Source.File.File, kind: diskFile})
-		}
+		list = append(list, diskBlock(&disk, v))
 	}
 	return list
+}
+
+// diskBlock is a <disk>, with what the environment tells of it if it runs.
+func diskBlock(disk *libvirtxml.DomainDisk, v *view) block {
+	dev := xml.DiskDevice(disk)
+	b := block{name: disk.Target.Dev, path: dev.Source, kind: diskDevice}
+	if dev.Image == "" {
+		return b
+	}
+	b.kind, b.qcow2 = diskImage, dev.Image == "qcow2"
+	if dev.Volume {
+		b.path, b.volume = "", dev.Source
+	}
+	if v.instance != nil {
+		if path, device := v.instance.Disk(dev); path != "" {
+			b.path, b.device = path, device
+		}
+	}
+	return b
 }
 
 // rootOf is the root that a definition has.
@@ -109,6 +125,9 @@ func (drv *Driver) findBlockOf(d *domain, v *view, def *libvirtxml.Domain, name 
 // which disk it is (on btrfs, say), all are meant.
 func (b block) io(used []runtime.IOStats) (runtime.IOStats, error) {
 	disk := b.device
+	if disk == (runtime.Device{}) && b.kind == diskImage {
+		return runtime.IOStats{}, errorf(protocol.ErrOperationFailed, "the disk '%s' is not attached", b.name)
+	}
 	if disk == (runtime.Device{}) {
 		var err error
 		if disk, err = runtime.DiskOf(b.path); err != nil {

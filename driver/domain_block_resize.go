@@ -13,9 +13,9 @@ var blockResizing = table{
 	modify(protocol.DomainBlockResize, resizeBlock),
 }
 
-// resizeBlock changes how much the root may hold, at once where the environment
-// runs: a limit, which is in the saved definition as well, or the size of an
-// image, which need not be in the definition.
+// resizeBlock makes a disk that is an image larger, or changes how much the root
+// may hold, at once where the environment runs: a limit, which is in the saved
+// definition as well, or the size of an image, which need not be in the definition.
 func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 	if err := checkFlags(a.Flags, protocol.DomainBlockResizeBytes, protocol.DomainBlockResizeCapacity); err != nil {
 		return err
@@ -28,6 +28,9 @@ func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 	v := c.view()
 	limited := xml.RootSpace(v.definition(false)) != 0 || xml.RootSpace(v.definition(true)) != 0
 	switch {
+	case b.kind == diskImage && whole:
+		return errorf(protocol.ErrOperationUnsupported, "the disk '%s' is as large as its image: give a size", b.name)
+	case b.kind == diskImage:
 	case b.name != rootTarget:
 		return errorf(protocol.ErrOperationUnsupported, "the disk '%s' is the host's: resize it there, the environment sees its new size", b.name)
 	case whole && b.kind == rootImage && limited:
@@ -45,6 +48,8 @@ func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 		size *= 1024
 	}
 	switch {
+	case b.kind == diskImage:
+		return c.growDisk(b, size)
 	case size == 0 && b.kind == rootImage:
 		return errorf(protocol.ErrInvalidArg, "size must not be 0: an image grows only")
 	case size == 0:
@@ -60,6 +65,13 @@ func resizeBlock(c *change, a *protocol.DomainBlockResizeArgs) error {
 		}
 		return xml.SetRootSpace(def, size)
 	})
+}
+
+// growDisk makes a disk that is an image larger.
+func (c *change) growDisk(b block, size uint64) error {
+	v := c.view()
+	dev := xml.DiskDevice(diskOf(v.definition(false), b.name))
+	return c.drv.rt.GrowDisk(c.ctx, v.instance, dev, size)
 }
 
 // growRoot makes an image that is the root larger; 0 is as large as what it is

@@ -83,9 +83,6 @@ func (r *request) blockStats(d *domain, path string) (runtime.IOStats, error) {
 	if err != nil {
 		return runtime.IOStats{}, err
 	}
-	if b.kind == diskFile {
-		return runtime.IOStats{}, errorf(protocol.ErrOperationUnsupported, "only disks of type 'block' are accounted, '%s' is a file", path)
-	}
 	return b.io(cgroup.IO())
 }
 
@@ -99,13 +96,19 @@ func domainBlockInfo(r *request, d *domain, a *protocol.DomainGetBlockInfoArgs) 
 	if err != nil {
 		return ret, err
 	}
-	if b.path == "" {
-		if b.path, err = r.drv.rt.VolumePath(r.ctx, b.volume); err != nil {
-			return ret, err
-		}
+	if err := r.locate(&b); err != nil {
+		return ret, err
 	}
 	s, err := b.space()
 	return protocol.DomainGetBlockInfoRet{Capacity: s.Capacity, Allocation: s.Allocation, Physical: s.Physical}, err
+}
+
+// locate asks where a volume is that is not in use.
+func (r *request) locate(b *block) (err error) {
+	if b.path == "" {
+		b.path, err = r.drv.rt.VolumePath(r.ctx, b.volume)
+	}
+	return err
 }
 
 // domainDiskErrors are none: an error of the disk reaches the process that
@@ -135,7 +138,7 @@ func addBlocks(g *gathering, l *numberList) {
 		prefix := protocol.DomainStatsBlockPrefix + strconv.Itoa(n)
 		l.text(prefix+protocol.DomainStatsBlockSuffixName, b.name)
 		l.text(prefix+protocol.DomainStatsBlockSuffixPath, b.path)
-		if g.cgroup != nil && b.kind != diskFile {
+		if g.cgroup != nil {
 			l.blockIO(prefix, b, used)
 		}
 		l.blockSpace(prefix, b)
@@ -154,10 +157,10 @@ func (l *numberList) blockIO(prefix string, b block, used []runtime.IOStats) {
 	l.number(prefix+protocol.DomainStatsBlockSuffixWrBytes, s.WriteBytes)
 }
 
-// blockSpace does not ask for the size of a root that lies on another host:
-// domstats must not wait for a server.
+// blockSpace does not ask for the size of what lies on another host: domstats
+// must not wait for a server.
 func (l *numberList) blockSpace(prefix string, b block) {
-	if b.kind == rootDirectory || b.kind == rootImage {
+	if b.kind == rootDirectory || b.kind == rootImage || b.kind == diskImage {
 		if remote, err := runtime.Remote(b.path); err != nil || remote {
 			return
 		}
@@ -185,6 +188,12 @@ func domainBlockPeek(r *request, d *domain, a *protocol.DomainBlockPeekArgs) (re
 	}
 	if b.isDirectory() {
 		return ret, errorf(protocol.ErrOperationUnsupported, "'%s' is a directory tree, not a disk: there are no blocks to peek at", a.Path)
+	}
+	if b.qcow2 {
+		return ret, errorf(protocol.ErrOperationUnsupported, "'%s' is a qcow2 image: only what is in a raw one can be peeked at", a.Path)
+	}
+	if err := r.locate(&b); err != nil {
+		return ret, err
 	}
 	f, err := os.OpenFile(b.path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {

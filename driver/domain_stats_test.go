@@ -331,13 +331,13 @@ func TestBlocks(t *testing.T) {
 		name, want string
 	}{
 		{own, "/", "rootLayer private/" + own.uuid.String()},
-		{own, "sda", "diskFile " + image}, {own, image, "diskFile " + image},
-		{given, "/", "rootDirectory " + dir}, {given, dir, "rootDirectory " + dir}, {given, "sdb", "diskFile " + image},
+		{own, "sda", "diskImage " + image}, {own, image, "diskImage " + image},
+		{given, "/", "rootDirectory " + dir}, {given, dir, "rootDirectory " + dir}, {given, "sdb", "diskImage " + image},
 		{given, image, "invalid argument: invalid path: " + image}, // two have it
 		{own, "", "invalid argument: invalid path: "}, {own, "sdc", "invalid argument: invalid path: sdc"},
 	} {
 		b, err := drv.findBlock(c.d, c.name)
-		got := []string{"rootLayer", "rootDirectory", "rootImage", "diskDevice", "diskFile"}[b.kind] + " " + b.path
+		got := []string{"rootLayer", "rootDirectory", "rootImage", "diskDevice", "diskImage"}[b.kind] + " " + b.path
 		if err != nil {
 			got = err.Error()
 		}
@@ -531,7 +531,8 @@ func TestBlockPeek(t *testing.T) {
 	drv := statsDriver(t)
 	d, r := addDomain(t, drv, "web1", ""), statsRequest(t, drv)
 	doc := strings.Replace(domainXML("web1", ""), "</devices>", fmt.Sprintf(`<disk type='file'><source file='%s'/><target dev='sda'/></disk>
-<disk type='block'><source dev='/dev/null'/><target dev='sdb'/></disk></devices>`, image), 1)
+<disk type='block'><source dev='/dev/null'/><target dev='sdb'/></disk>
+<disk type='file'><driver name='nbd' type='qcow2'/><source file='%[1]s.qcow2'/><target dev='sdc'/></disk></devices>`, image), 1)
 	def, err := xml.Parse(doc, drv.facts(), xml.ParseOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -549,6 +550,7 @@ func TestBlockPeek(t *testing.T) {
 		{"sda", 1 << 63, 1, "!bytes available"},
 		{"sda", 0, protocol.DomainBlockPeekBufferMax + 1, "!beyond the limit"},
 		{"sdb", 0, 1, "!neither a block device nor a file"},
+		{"sdc", 0, 1, "!is a qcow2 image"},
 		{"/", 0, 1, "!is a directory tree"},
 		{"sdz", 0, 1, "!invalid path: sdz"},
 	} {

@@ -43,6 +43,10 @@ func (r *Runtime) cleanupWithin(ctx, asking context.Context, rec *record) error 
 	if err := errors.Join(r.endCheckpoint(ending, rec.UUID, rec.Checkpoint), endDumping(rec)); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
 	}
+	atStep("undo disks")
+	if err := r.endDisks(ending, rec); err != nil {
+		return fmt.Errorf("clean up after %s: %w", rec.Name, err)
+	}
 	atStep("undo links")
 	if err := r.removeLinks(asking, uuid, rec); err != nil {
 		return fmt.Errorf("clean up after %s: %w", rec.Name, err)

@@ -35,6 +35,9 @@ func nodesOf(devices []xml.Device) (list []deviceNode) {
 // nodes from within the scope; nobody else inside has the capability to.
 func scopeDevices(devices []xml.Device) (list []systemd.Device) {
 	for _, d := range devices {
+		if d.Source == "" {
+			continue // a disk that is no more
+		}
 		access := "rwm"
 		if d.ReadOnly {
 			access = "rm"
@@ -47,6 +50,9 @@ func scopeDevices(devices []xml.Device) (list []systemd.Device) {
 // checkDevices refuses what is no device on this host.
 func checkDevices(devices []xml.Device) error {
 	for _, d := range devices {
+		if isImage(d) {
+			continue // openDisk does
+		}
 		var st unix.Stat_t
 		if err := unix.Stat(d.Source, &st); err != nil {
 			return fmt.Errorf("device %s: %w", d.Source, err)

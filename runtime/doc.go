@@ -9,6 +9,7 @@
 //	record.go    what is written down before each step, so that a crash leaves nothing unknown
 //	filesystem.go its filesystems below the root; filesystem_grow.go a root in an image grows (qcow2: filesystem_qcow2_grow.go)
 //	filesystem_freeze.go those that nobody else has are frozen, filesystem_trim.go and trimmed
+//	device.go    device nodes; disk.go disks that are images (disk_grow.go, filesystem_qcow2.go)
 //	quota.go     how much its own layer may hold; quota_btrfs.go on btrfs
 //	network.go   its network interfaces
 //	instance.go  the running environment: init's pid and pidfd, its scope, its console

@@ -140,26 +140,31 @@ func (r *Runtime) growSource(ctx context.Context, i *Instance, source, format st
 	if size > maxImageSize {
 		return fmt.Errorf("%d KiB are more than a file system can have", kib(size))
 	}
-	switch {
-	case format == "qcow2" && i != nil:
-		return i.growServed(ctx, source, size)
-	case format == "qcow2":
-		return r.growQcow2(ctx, source, size)
+	if info, err := os.Stat(source); err != nil || !info.Mode().IsRegular() {
+		return errors.Join(err, fmt.Errorf("it is a device of %d KiB: make that larger, and take --capacity in place of a size: %w", kib(now.Capacity), ErrUnsupported))
 	}
-	image, err := os.OpenFile(source, os.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if format == "qcow2" && i != nil {
+		return i.growServed(ctx, source, size)
+	}
+	return r.growImage(ctx, source, format, size)
+}
+
+// growImage makes a file longer, or what it says of its size.
+func (r *Runtime) growImage(ctx context.Context, path, format string, size uint64) error {
+	if format == "qcow2" {
+		return r.growQcow2(ctx, path, size)
+	}
+	image, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return errnoOf(err)
 	}
 	defer image.Close()
-	if info, err := image.Stat(); err != nil || !info.Mode().IsRegular() {
-		return errors.Join(err, fmt.Errorf("it is a device of %d KiB: make that larger, and take --capacity in place of a size: %w", kib(now.Capacity), ErrUnsupported))
-	}
 	return errnoOf(image.Truncate(int64(size)))
 }
 
 // growQcow2 has qemu-img do it, which sees no file but the image.
 func (r *Runtime) growQcow2(ctx context.Context, source string, size uint64) error {
-	path, err := qcow2Path(source)
+	path, err := findImage(source, "qcow2")
 	if err != nil {
 		return err
 	}

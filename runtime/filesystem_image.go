@@ -136,19 +136,33 @@ func imageType(image io.ReaderAt) (string, error) {
 	return "", errors.New("there is no file system on it that can be mounted: ext4, xfs and btrfs are, on the whole of it, without partitions")
 }
 
-// lockImage keeps a file that is mounted from being mounted once more, which
-// would destroy it. The lock lasts as long as the loop device, which has the
-// same open file.
+// What QEMU locks of a file (block/file-posix.c): a byte for each thing that a user
+// does with it, from the second on to write, and one for each that it wants no other
+// to do.
+const qemuWrites, qemuWritesEnd, qemuSharesNotEnd = 100 + 1, 100 + 4, 200 + 4
+
+// lockImage keeps a file that is mounted, or a disk, from being so once more,
+// which would destroy it. The lock lasts as long as the loop device, or what serves
+// it, which has the same open file. What serves a qcow2 image, or has one as the
+// disk of a virtual machine, has QEMU's locks instead.
 func lockImage(image *os.File, readOnly bool) error {
-	lock := unix.LOCK_EX
+	lock, end := unix.LOCK_EX, int64(qemuSharesNotEnd)
 	if readOnly {
-		lock = unix.LOCK_SH
+		lock, end = unix.LOCK_SH, qemuWritesEnd
 	}
+	busy := errors.New("it is in use: one can write to an image, or any number read it")
 	err := unix.Flock(int(image.Fd()), lock|unix.LOCK_NB)
 	if err == unix.EWOULDBLOCK {
-		return errors.New("it is in use: one can write to an image, or any number read it")
+		return busy
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	locked := unix.Flock_t{Type: unix.F_WRLCK, Start: qemuWrites, Len: end - qemuWrites}
+	if err := unix.FcntlFlock(image.Fd(), unix.F_OFD_GETLK, &locked); err == nil && locked.Type != unix.F_UNLCK {
+		return busy
+	}
+	return nil
 }
 
 // imageOptions keep an image from what it could ask for: a host that panics

@@ -100,6 +100,9 @@ func readQcow2(image io.ReaderAt) (h qcow2Header, err error) {
 // qemuNBD is where Debian and others have it.
 const qemuNBD = "/usr/bin/qemu-nbd"
 
+// flock is of util-linux.
+const flock = "/usr/bin/flock"
+
 func (r *Runtime) imagesDir() string { return filepath.Join(r.config.StateDir, "images") }
 
 func imageUnit(id string) string { return "virtvzd-image-" + id + ".service" }
@@ -107,17 +110,12 @@ func imageUnit(id string) string { return "virtvzd-image-" + id + ".service" }
 // openQcow2 makes a block device of a qcow2 image, which ends with its last
 // user.
 func (r *Runtime) openQcow2(ctx context.Context, source string, readOnly bool) (*os.File, error) {
-	path, err := qcow2Path(source)
+	path, err := servedPath(source, "qcow2", readOnly)
 	if err != nil {
 		return nil, err
 	}
-	if !exists(qemuNBD) {
-		return nil, fmt.Errorf("a qcow2 image needs %s: install the package qemu-utils, or make a raw image with 'qemu-img convert -O raw': %w", qemuNBD, ErrUnsupported)
-	}
-	if !exists("/sys/module/nbd") {
-		if text, err := exec.CommandContext(ctx, "modprobe", "nbd").CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("a qcow2 image needs the kernel's module nbd: modprobe nbd: %w: %s", err, printable(string(text), 200))
-		}
+	if err := readyToServe(ctx); err != nil {
+		return nil, err
 	}
 	id := newLayerID()
 	dir := filepath.Join(r.imagesDir(), id)
@@ -134,17 +132,54 @@ func (r *Runtime) openQcow2(ctx context.Context, source string, readOnly bool) (
 	return device, os.RemoveAll(dir)
 }
 
-// qcow2Path checks an image and tells where it is, without links.
-func qcow2Path(source string) (string, error) {
+// readyToServe tells whether this host has what serves images. Of what is in one
+// the kernel is to look for no partitions.
+func readyToServe(ctx context.Context) error {
+	if !exists(qemuNBD) {
+		return fmt.Errorf("it needs %s: install the package qemu-utils: %w", qemuNBD, ErrUnsupported)
+	}
+	if exists("/sys/module/nbd") {
+		return nil
+	}
+	if text, err := exec.CommandContext(ctx, "modprobe", "nbd", "max_part=0").CombinedOutput(); err != nil {
+		return fmt.Errorf("it needs the kernel's module nbd: modprobe nbd: %w: %s", err, printable(string(text), 200))
+	}
+	return nil
+}
+
+// servedPath is findImage of an image that is to be served, which nobody else
+// may have in use then.
+func servedPath(source, format string, readOnly bool) (string, error) {
+	path, err := findImage(source, format)
+	if err != nil {
+		return "", err
+	}
+	image, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return "", errnoOf(err)
+	}
+	defer image.Close()
+	return path, lockImage(image, readOnly)
+}
+
+// findImage checks an image and tells where it is, without links.
+func findImage(source, format string) (string, error) {
 	image, err := os.OpenFile(source, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return "", errnoOf(err)
 	}
 	defer image.Close()
-	if info, err := image.Stat(); err != nil || !info.Mode().IsRegular() {
-		return "", errors.Join(err, errors.New("it is not a regular file: a qcow2 image must be one"))
+	info, err := image.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return "", errors.Join(err, errors.New("it is not a regular file: an image must be one"))
 	}
-	if _, err := readQcow2(image); err != nil {
+	switch {
+	case format == "qcow2":
+		_, err = readQcow2(image)
+	case info.Size() < sector:
+		err = fmt.Errorf("it has %d bytes: make it larger with 'truncate -s'", info.Size())
+	}
+	if err != nil {
 		return "", err
 	}
 	return filepath.EvalSymlinks(source)
@@ -152,7 +187,7 @@ func qcow2Path(source string) (string, error) {
 
 // serveQcow2 starts the server and connects the kernel with it.
 func (r *Runtime) serveQcow2(ctx context.Context, id, path string, readOnly bool) (*os.File, error) {
-	server, e, err := r.startQcow2(ctx, id, filepath.Join(r.imagesDir(), id), path, readOnly)
+	server, e, err := r.startServer(ctx, id, filepath.Join(r.imagesDir(), id), path, "qcow2", readOnly)
 	if err != nil {
 		return nil, err
 	}
@@ -160,18 +195,17 @@ func (r *Runtime) serveQcow2(ctx context.Context, id, path string, readOnly bool
 	return attachNBD(server, e, imageUnit(id), readOnly)
 }
 
-// startQcow2 starts the server and connects to its socket, which it makes in dir.
-func (r *Runtime) startQcow2(ctx context.Context, id, dir, path string, readOnly bool) (*net.UnixConn, export, error) {
-	const sockets = "/socket" // by the server
-	argv := []string{qemuNBD, "--fork", "--socket=" + sockets + "/nbd", "--cache=writeback"}
-	if readOnly {
-		argv = append(argv, "--read-only")
-	} else {
-		argv = append(argv, "--discard=unmap")
+// startServer starts the server of an image and connects to its socket, which it
+// makes in dir.
+func (r *Runtime) startServer(ctx context.Context, id, dir, path, format string, readOnly bool) (*net.UnixConn, export, error) {
+	remote, err := Remote(path)
+	if err != nil {
+		return nil, export{}, err
 	}
-	argv = append(argv, `json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"`+imageSeen+`"}}`)
+	const sockets = "/socket" // by the server
+	argv := serverCommand(imageSeen, format, sockets+"/nbd", readOnly, remote)
 	props := append(imageService(path, readOnly, systemd.Bind{Source: dir, Target: sockets}),
-		systemd.Description("qcow2 image "+path), systemd.ServiceType("forking"), systemd.ExecStart(argv...))
+		systemd.Description(format+" image "+path), systemd.ServiceType("forking"), systemd.ExecStart(argv...))
 	atStep("image serve")
 	if err := r.config.Scopes.StartService(ctx, imageUnit(id), props...); err != nil {
 		return nil, export{}, fmt.Errorf("qemu-nbd cannot open it: 'journalctl -u %s' tells why: %w", imageUnit(id), err)
@@ -192,6 +226,28 @@ func (r *Runtime) startQcow2(ctx context.Context, id, dir, path string, readOnly
 		return nil, export{}, fmt.Errorf("qemu-nbd: %w", err)
 	}
 	return server.(*net.UnixConn), e, nil
+}
+
+// serverCommand is what serves an image. One that is qcow2 QEMU opens alone to
+// write, or with others who read. Of a raw one it does not care who else has it,
+// so that has the lock of lockImage: flock(1) becomes the server, which keeps it.
+func serverCommand(image, format, socket string, readOnly, remote bool) []string {
+	argv := []string{qemuNBD, "--fork", "--socket=" + socket, "--cache=writeback"}
+	lock := "--exclusive"
+	if readOnly {
+		argv, lock = append(argv, "--read-only"), "--shared"
+	} else {
+		argv = append(argv, "--discard=unmap")
+	}
+	if format == "qcow2" {
+		return append(argv, `json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"`+image+`"}}`)
+	}
+	locking := "on"
+	if remote { // both are one kind of lock to another host
+		locking = "off"
+	}
+	argv = append(argv, `json:{"driver":"raw","file":{"driver":"file","locking":"`+locking+`","filename":"`+image+`"}}`)
+	return append([]string{flock, "--no-fork", "--nonblock", lock, image}, argv...)
 }
 
 // imageSeen is where a service sees the image that it is for.

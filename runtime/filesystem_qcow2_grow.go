@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type recordedServer struct {
 	ID    string // of imageUnit
 	Image string
 	Index uint32 // of the network block device
+	Disk  string `json:",omitempty"` // format of one that is a disk, in which no file system is the host's
 }
 
 // againSuffix marks a directory that is not of an image about to be opened.
@@ -84,8 +86,10 @@ func (i *Instance) serveAgain(ctx context.Context) error {
 		return fmt.Errorf("the image %s is not served, and %s waits for it: 'systemctl restart virtvzd' tries again: %w", s.Image, i.Name(), err)
 	}
 	atStep("image thaws")
-	if _, err := i.thawFilesystems(nil); err != nil {
-		return err
+	if s.Disk == "" {
+		if _, err := i.thawFilesystems(nil); err != nil {
+			return err
+		}
 	}
 	return i.noteServer(nil)
 }
@@ -131,7 +135,7 @@ func (i *Instance) rootServer(source string) (s recordedServer, err error) {
 		return s, err
 	}
 	s = recordedServer{ID: id, Index: uint32(index)}
-	s.Image, err = qcow2Path(source)
+	s.Image, err = findImage(source, "qcow2")
 	return s, err
 }
 
@@ -160,7 +164,7 @@ func (r *Runtime) replaceServer(ctx context.Context, s recordedServer) error {
 	}
 	defer os.RemoveAll(dir)
 	for {
-		server, e, err := r.startQcow2(ctx, s.ID, dir, s.Image, false)
+		server, e, err := r.startServer(ctx, s.ID, dir, s.Image, cmp.Or(s.Disk, "qcow2"), false)
 		if errors.Is(err, systemd.ErrUnitExists) && ctx.Err() == nil { // systemd has not yet forgotten it
 			time.Sleep(50 * time.Millisecond)
 			continue

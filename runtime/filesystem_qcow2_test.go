@@ -51,10 +51,10 @@ func TestReadQcow2(t *testing.T) {
 	}
 }
 
-// TestQcow2Path opens nothing that is not a file.
-func TestQcow2Path(t *testing.T) {
+// TestFindImage opens nothing that is not a file.
+func TestFindImage(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := qcow2Path(dir); err == nil || !strings.Contains(err.Error(), "regular") {
+	if _, err := findImage(dir, "qcow2"); err == nil || !strings.Contains(err.Error(), "regular") {
 		t.Error(err)
 	}
 	body, _ := io.ReadAll(qcow2(func(*qcow2Header) {}))
@@ -64,7 +64,7 @@ func TestQcow2Path(t *testing.T) {
 		t.Error(s, err)
 	}
 	real, _ := filepath.EvalSymlinks(dir)
-	if path, err := qcow2Path(dir + "/link"); err != nil || path != real+"/image" {
+	if path, err := findImage(dir+"/link", "qcow2"); err != nil || path != real+"/image" {
 		t.Error(path, err)
 	}
 }

@@ -80,21 +80,34 @@ func nbdHandshake(server io.ReadWriter) (e export, err error) {
 	return export{binary.BigEndian.Uint64(answer[:]), binary.BigEndian.Uint16(answer[8:])}, nil
 }
 
-// attachNBD makes a block device of a connection after the handshake. backend is
-// a name by which detachNBD finds it. The device ends with its last user.
-func attachNBD(server *net.UnixConn, e export, backend string, readOnly bool) (*os.File, error) {
+// connectNBD makes a block device of a connection after the handshake, that of a
+// number where one is given. backend is a name by which detachNBD finds it.
+func connectNBD(server *net.UnixConn, e export, backend string, number ...uint32) (index uint32, err error) {
 	socket, err := server.File()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer socket.Close()
-	answer, err := nbdRequest(nbdConnect, append(e.sizes(), nl.NewRtAttr(nbdServerFlags, nl.Uint64Attr(uint64(e.flags))), nbdSocket(socket), nbdName(backend))...)
+	attributes := append(e.sizes(), nl.NewRtAttr(nbdServerFlags, nl.Uint64Attr(uint64(e.flags))), nbdSocket(socket), nbdName(backend))
+	for _, n := range number {
+		attributes = append(attributes, nl.NewRtAttr(nbdIndex, nl.Uint32Attr(n)))
+	}
+	answer, err := nbdRequest(nbdConnect, attributes...)
 	if err != nil {
-		return nil, fmt.Errorf("network block device: %w", err)
+		return 0, fmt.Errorf("network block device: %w", err)
 	}
 	index, ok := nbdIndexOf(answer)
 	if !ok {
-		return nil, errors.New("the kernel does not tell which network block device it has made")
+		return 0, errors.New("the kernel does not tell which network block device it has made")
+	}
+	return index, nil
+}
+
+// attachNBD is connectNBD of a device that ends with its last user.
+func attachNBD(server *net.UnixConn, e export, backend string, readOnly bool) (*os.File, error) {
+	index, err := connectNBD(server, e, backend)
+	if err != nil {
+		return nil, err
 	}
 	mode := os.O_RDWR
 	if readOnly {

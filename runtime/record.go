@@ -36,6 +36,8 @@ type record struct {
 	Killed    bool               `json:",omitempty"` // by Kill: its end is no crash
 	Links     []*recordedLink
 	Mounts    []recordedMount // filesystems below the root
+	Disks     []recordedDisk  `json:",omitempty"` // that are images
+	Numbers   []int           `json:",omitempty"` // of their devices, also of those that are detached
 	Frozen    []ownFilesystem `json:",omitempty"` // filesystems that are
 	Freezing  bool            `json:",omitempty"` // or not yet all of them
 	Server    *recordedServer `json:",omitempty"` // of the root's image, which grows
@@ -74,7 +76,7 @@ const (
 const recordName = "record.json"
 
 // claim is what the environment holds.
-func (r *record) claim() claim { return claim{spans(r.IDMap), r.CPUs, r.Writes} }
+func (r *record) claim() claim { return claim{spans(r.IDMap), r.CPUs, r.Writes, r.Numbers} }
 
 func (r *record) save(dir string) error {
 	body, err := json.Marshal(r)

@@ -77,9 +77,10 @@ type Runtime struct {
 
 // claim is what an environment holds of what there is only so much of.
 type claim struct {
-	ids  []span
-	cpus []int
-	root *rootNode
+	ids   []span
+	cpus  []int
+	root  *rootNode
+	disks []int // numbers of devices, see disk.go
 }
 
 // New looks at the host and makes the directories. The error of a host that

@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"virtvzd/systemd"
 	"virtvzd/xml"
@@ -35,12 +36,18 @@ func (i *Instance) Settle() error {
 // environment that may run elsewhere: its interfaces are to stay cut off.
 func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
 	i.mu.Lock()
-	unsettled, states := i.rec.Unsettled, i.rec.InForce
+	unsettled, states := i.rec.Unsettled, slices.Clone(i.rec.InForce)
 	i.mu.Unlock()
 	if !unsettled || i.Leaving() != nil {
 		return nil
 	}
-	errs := []error{i.enforceProperties(ctx, env, states)}
+	errs := []error{i.restoreDisks(ctx, env.Devices)}
+	disks := env.Devices
+	env = i.resolved(env)
+	for n, state := range states {
+		states[n] = i.resolved(state)
+	}
+	errs = append(errs, i.enforceProperties(ctx, env, states))
 	for _, state := range states {
 		errs = append(errs, i.setRlimits(state.Counts, env.Counts), i.renewNodes(ctx, state.Devices, env.Devices),
 			i.setResolver(state, env), i.setHostname(state, env))
@@ -53,6 +60,7 @@ func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	i.closeDisks(ctx, disks)
 	return i.Settle()
 }
 

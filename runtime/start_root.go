@@ -29,6 +29,9 @@ func (s *starter) makeLayers(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.openDisks(ctx); err != nil {
+		return err
+	}
 	if len(s.env.Filesystems) == 0 {
 		return nil
 	}

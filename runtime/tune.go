@@ -24,7 +24,7 @@ var ErrTooMuchInUse = errors.New("too much memory is in use")
 //
 // What takes long is to reclaim memory: progress, unless it is nil, hears of
 // how many bytes of how many that is done, and a cancelled ctx ends it.
-func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, progress func(done, total uint64)) error {
+func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, progress func(done, total uint64)) (err error) {
 	if reflect.DeepEqual(before, after) {
 		return nil
 	}
@@ -46,6 +46,17 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	if err := i.unsettle(before, after); err != nil {
 		return err
 	}
+	had, has := before.Devices, after.Devices
+	defer func() {
+		if err != nil {
+			has = had
+		}
+		i.closeDisks(context.WithoutCancel(ctx), has)
+	}()
+	if err := i.openDisks(ctx, without(after.Devices, before.Devices)); err != nil {
+		return err
+	}
+	before, after = i.resolved(before), i.resolved(after)
 	cpus, err := i.r.reassign(i.uuid, after.CPU)
 	if err != nil {
 		return err

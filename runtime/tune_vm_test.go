@@ -4,6 +4,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +29,12 @@ func tunedEnvironments(t testing.TB) (plain, tuned *xml.Environment) {
 	with.IO = xml.IOLimits{Weight: 200, Devices: []xml.DeviceIO{{Path: disk, Weight: 250, ReadBytes: 1 << 20, WriteIOPS: 77}}}
 	with.Counts.Tasks, with.Counts.Cgroups, with.Counts.SharedPages, with.Counts.Terminals = 99, 9, 256, 7
 	with.Counts.Files, with.Counts.LockedPages, with.Counts.Signals = 100, 16, 5
-	with.Devices = []xml.Device{{Source: "/dev/fuse", Target: "/dev/fuse"}}
+	image := filepath.Join(vmData, "disk")
+	if err := errors.Join(os.MkdirAll(vmData, 0o711), os.WriteFile(image, make([]byte, 1<<20), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	with.Devices = []xml.Device{{Source: "/dev/fuse", Target: "/dev/fuse"}, {Source: image, Target: "/dev/vdx", Block: true, Image: "raw"}}
+	with.IO.Devices = append(with.IO.Devices, xml.DeviceIO{Disk: "/dev/vdx", ReadIOPS: 55})
 	with.Nameservers = []string{"192.0.2.53"}
 	return plain, &with
 }
@@ -44,7 +50,7 @@ systemctl show -p MemoryMax,MemoryHigh,CPUWeight,IOWeight,IOReadBandwidthMax,IOW
 	if err != nil {
 		t.Fatalf("%v\n%s", err, host)
 	}
-	in, err := inside(i, `grep -E "open files|locked|pending" /proc/1/limits; ls /dev/fuse 2>&1; (exec 3</dev/fuse) 2>&1 && echo fuse opens; cat /proc/sys/kernel/shmall; grep -o 'max=[0-9]*' /proc/mounts; ls /dev/tty[0-9]* 2>&1; true`)
+	in, err := inside(i, `grep -E "open files|locked|pending" /proc/1/limits; ls /dev/fuse 2>&1; (exec 3</dev/fuse) 2>&1 && echo fuse opens; ls /dev/vdx 2>&1; (exec 3</dev/vdx) 2>&1 && echo disk opens; cat /proc/sys/kernel/shmall; grep -o 'max=[0-9]*' /proc/mounts; ls /dev/tty[0-9]* 2>&1; true`)
 	if err != nil {
 		t.Fatal(in, err)
 	}
@@ -81,7 +87,8 @@ func TestKilledWhileTuning(t *testing.T) {
 		want[env] = inForce(t, i)
 		vmEnd(t, r, i)
 	}
-	if want[plain] == want[tuned] || !strings.Contains(want[tuned], "wiops=77") || !strings.Contains(want[tuned], "fuse opens") {
+	if want[plain] == want[tuned] || !strings.Contains(want[tuned], "wiops=77") || !strings.Contains(want[tuned], "fuse opens") ||
+		!strings.Contains(want[tuned], "disk opens") || !strings.Contains(want[tuned], "riops=55") {
 		t.Fatalf("nothing is limited:\n%s\nand\n%s", want[plain], want[tuned])
 	}
 	for _, c := range []struct {
@@ -89,6 +96,8 @@ func TestKilledWhileTuning(t *testing.T) {
 		saved *xml.Environment
 	}{
 		{"tune tune properties", tuned}, {"tune tune done", plain}, {"untune tune done", tuned},
+		{"tune disk recorded", plain}, {"tune image serve", tuned}, {"tune image connect", plain}, {"tune disk numbered", plain}, {"tune disk made", tuned},
+		{"untune disk closes", tuned}, {"untune disk closed", tuned}, {"untune disk closed", plain},
 	} {
 		t.Run(c.step, func(t *testing.T) {
 			runChild(t, c.step)

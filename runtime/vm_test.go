@@ -156,6 +156,9 @@ func leftovers() []string {
 	if out, _ := exec.Command("systemctl", "list-units", "--all", "--plain", "--no-legend", `machine-vz*`).Output(); len(bytes.TrimSpace(out)) > 0 {
 		left = append(left, "unit "+string(out))
 	}
+	if out, _ := exec.Command("systemctl", "list-units", "--all", "--plain", "--no-legend", imageUnit("*")).Output(); len(bytes.TrimSpace(out)) > 0 {
+		left = append(left, "unit "+string(out))
+	}
 	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range processes {
 		line, _ := os.ReadFile(p)

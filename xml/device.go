@@ -107,7 +107,8 @@ func validateHostdevs(def *libvirtxml.Domain, _ HostFacts) error {
 	return nil
 }
 
-// validateDisks: a disk is a block device's node inside.
+// validateDisks: a disk is a block device's node inside. What it takes to make
+// one of an image is looked at when it starts.
 func validateDisks(def *libvirtxml.Domain, _ HostFacts) error {
 	used := map[string]bool{}
 	for _, d := range def.Devices.Disks {
@@ -116,9 +117,9 @@ func validateDisks(def *libvirtxml.Domain, _ HostFacts) error {
 		}
 		source := DiskSource(&d)
 		if source == "" {
-			return unsupported("<disk>", "has no type and <source> an environment can have: block and file are accepted")
+			return unsupported("<disk>", "has no type and <source> an environment can have: block, file and volume are accepted")
 		}
-		if !strings.HasPrefix(source, "/") {
+		if d.Source.Volume == nil && !strings.HasPrefix(source, "/") {
 			return invalid("<disk>", "has the source '%s': an absolute path on the host is needed", shorten(source))
 		}
 		if d.Target == nil || d.Target.Dev == "" || strings.Contains(d.Target.Dev, "..") {
@@ -128,9 +129,27 @@ func validateDisks(def *libvirtxml.Domain, _ HostFacts) error {
 			return invalid("<disk>", "has the target '%s' twice", shorten(d.Target.Dev))
 		}
 		used[d.Target.Dev] = true
+		if err := validateDiskDriver(&d); err != nil {
+			return err
+		}
 		if err := validateIOTune(d.IOTune); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// validateDiskDriver: as libvirt's container driver has it, which tells the
+// format of an image by type; 'loop' can be of a raw one only.
+func validateDiskDriver(d *libvirtxml.DomainDisk) error {
+	if d.Driver == nil || d.Source.Block != nil {
+		return nil
+	}
+	switch name, format := d.Driver.Name, d.Driver.Type; {
+	case name != "" && name != "loop" && name != "nbd":
+		return unsupported("<disk>", "has the driver '%s', which a virtual machine has: loop and nbd are accepted", shorten(name))
+	case name == "loop" && format != "" && format != "raw":
+		return invalid("<disk>", "has the driver 'loop' with type='%s': a loop device has raw images only, leave the name out or make it 'nbd'", shorten(format))
 	}
 	return nil
 }

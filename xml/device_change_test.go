@@ -62,3 +62,40 @@ func TestSavedDevice(t *testing.T) {
 		}
 	}
 }
+
+// TestDiskDevices: what a <disk> is, and whose its limits are.
+func TestDiskDevices(t *testing.T) {
+	for _, c := range []struct {
+		disk string
+		want Device
+		unit DeviceIO
+	}{
+		{"<disk type='block'><source dev='/dev/vdb'/>", Device{Source: "/dev/vdb", Target: "/dev/sda", Block: true}, DeviceIO{Path: "/dev/vdb", ReadIOPS: 9}},
+		{"<disk type='file' device='disk'><source file='/x.img'/>", Device{Source: "/x.img", Target: "/dev/sda", Block: true, Image: "raw"}, DeviceIO{Disk: "/dev/sda", ReadIOPS: 9}},
+		{"<disk type='file'><driver name='loop' type='raw'/><source file='/x.img'/><readonly/>",
+			Device{Source: "/x.img", Target: "/dev/sda", Block: true, ReadOnly: true, Image: "raw"}, DeviceIO{Disk: "/dev/sda", ReadIOPS: 9}},
+		{"<disk type='file'><driver name='nbd' type='qcow2'/><source file='/x.img'/>", Device{Source: "/x.img", Target: "/dev/sda", Block: true, Image: "qcow2"}, DeviceIO{Disk: "/dev/sda", ReadIOPS: 9}},
+		{"<disk type='volume'><driver name='nbd' type='qcow2'/><source pool='p' volume='v'/>",
+			Device{Source: "p/v", Target: "/dev/sda", Block: true, Image: "qcow2", Volume: true}, DeviceIO{Disk: "/dev/sda", ReadIOPS: 9}},
+	} {
+		disk := c.disk + "<target dev='sda'/><iotune><read_iops_sec>9</read_iops_sec></iotune></disk>"
+		def, err := Parse(strings.Replace(minimal, "</devices>", disk+"</devices>", 1), host, ParseOptions{})
+		if err != nil {
+			t.Errorf("%s: %v", disk, err)
+			continue
+		}
+		env, err := NewEnvironment(def)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(env.Devices) != 1 || env.Devices[0] != c.want || len(env.IO.Devices) != 1 || env.IO.Devices[0] != c.unit {
+			t.Errorf("%s: %+v, %+v", disk, env.Devices, env.IO.Devices)
+		}
+		if list := Unrealised(def, host); len(list) != 0 {
+			t.Errorf("%s: %q", disk, list)
+		}
+		if out, err := Format(def, FormatOptions{}); err != nil || !strings.Contains(out, "<target dev=\"sda\"") && !strings.Contains(out, "<target dev='sda'") {
+			t.Errorf("%s: %s, %v", disk, out, err)
+		}
+	}
+}

@@ -86,10 +86,14 @@ type Console struct {
 }
 
 // Device is a node of the host that the environment may use. Target is below
-// /dev.
+// /dev. With an Image, Source is no node but what a block device is made of: a
+// file, or with Volume "POOL/VOLUME", which may be a device, too.
 type Device struct {
 	Source, Target  string
 	Block, ReadOnly bool
+
+	Image  string `json:",omitempty"` // its format: raw, qcow2, …
+	Volume bool   `json:",omitempty"`
 }
 
 // NewEnvironment reads a checked definition.
@@ -193,21 +197,30 @@ func filesystems(def *libvirtxml.Domain) (list []Filesystem) {
 	return list
 }
 
-// devices are the nodes of <hostdev mode='capabilities'> and of disks that
-// are block devices.
+// devices are the nodes of <hostdev mode='capabilities'> and of disks.
 func devices(def *libvirtxml.Domain) (list []Device) {
 	for _, h := range def.Devices.Hostdevs {
 		switch {
 		case h.CapsMisc != nil && h.CapsMisc.Source != nil:
-			list = append(list, Device{h.CapsMisc.Source.Char, path.Clean(h.CapsMisc.Source.Char), false, false})
+			list = append(list, Device{Source: h.CapsMisc.Source.Char, Target: path.Clean(h.CapsMisc.Source.Char)})
 		case h.CapsStorage != nil && h.CapsStorage.Source != nil:
-			list = append(list, Device{h.CapsStorage.Source.Block, path.Clean(h.CapsStorage.Source.Block), true, false})
+			list = append(list, Device{Source: h.CapsStorage.Source.Block, Target: path.Clean(h.CapsStorage.Source.Block), Block: true})
 		}
 	}
 	for _, d := range def.Devices.Disks {
-		if d.Source != nil && d.Source.Block != nil {
-			list = append(list, Device{d.Source.Block.Dev, path.Join("/dev", d.Target.Dev), true, d.ReadOnly != nil})
-		}
+		list = append(list, DiskDevice(&d))
 	}
 	return list
+}
+
+// DiskDevice is the device that a <disk> is.
+func DiskDevice(d *libvirtxml.DomainDisk) Device {
+	dev := Device{Source: DiskSource(d), Target: path.Join("/dev", d.Target.Dev), Block: true, ReadOnly: d.ReadOnly != nil}
+	if d.Source.Block == nil {
+		dev.Image, dev.Volume = "raw", d.Source.Volume != nil
+		if d.Driver != nil {
+			dev.Image = cmp.Or(d.Driver.Type, dev.Image)
+		}
+	}
+	return dev
 }

@@ -39,6 +39,7 @@ type IOLimits struct {
 // DeviceIO are the limits of one block device of the host; 0: none.
 type DeviceIO struct {
 	Path                  string
+	Disk                  string // in place of it, the Target of a Device that is an image
 	Weight                uint64 // 1 to 10000
 	ReadBytes, WriteBytes uint64 // a second
 	ReadIOPS, WriteIOPS   uint64 // a second
@@ -177,15 +178,21 @@ func ioLimits(def *libvirtxml.Domain) IOLimits {
 	if t := def.BlockIOTune; t != nil {
 		l.Weight = uint64(t.Weight)
 		for _, d := range t.Device {
-			l.Devices = append(l.Devices, DeviceIO{d.Path, uint64(d.Weight),
-				uint64(d.ReadBytesSec), uint64(d.WriteBytesSec), uint64(d.ReadIopsSec), uint64(d.WriteIopsSec)})
+			l.Devices = append(l.Devices, DeviceIO{Path: d.Path, Weight: uint64(d.Weight),
+				ReadBytes: uint64(d.ReadBytesSec), WriteBytes: uint64(d.WriteBytesSec), ReadIOPS: uint64(d.ReadIopsSec), WriteIOPS: uint64(d.WriteIopsSec)})
 		}
 	}
 	for _, d := range def.Devices.Disks {
 		if t := d.IOTune; t != nil {
-			l.add(DeviceIO{Path: DiskSource(&d),
+			limited := DeviceIO{
 				ReadBytes: least(t.ReadBytesSec, t.TotalBytesSec), WriteBytes: least(t.WriteBytesSec, t.TotalBytesSec),
-				ReadIOPS: least(t.ReadIopsSec, t.TotalIopsSec), WriteIOPS: least(t.WriteIopsSec, t.TotalIopsSec)})
+				ReadIOPS: least(t.ReadIopsSec, t.TotalIopsSec), WriteIOPS: least(t.WriteIopsSec, t.TotalIopsSec)}
+			if dev := DiskDevice(&d); dev.Image != "" {
+				limited.Disk = dev.Target
+			} else {
+				limited.Path = dev.Source
+			}
+			l.add(limited)
 		}
 	}
 	return l
@@ -193,7 +200,7 @@ func ioLimits(def *libvirtxml.Domain) IOLimits {
 
 func (l *IOLimits) add(d DeviceIO) {
 	for i := range l.Devices {
-		if o := &l.Devices[i]; o.Path == d.Path {
+		if o := &l.Devices[i]; o.Path == d.Path && o.Disk == d.Disk {
 			o.ReadBytes, o.WriteBytes = least(o.ReadBytes, d.ReadBytes), least(o.WriteBytes, d.WriteBytes)
 			o.ReadIOPS, o.WriteIOPS = least(o.ReadIOPS, d.ReadIOPS), least(o.WriteIOPS, d.WriteIOPS)
 			return
@@ -210,7 +217,7 @@ func least(a, b uint64) uint64 {
 	return a
 }
 
-// DiskSource is the path of a disk on the host.
+// DiskSource is the path of a disk on the host; of a volume, "POOL/VOLUME".
 func DiskSource(d *libvirtxml.DomainDisk) string {
 	switch {
 	case d.Source == nil:
@@ -219,6 +226,8 @@ func DiskSource(d *libvirtxml.DomainDisk) string {
 		return d.Source.Block.Dev
 	case d.Source.File != nil:
 		return d.Source.File.File
+	case d.Source.Volume != nil && d.Source.Volume.Pool != "" && d.Source.Volume.Volume != "":
+		return d.Source.Volume.Pool + "/" + d.Source.Volume.Volume
 	}
 	return ""
 }

@@ -18,7 +18,6 @@ func Unrealised(def *libvirtxml.Domain, host HostFacts) (list []string) {
 	}{
 		{some(d.Interfaces, func(n libvirtxml.DomainInterface) bool { return n.Source.Hostdev != nil }), "<interface> of type 'hostdev' (use <hostdev mode='capabilities' type='net'>)"},
 		{some(d.Interfaces, func(n libvirtxml.DomainInterface) bool { return n.VirtualPort != nil }), "<virtualport>"},
-		{some(d.Disks, func(d libvirtxml.DomainDisk) bool { return d.Source == nil || d.Source.Block == nil }), "<disk> that is a file"},
 		{def.NUMATune != nil && memoryNodes(def) == "", "<numatune> of a mode that is not strict"},
 		{len(def.SecLabel) > 0, "<seclabel>"},
 		{def.LXCNamespace != nil, "<lxc:namespace>"},
