@@ -32,6 +32,8 @@ func (local) Exec(ctx context.Context, c runtime.Command) (syscall.WaitStatus, e
 	return cmd.ProcessState.Sys().(syscall.WaitStatus), ctx.Err()
 }
 
+func (local) Kept() []runtime.Kept { return nil }
+
 func (local) FrozenFilesystems(context.Context) ([]string, error) { return nil, nil }
 
 // asker answers by the daemon's agent.
