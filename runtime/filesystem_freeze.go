@@ -199,8 +199,8 @@ func alone[T any](ctx context.Context, i *Instance, do func() (T, error)) (value
 	done := make(chan result, 1)
 	go func() {
 		i.freezing.Lock()
-		defer i.freezing.Unlock()
 		value, err := do()
+		i.freezing.Unlock() // before anybody knows, who may want it then
 		done <- result{value, err}
 	}()
 	select {
