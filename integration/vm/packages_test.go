@@ -24,14 +24,14 @@ var inMachine = []struct {
 func TestInMachine(t *testing.T) {
 	for _, p := range inMachine {
 		t.Run(strings.TrimPrefix(p.path, "./"), func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 40*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 70*time.Minute)
 			defer cancel()
 			v, err := Start(ctx, "in-machine", Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer v.Close()
-			results, err := v.PackageResults(ctx, p.path, "-test.run", p.run, "-test.timeout", "50m")
+			results, err := v.PackageResults(ctx, p.path, "-test.run", p.run, "-test.timeout", "70m")
 			for _, r := range results {
 				if !strings.Contains(r.Name, "/") {
 					t.Run(r.Name, func(t *testing.T) { report(t, r, results) })
