@@ -184,6 +184,10 @@ func TestPortLater(t *testing.T) {
 	if ports, _ := os.ReadDir(vmPorts); len(ports) != 1 {
 		t.Fatalf("ports: %v", ports)
 	}
+	r.retryDebts(ctx) // as is done from time to time
+	if ports, _ := os.ReadDir(vmPorts); len(ports) != 0 {
+		t.Errorf("ports: %v", ports)
+	}
 	if i, err = r.Start(ctx, env, StartOptions{}); err != nil {
 		t.Fatal(err)
 	}

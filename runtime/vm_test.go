@@ -144,8 +144,8 @@ func leftovers() []string {
 	for dir, what := range map[string]string{vmState: "state", vmState + "/crun": "crun", vmState + "/images": "image"} {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
-			rooms := dir == vmState && (e.Name() == "crun" || e.Name() == "images")
-			if !rooms && !strings.HasPrefix(e.Name(), ".") {
+			stays := dir == vmState && (e.Name() == "crun" || e.Name() == "images" || strings.HasPrefix(e.Name(), "criu-")) // the last logs
+			if !stays && !strings.HasPrefix(e.Name(), ".") {
 				left = append(left, what+" "+e.Name())
 			}
 		}
