@@ -144,7 +144,7 @@ func leftovers() []string {
 	for dir, what := range map[string]string{vmState: "state", vmState + "/crun": "crun", vmState + "/images": "image"} {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
-			stays := dir == vmState && (e.Name() == "crun" || e.Name() == "images" || strings.HasPrefix(e.Name(), "criu-")) // the last logs
+			stays := dir == vmState && (e.Name() == "crun" || e.Name() == "images" || e.Name() == "criu-dump.log" || e.Name() == "criu-restore.log") // what CRIU said last
 			if !stays && !strings.HasPrefix(e.Name(), ".") {
 				left = append(left, what+" "+e.Name())
 			}
