@@ -41,7 +41,7 @@ func (c *change) dump(path string, flags uint32) error {
 	if err != nil {
 		return err
 	}
-	held, err := c.holdSeen(protocol.DomainPausedDump)
+	held, err := c.holdSeen(protocol.DomainPausedDump, false)
 	if err != nil {
 		return err
 	}

@@ -108,7 +108,7 @@ func (c *change) saveTo(path string, dxml *string, flags uint32) error {
 	if err != nil {
 		return err
 	}
-	held, err := c.holdSeen(protocol.DomainPausedSave)
+	held, err := c.holdSeen(protocol.DomainPausedSave, true)
 	if err != nil {
 		return err
 	}
@@ -126,9 +126,10 @@ func (c *change) saveTo(path string, dxml *string, flags uint32) error {
 }
 
 // holdSeen has clients see that an environment is paused that is about to be
-// checkpointed, if it can be; its processes stop when all is ready.
-func (c *change) holdSeen(reason int32) (held bool, err error) {
-	if err := c.view().instance.Savable(); err != nil {
+// checkpointed, if it can be; its processes stop when all is ready. whole is
+// Savable's.
+func (c *change) holdSeen(reason int32, whole bool) (held bool, err error) {
+	if err := c.view().instance.Savable(c.ctx, whole); err != nil {
 		return false, unsupportedMode(err)
 	}
 	if c.view().state != Running {

@@ -188,7 +188,7 @@ func (c *change) copyAll(env *xml.Environment, halt bool) (layer string, err err
 		return "", err
 	}
 	header := runtime.SavedHeader{Name: v.name, XML: doc, Paused: v.state == Paused}
-	held, err := c.holdSeen(protocol.DomainPausedSnapshot)
+	held, err := c.holdSeen(protocol.DomainPausedSnapshot, halt)
 	if err != nil {
 		return "", err
 	}

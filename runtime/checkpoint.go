@@ -38,9 +38,9 @@ const manifestName = "manifest.json"
 // Kill ends it, or AbandonCheckpoint lets it go on. After an error it goes on
 // as before.
 //
-// What Savable tells is told before anything is frozen.
-func (i *Instance) Checkpoint(ctx context.Context, dir string, interfaces []xml.Interface) (err error) {
-	if err := i.Savable(); err != nil {
+// What Savable tells is told before anything is frozen; whole is as there.
+func (i *Instance) Checkpoint(ctx context.Context, dir string, interfaces []xml.Interface, whole bool) (err error) {
+	if err := i.Savable(ctx, whole); err != nil {
 		return err
 	}
 	m := manifest{Version: 1, IDMap: i.rec.IDMap, Cgroup: i.rec.Cgroup, Saved: time.Now()}
@@ -61,7 +61,7 @@ func (i *Instance) Checkpoint(ctx context.Context, dir string, interfaces []xml.
 	if err := atStep("checkpoint freeze"); err != nil {
 		return err
 	}
-	if err := i.standStill(ctx, &m, frozen); err != nil {
+	if err := i.standStill(ctx, &m, frozen, whole); err != nil {
 		return err
 	}
 	if err := writeManifest(dir, &m); err != nil {
@@ -75,11 +75,11 @@ func (i *Instance) Checkpoint(ctx context.Context, dir string, interfaces []xml.
 
 // standStill freezes the environment and cuts it off, and notes in m what CRIU
 // has to be told. After an error some of that may be done.
-func (i *Instance) standStill(ctx context.Context, m *manifest, frozen bool) (err error) {
-	if err := i.freezeSettled(ctx, frozen); err != nil {
+func (i *Instance) standStill(ctx context.Context, m *manifest, frozen, whole bool) (err error) {
+	if err := i.freezeSettled(ctx, frozen, whole); err != nil {
 		return err
 	}
-	if err := i.survey(m); err != nil { // what there is may have changed
+	if err := i.survey(m, ""); err != nil { // what there is may have changed
 		return err
 	}
 	if m.Cgroups, err = saveCgroups(i.CgroupPath(), ranges(m.IDMap.UIDs), ranges(m.IDMap.GIDs)); err != nil {
@@ -97,8 +97,9 @@ func writeManifest(dir string, m *manifest) error {
 }
 
 // Savable tells what keeps the environment from being checkpointed now, all of it
-// at once, and what to do about it.
-func (i *Instance) Savable() error {
+// at once, and what to do about it. With whole it is to go on from the checkpoint
+// alone: what was started from outside, which no checkpoint has, has to end before.
+func (i *Instance) Savable(ctx context.Context, whole bool) (err error) {
 	if err := i.RefuseLeaving(); err != nil { // one of the two would be too many, and it has a checkpoint
 		return err
 	}
@@ -108,11 +109,18 @@ func (i *Instance) Savable() error {
 	if !i.Started() {
 		return fmt.Errorf("%s has not run yet, so there is nothing to save: resume it, or destroy it: %w", i.Name(), ErrUnsupported)
 	}
-	return i.survey(&manifest{})
+	entered := ""
+	if whole {
+		if entered, err = i.awaitLeft(ctx); err != nil {
+			return err
+		}
+	}
+	return i.survey(&manifest{}, entered)
 }
 
-// survey looks for what CRIU has to be told, and for what it cannot save.
-func (i *Instance) survey(m *manifest) error {
+// survey looks for what CRIU has to be told, and for what it cannot save, besides
+// an obstacle that is known.
+func (i *Instance) survey(m *manifest, known string) error {
 	var mounts, links []string
 	var err error
 	if m.Mounts, mounts, err = i.sortMounts(); err != nil {
@@ -128,6 +136,9 @@ func (i *Instance) survey(m *manifest) error {
 	}
 	if traced {
 		obstacles = append(obstacles, "a process that is traced: end strace, gdb or what else does that")
+	}
+	if known != "" {
+		obstacles = append(obstacles, known)
 	}
 	if i.recordedFrozen() {
 		obstacles = append(obstacles, ErrFrozen.Error())
@@ -151,15 +162,16 @@ func (i *Instance) sortMounts() (external []externalMount, obstacles []string, e
 const executor = "/systemd-executor"
 
 // freezeSettled freezes the environment at a moment when nothing inside is about
-// to become another program, and systemd there has read what it was told.
-func (i *Instance) freezeSettled(ctx context.Context, frozen bool) error {
+// to become another program, and systemd there has read what it was told; with
+// whole, when there is nothing that was started from outside.
+func (i *Instance) freezeSettled(ctx context.Context, frozen, whole bool) error {
 	why := ""
 	for range 100 {
 		if err := i.Suspend(ctx); err != nil {
 			return err
 		}
 		var err error
-		if why, err = i.unsettled(); err != nil || why == "" {
+		if why, err = i.unsettled(whole); err != nil || why == "" {
 			return err
 		}
 		if frozen {
@@ -182,7 +194,7 @@ func (i *Instance) freezeSettled(ctx context.Context, frozen bool) error {
 // restore it. Who waits for a child of vfork(2), as posix_spawn(3) and shells have
 // them, it waits for in vain, as long as it may: the child, whom it has stopped,
 // would have to go on first.
-func (i *Instance) unsettled() (why string, err error) {
+func (i *Instance) unsettled(whole bool) (why string, err error) {
 	waits, err := anyIn(i.CgroupPath(), "cgroup.threads", sleepsDeep)
 	if err != nil || waits {
 		return "a process inside has not started yet what it is about to: let it go on for a moment, and try again", err
@@ -194,7 +206,14 @@ func (i *Instance) unsettled() (why string, err error) {
 	if err != nil || busy {
 		return "systemd inside starts services, or has not read what they tell it: try again when 'systemctl list-jobs' there is empty", err
 	}
-	return "", nil
+	if !whole {
+		return "", nil
+	}
+	entered, err := i.entered()
+	if entered != "" {
+		why = "there is " + entered
+	}
+	return why, err
 }
 
 func isExecutor(pid string) bool {

@@ -44,7 +44,7 @@ func vmCheckpoint(t *testing.T, r *Runtime, i *Instance, interfaces []xml.Interf
 			os.RemoveAll(dir + "-kept")
 		}
 	})
-	if err := i.Checkpoint(t.Context(), dir, interfaces); err != nil {
+	if err := i.Checkpoint(t.Context(), dir, interfaces, true); err != nil {
 		log, _ := exec.Command("sh", "-c", "grep -hE 'Error|Warn' "+dir+"/work/*.log").Output()
 		t.Fatalf("%v\n%s", err, log)
 	}

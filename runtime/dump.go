@@ -27,7 +27,7 @@ func (i *Instance) Dump(ctx context.Context, path string, interfaces []xml.Inter
 		defer cancel()
 		return i.AbandonCheckpoint(undo, interfaces)
 	}
-	if err := i.Checkpoint(ctx, dir, interfaces); err != nil {
+	if err := i.Checkpoint(ctx, dir, interfaces, false); err != nil {
 		return err
 	}
 	if !end { // the rest needs no more than the files

@@ -20,7 +20,7 @@ import (
 // Offer tells what a destination has to know of a running environment, or why
 // it cannot be migrated: all of it at once, and what to do about it.
 func (i *Instance) Offer(ctx context.Context, env *xml.Environment) (MigrationOffer, error) {
-	if err := i.Savable(); err != nil {
+	if err := i.Savable(ctx, true); err != nil {
 		return MigrationOffer{}, err
 	}
 	o, err := i.r.offer(env)

@@ -199,7 +199,7 @@ type outgoing struct {
 // and held there: SettleMigration and EndMigration say what is to become of it. After an
 // error it goes on here as before, and nothing is left there.
 func (i *Instance) Migrate(ctx context.Context, o Outgoing) (err error) {
-	if err := i.Savable(); err != nil {
+	if err := i.Savable(ctx, true); err != nil {
 		return err
 	}
 	m := &outgoing{Outgoing: o, i: i}
@@ -361,7 +361,7 @@ func (m *outgoing) last(ctx context.Context, frozen bool) error {
 	}
 	m.Control.note(func(s *MigrationStats) { s.Frozen = step })
 	body := manifest{Version: 1, IDMap: i.rec.IDMap, Cgroup: i.rec.Cgroup, Saved: time.Now()}
-	if err := i.standStill(ctx, &body, frozen); err != nil {
+	if err := i.standStill(ctx, &body, frozen, true); err != nil {
 		return err
 	}
 	m.Control.note(func(s *MigrationStats) { s.Freezing = took() })

@@ -374,7 +374,7 @@ func TestLeaving(t *testing.T) {
 		"a save":       i.Save(t.Context(), file, SavedHeader{}, nil, progress),
 		"a dump":       i.Dump(t.Context(), file, nil, false, progress),
 		"a snapshot":   snapshot(),
-		"a checkpoint": i.Checkpoint(t.Context(), t.TempDir(), nil),
+		"a checkpoint": i.Checkpoint(t.Context(), t.TempDir(), nil, true),
 		"a migration":  i.Migrate(t.Context(), Outgoing{}),
 		"an interface": i.Tune(t.Context(), before, after, nil),
 		"another":      i.Tune(t.Context(), after, before, nil),

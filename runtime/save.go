@@ -44,7 +44,7 @@ func (i *Instance) Save(ctx context.Context, path string, h SavedHeader, interfa
 	if err := checkPart(path); err != nil { // before anything is frozen
 		return err
 	}
-	if err := i.Checkpoint(ctx, dir, interfaces); err != nil {
+	if err := i.Checkpoint(ctx, dir, interfaces, true); err != nil {
 		return err
 	}
 	h.ID, h.UUID = newPortID(), formatUUID(i.uuid)

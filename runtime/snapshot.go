@@ -29,7 +29,7 @@ func (i *Instance) Snapshot(ctx context.Context, h SavedHeader, interfaces []xml
 	var disk uint64
 	layers := i.r.Layers()
 	layer, err = layers.Copy(ctx, i.uuid, func(copy func() error) error {
-		if err := i.Checkpoint(ctx, dir, interfaces); err != nil {
+		if err := i.Checkpoint(ctx, dir, interfaces, end); err != nil {
 			return err
 		}
 		atStep("snapshot copy")
