@@ -13,7 +13,7 @@ import (
 // domain reads the document into the model. What the scanner refuses, anywhere
 // in the document, is told before what the model cannot read.
 func (s *scanner) domain(def *libvirtxml.Domain) error {
-	err := decodeFrom(s.doc, xml.NewTokenDecoder(s), s.d, def)
+	err := decodeFrom(s.doc, xml.NewTokenDecoder(&lentRoutes{from: s.Token}), s.d, def)
 	if refused := s.rest(); refused != nil {
 		return refused
 	}
@@ -41,11 +41,14 @@ func decodeFrom(doc string, d, source *xml.Decoder, into any) (err error) {
 	}()
 	err = d.Decode(into)
 	at := func() string { return pathAt(doc, source.InputOffset()) }
+	var refused *Error
 	var syntax *xml.SyntaxError
 	var number *strconv.NumError
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &refused):
+		return refused
 	case errors.As(err, &syntax):
 		syntax.Line, _ = source.InputPos()
 		return malformed("the document is not well-formed XML: %v", syntax)

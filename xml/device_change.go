@@ -36,7 +36,9 @@ func ParseDevice(doc string) (*DeviceChange, error) {
 		return nil, err
 	}
 	devices := &libvirtxml.DomainDeviceList{}
-	if err := decode("<devices>"+withoutDeclaration(doc)+"</devices>", devices); err != nil {
+	doc = "<devices>" + withoutDeclaration(doc) + "</devices>"
+	d := xml.NewDecoder(strings.NewReader(doc))
+	if err := decodeFrom(doc, xml.NewTokenDecoder(&lentRoutes{from: d.RawToken}), d, devices); err != nil {
 		return nil, err
 	}
 	list := reflect.ValueOf(devices).Elem()

@@ -31,7 +31,7 @@ func Format(def *libvirtxml.Domain, o FormatOptions) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out, err := write(productFirst().ReplaceAllString(string(doc), "$2$1"), metadata)
+	out, err := write(unfoldRoutes(productFirst().ReplaceAllString(string(doc), "$2$1")), metadata)
 	if err != nil {
 		return "", err
 	}

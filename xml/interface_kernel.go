@@ -127,7 +127,7 @@ func movedAddresses(n *libvirtxml.DomainHostdevCapsNet) (list []libvirtxml.Domai
 
 func movedRoutes(n *libvirtxml.DomainHostdevCapsNet) (list []libvirtxml.DomainInterfaceRoute) {
 	for _, r := range n.Route {
-		list = append(list, libvirtxml.DomainInterfaceRoute{Address: r.Address, Gateway: r.Gateway})
+		list = append(list, lentRoute(r))
 	}
 	return list
 }

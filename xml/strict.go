@@ -17,7 +17,7 @@ func strict(doc string, def *libvirtxml.Domain) error {
 		return err
 	}
 	known := map[string]bool{}
-	visit(string(again), func(path string) bool {
+	visit(unfoldRoutes(string(again)), func(path string) bool {
 		known[path] = true
 		return true
 	})
@@ -43,6 +43,7 @@ var omitted = []string{
 	"/domain/os/init", "/domain/os/initdir", "/domain/devices/emulator", "/domain/devices/interface/target@dev", "/domain/devices/console@tty",
 	"/domain/devices/interface/mac@address", "/domain/devices/graphics@port", "/domain/devices/graphics@websocket",
 	"/domain/devices/interface/ip@prefix", "/domain/devices/interface/route@prefix", "/domain/devices/interface/route@metric",
+	"/domain/devices/hostdev/route@prefix", "/domain/devices/hostdev/route@netmask", "/domain/devices/hostdev/route@metric",
 	"/domain/blkiotune/device/weight", "/domain/blkiotune/device/read_iops_sec", "/domain/blkiotune/device/write_iops_sec",
 	"/domain/blkiotune/device/read_bytes_sec", "/domain/blkiotune/device/write_bytes_sec", "/domain/clock@adjustment",
 }
