@@ -20,6 +20,7 @@
 // The way of a checkpoint, which is CRIU's through the OCI runtime:
 //
 //	checkpoint.go           Checkpoint: the order of its steps, and AbandonCheckpoint
+//	checkpoint_entered.go   what was started from outside, which no checkpoint has
 //	checkpoint_mounts.go    which mounts are the host's; checkpoint_network.go its interfaces' ends
 //	cgroups.go              what cgroups there are inside, and that they are there again
 //	criu.go                 how CRIU is called, and what it says

@@ -34,30 +34,35 @@ const (
 )
 
 // setShaping makes the queue for what is sent to the environment what rate
-// says, in place of the one there is.
+// says. One that there is changes its rate: what waits in it is kept, and at no
+// moment is there none.
 func setShaping(h *netlink.Handle, link netlink.Link, rate xml.Rate) error {
 	index := link.Attrs().Index
 	root := netlink.NewHtb(netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT})
 	root.Defcls = 1
-	// ENOENT and EINVAL: there is only the kernel's own.
-	if err := h.QdiscDel(root); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+	if rate.Average == 0 {
+		err := h.QdiscDel(root)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+			err = nil // there is only the kernel's own
+		}
 		return err
 	}
-	if rate.Average == 0 {
-		return nil
-	}
-	if err := h.QdiscAdd(root); err != nil {
+	if err := h.QdiscAdd(root); err != nil && !errors.Is(err, unix.EEXIST) {
 		return missingModule(err, "sch_htb")
 	}
 	s := shape(rate)
 	class := netlink.NewHtbClass(
 		netlink.ClassAttrs{LinkIndex: index, Handle: netlink.MakeHandle(1, 1), Parent: netlink.MakeHandle(1, 0)},
 		netlink.HtbClassAttrs{Rate: s.rate * 8, Ceil: s.ceil * 8, Buffer: s.burst, Cbuffer: s.peakBurst, Quantum: s.quantum})
-	if err := h.ClassAdd(class); err != nil {
+	if err := h.ClassReplace(class); err != nil {
 		return err
 	}
 	leaf := netlink.NewFqCodel(netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(2, 0), Parent: netlink.MakeHandle(1, 1)})
-	return missingModule(h.QdiscAdd(leaf), "sch_fq_codel")
+	err := h.QdiscAdd(leaf)
+	if errors.Is(err, unix.EEXIST) {
+		err = nil
+	}
+	return missingModule(err, "sch_fq_codel")
 }
 
 // shaping is a rate in tc's terms: bytes each second and bytes.
@@ -149,14 +154,20 @@ func setIngress(h *netlink.Handle, link netlink.Link, rate xml.Rate, checked boo
 		}
 	}
 	rule := &netlink.U32{FilterAttrs: filterAttrs(link, policePriority, 0, unix.ETH_P_ALL)}
-	if err := h.FilterDel(rule); err != nil && !errors.Is(err, unix.ENOENT) {
+	if rate.Average == 0 {
+		err := h.FilterDel(rule)
+		if errors.Is(err, unix.ENOENT) {
+			err = nil
+		}
 		return err
 	}
-	if rate.Average == 0 {
-		return nil
+	for _, f := range have {
+		if u, ok := f.(*netlink.U32); ok && u.Priority == policePriority && u.Police != nil {
+			rule.Handle = u.Handle // in its place
+		}
 	}
 	rule.Police = police(rate)
-	return missingModule(h.FilterAdd(rule), "cls_u32 and act_police")
+	return missingModule(h.FilterReplace(rule), "cls_u32 and act_police")
 }
 
 // staleFilter tells one for an address, or a family, that the environment no

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"virtvzd/xml"
 )
@@ -91,5 +93,59 @@ func TestTrafficControl(t *testing.T) {
 		if got := traffic(t, w.host, link); got != c.want {
 			t.Errorf("%+v:\n%s\nwant\n%s", c, got, c.want)
 		}
+	}
+}
+
+// TestRateChanges: a rate that changes is at no moment none, as the kernel tells
+// of all that is removed.
+func TestRateChanges(t *testing.T) {
+	w := newSpace(t)
+	link := addLink(t, w, cable("vnet0"))
+	set := func(average uint64) {
+		t.Helper()
+		rate := xml.Rate{Average: average}
+		err := setShaping(w.host, link, rate)
+		if err == nil {
+			err = setIngress(w.host, link, rate, false, nil)
+		}
+		skipWithout(t, err)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := traffic(t, w.host, link), fmt.Sprintf("htb %d %[1]d\n1 police %[1]d", average); average != 0 && got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	set(1 << 20)
+	told, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_TC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer told.Close()
+	// removals are those that were told of until now.
+	removals := func() (list []uint16) {
+		t.Helper()
+		told.SetReceiveTimeout(&unix.Timeval{Usec: 100000})
+		for {
+			messages, _, err := told.Receive()
+			if err != nil {
+				return list
+			}
+			for _, m := range messages {
+				switch m.Header.Type {
+				case unix.RTM_DELQDISC, unix.RTM_DELTCLASS, unix.RTM_DELTFILTER:
+					list = append(list, m.Header.Type)
+				}
+			}
+		}
+	}
+	set(2 << 20)
+	set(1 << 19)
+	if list := removals(); len(list) > 0 {
+		t.Errorf("a change removed %v", list)
+	}
+	set(0)
+	if len(removals()) < 2 {
+		t.Error("the last one is not told of: nothing was seen")
 	}
 }
