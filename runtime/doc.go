@@ -24,7 +24,7 @@
 //	checkpoint_mounts.go    which mounts are the host's; checkpoint_network.go its interfaces' ends
 //	cgroups.go              what cgroups there are inside, and that they are there again
 //	criu.go                 how CRIU is called, and what it says
-//	restore.go              what of a start is different from a checkpoint
+//	restore.go              what of a start is different from a checkpoint; restore_lead.go init goes on first
 //
 // The way to another host, which is told in migrate.go:
 //

@@ -259,16 +259,26 @@ func (i *Instance) process() (*specs.Process, error) {
 	return spec.Process, err
 }
 
-// openInitCgroup opens the cgroup that init is in now, which is the scope's or
-// one below it.
-func (i *Instance) openInitCgroup() (*os.File, error) {
+// initCgroup is the cgroup that init is in now, below the scope's: "/init.scope",
+// or nothing if it is that.
+func (i *Instance) initCgroup() (string, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", i.rec.Init))
 	if err != nil {
-		return nil, fmt.Errorf("%s has ended: %w", i.Name(), err)
+		return "", fmt.Errorf("%s has ended: %w", i.Name(), err)
 	}
 	cgroup, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "0::"+i.rec.Cgroup)
 	if !ok || cgroup != "" && cgroup[0] != '/' {
-		return nil, fmt.Errorf("the init of %s is not in its scope", i.Name())
+		return "", fmt.Errorf("the init of %s is not in its scope", i.Name())
+	}
+	return cgroup, nil
+}
+
+// openInitCgroup opens the cgroup that init is in now, which is the scope's or
+// one below it.
+func (i *Instance) openInitCgroup() (*os.File, error) {
+	cgroup, err := i.initCgroup()
+	if err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(filepath.Join(i.CgroupPath(), cgroup), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {

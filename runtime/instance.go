@@ -187,7 +187,9 @@ func (i *Instance) Suspend(ctx context.Context) error {
 }
 
 // thaw undoes Suspend.
-func (i *Instance) thaw(ctx context.Context) error {
+func (i *Instance) thaw(ctx context.Context) error { return i.initFirst(ctx, i.thawScope) }
+
+func (i *Instance) thawScope(ctx context.Context) error {
 	err := i.r.config.Scopes.Thaw(ctx, i.rec.Scope)
 	if err == nil { // systemd leaves one alone that is still about to freeze, as a dump that ends may leave it
 		state, _ := os.ReadFile(filepath.Join(i.CgroupPath(), "cgroup.freeze"))

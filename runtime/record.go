@@ -45,6 +45,7 @@ type record struct {
 	Checkpoint *recordedCheckpoint `json:",omitempty"`
 	Dumping    string              `json:",omitempty"` // the file that a dump is being written to
 	Restoring  string              `json:",omitempty"` // cgroup of those who restore it
+	Aside      []string            `json:",omitempty"` // cgroups that are frozen until init leads, see initFirst
 	Migration  *Leave              `json:",omitempty"` // it is about to leave
 	Session    string              `json:",omitempty"` // ID of the migration it comes by, until that is done
 	Follows    string              `json:",omitempty"` // ID of the migration by which its memory still comes: with this daemon that is lost

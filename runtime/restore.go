@@ -93,8 +93,11 @@ func runAction(dir string) error {
 	return os.WriteFile(filepath.Join(a.Scope, "cgroup.freeze"), []byte("1"), 0)
 }
 
-// held tells whether it is to be frozen before its first instruction.
+// held tells whether it is to be frozen before its first instruction, and stays so.
 func (s *starter) held() bool { return s.options.Paused || s.options.Arrival != nil }
+
+// led tells whether it is frozen there, and goes on by init.
+func (s *starter) led() bool { return !s.held() && s.rec.Kind == Systemd }
 
 // prepareRestore makes what CRIU expects to find.
 func (s *starter) prepareRestore(ctx context.Context) error {
@@ -114,7 +117,7 @@ func (s *starter) prepareRestore(ctx context.Context) error {
 	}
 	body, err := json.Marshal(atRestore{
 		Scope: filepath.Join(cgroupRoot, s.rec.Cgroup), Out: filepath.Join(cgroupRoot, s.rec.Restoring),
-		Cgroups: s.manifest.Cgroups, UIDs: root.UIDs, GIDs: root.GIDs, Hold: s.held(),
+		Cgroups: s.manifest.Cgroups, UIDs: root.UIDs, GIDs: root.GIDs, Hold: s.held() || s.led(),
 	})
 	if err != nil {
 		return err
@@ -164,7 +167,10 @@ func (s *starter) settle(ctx context.Context) error {
 	if s.options.Arrival != nil { // its addresses are in use elsewhere until it is decided
 		return nil
 	}
-	return interfaceError(s.i.replugLinks(s.env.Interfaces))
+	if err := interfaceError(s.i.replugLinks(s.env.Interfaces)); err != nil || !s.led() {
+		return err
+	}
+	return s.i.initFirst(ctx, func(ctx context.Context) error { return s.i.freezeCgroup(ctx, false) })
 }
 
 // renewInit has a systemd inside write down its state and read it again, as
@@ -172,7 +178,7 @@ func (s *starter) settle(ctx context.Context) error {
 // knows a process by its number and the inode of a pidfd (pidref_equal in
 // src/basic/pidref.c), which no restore can give back. It would take what a
 // service tells it for another's, and kill at its time those with a watchdog, of
-// which journald and logind are two. Whoever is frozen gets it when thawed.
+// which journald and logind are two. It is frozen, and takes the signal by initFirst.
 func (i *Instance) renewInit() error {
 	if i.rec.Kind != Systemd {
 		return nil
