@@ -146,7 +146,7 @@ func TestRedialsLeaveNoGoroutines(t *testing.T) {
 		cycle()
 	}
 	var after int
-	for range 50 { // the fake's own connections need a moment to end
+	for range 1000 { // the fake's own connections need a moment to end
 		if after = runtime.NumGoroutine(); after <= before+2 {
 			return
 		}

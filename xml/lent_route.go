@@ -18,7 +18,8 @@ import (
 // lentRoutes are the tokens of a document for the model.
 type lentRoutes struct {
 	from func() (xml.Token, error)
-	in   int // depth below a <hostdev>
+	in   int  // depth below a <hostdev> or the <metadata>
+	lent bool // it is the <hostdev>: what lies in <metadata> is the user's own
 }
 
 // Token implements xml.TokenReader.
@@ -26,14 +27,17 @@ func (l *lentRoutes) Token() (xml.Token, error) {
 	token, err := l.from()
 	switch t := token.(type) {
 	case xml.StartElement:
-		if l.in == 1 && t.Name.Local == "route" {
+		if l.in == 1 && l.lent && t.Name.Local == "route" {
 			var e error
 			if t.Attr, e = foldRoute(t.Attr); e != nil {
 				return nil, e
 			}
 			token = t
 		}
-		if l.in > 0 || t.Name.Local == "hostdev" {
+		if l.in == 0 {
+			l.lent = t.Name.Local == "hostdev"
+		}
+		if l.in > 0 || l.lent || t.Name.Local == "metadata" {
 			l.in++
 		}
 	case xml.EndElement:

@@ -72,3 +72,16 @@ func TestLentRoutes(t *testing.T) {
 		t.Errorf("written again it is\n%s\nand was\n%s", second, doc)
 	}
 }
+
+// TestMetadataRoutes: what lies in <metadata> is the user's own, whatever it is
+// called.
+func TestMetadataRoutes(t *testing.T) {
+	const own = `<metadata><a:hosts xmlns:a='urn:a'><a:hostdev><a:route prefix='any' metric='high'/></a:hostdev><hostdev><route netmask='none'/></hostdev></a:hosts></metadata>`
+	def, err := Parse(strings.Replace(minimal, "<memory>", own+"<memory>", 1), host, ParseOptions{Validate: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if doc, err := Format(def, FormatOptions{}); err != nil || !strings.Contains(doc, "prefix='any' metric='high'") {
+		t.Errorf("%v\n%s", err, doc)
+	}
+}

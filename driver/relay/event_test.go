@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"testing"
-	"time"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc"
@@ -114,12 +113,18 @@ func TestEventsAfterRestart(t *testing.T) {
 		t.Error(*p.Error(t).Message)
 	}
 	fails(t, do(t, c, protocol.ConnectNetworkEventRegisterAny.Info, protocol.ConnectNetworkEventRegisterAnyArgs{}), protocol.ErrNoSupport, "libvirt-daemon-driver-network")
+	answered := make(chan bool, 10) // what is announced then comes behind the answer
+	d.handle("CONNECT_NETWORK_EVENT_REGISTER_ANY", func(_ context.Context, c *rpc.Call) (xdr.Marshaler, error) {
+		c.Answer(d.usual(protocol.ConnectNetworkEventRegisterAny.Info, c))
+		answered <- true
+		return nil, rpc.ErrLater
+	})
 	for restart := range int32(2) {
 		d.givesIDsFrom(100 * (restart + 1))
 		before := d.calls("CONNECT_NETWORK_EVENT_REGISTER_ANY")
 		d.start()
 		eventually(t, "the callback is registered again", func() bool { return d.calls("CONNECT_NETWORK_EVENT_REGISTER_ANY") == before+1 })
-		time.Sleep(20 * time.Millisecond) // for the answer to arrive
+		<-answered
 		d.announce(100*(restart+1)+1, "back")
 		hears(t, c, kept, "back")
 		d.stop()
@@ -128,6 +133,7 @@ func TestEventsAfterRestart(t *testing.T) {
 	d.givesIDsFrom(300)
 	d.start()
 	works(t, c)
+	<-answered
 	d.announce(301, "by a call")
 	hears(t, c, kept, "by a call")
 	if p := deregister(t, c, kept); p.Status != protocol.StatusOK {

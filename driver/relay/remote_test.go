@@ -385,7 +385,7 @@ func TestRemoteSilent(t *testing.T) {
 			_, err := io.Copy(io.Discard, silent.until(conn))
 			return nil, errors.Join(err, io.EOF)
 		})
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // it has to be connected by then
 		_, err := DialRemote(ctx, "vz+"+silent.transport+"://127.0.0.1:"+port+"/system", certificates)
 		cancel()
 		if err == nil || !strings.Contains(err.Error(), "deadline exceeded") && !strings.Contains(err.Error(), "timeout") {
@@ -556,7 +556,7 @@ func TestRemoteTLS(t *testing.T) {
 func TestRemoteFallsSilent(t *testing.T) {
 	pulse, patience := remotePulse, remotePatience
 	t.Cleanup(func() { remotePulse, remotePatience = pulse, patience }) // when nobody is there any more who reads them
-	remotePulse, remotePatience = 20*time.Millisecond, 500*time.Millisecond
+	remotePulse, remotePatience = 20*time.Millisecond, 2*time.Second
 	d := startRemote(t)
 	d.handle("NETWORK_LOOKUP_BY_NAME", func(context.Context, *rpc.Call) (xdr.Marshaler, error) {
 		time.Sleep(2 * remotePatience)

@@ -48,7 +48,7 @@ func TestAnonymousMessage(t *testing.T) {
 // TestAuthTimeout has clients that never say who they are, that are being
 // asked, and that are known.
 func TestAuthTimeout(t *testing.T) {
-	s := newGuardedServer(t, func(l *Limits) { l.AuthTimeout = 50 * time.Millisecond })
+	s := newGuardedServer(t, func(l *Limits) { l.AuthTimeout = time.Second })
 	asked := rpctest.Dial(t, s.path)
 	asked.Start(testProgram, testVersion, procSleep, nil)
 	being := s.client(t, 0)
@@ -61,9 +61,10 @@ func TestAuthTimeout(t *testing.T) {
 		t.Errorf("the reason given is %q", conn.Reason())
 	}
 
+	eventually(t, "it is none any more", func() bool { return len(s.Clients()) == 1 }) // else it is taken for the next
 	known := rpctest.Dial(t, s.path)
 	s.client(t, 1).SetAuthenticated()
-	time.Sleep(200 * time.Millisecond)
+	time.Sleep(1500 * time.Millisecond)
 	if p := call(known, procEcho, []byte("abcd")); string(p.Body) != "abcd" {
 		t.Error("a known client gets no answer")
 	}

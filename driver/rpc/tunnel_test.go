@@ -121,6 +121,7 @@ func TestApart(t *testing.T) {
 	}
 	// One more of a client whose slots are taken is not even read.
 	waiting[0].Start(testProgram, testVersion, procEcho, nil)
+	eventually(t, "five calls of a client are served", func() bool { return len(s.client(t, 0).slots) == 5 })
 	time.Sleep(20 * time.Millisecond)
 	if n := len(s.client(t, 0).slots); n != 5 {
 		t.Errorf("%d calls of one client are served, the limit is 5", n)
