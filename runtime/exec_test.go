@@ -93,12 +93,12 @@ func TestStreamsHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	begun := time.Now()
-	if err := s.run(t, "echo begun; (sleep 3; echo late) &").Wait(); err != nil {
+	if err := s.run(t, "echo begun; (sleep 60; echo late) &").Wait(); err != nil {
 		t.Fatal(err)
 	}
 	s.end()
 	s.close()
-	if out.String() != "begun\n" || time.Since(begun) > 2*outputPatience {
+	if out.String() != "begun\n" || time.Since(begun) > 20*outputPatience {
 		t.Errorf("%q after %s", out.String(), time.Since(begun))
 	}
 }
@@ -122,7 +122,7 @@ func TestStreamsSlow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.run(t, "head -c 90000 /dev/zero; (sleep 4; echo late) &").Wait(); err != nil {
+	if err := s.run(t, "head -c 90000 /dev/zero; (sleep 60; echo late) &").Wait(); err != nil {
 		t.Fatal(err)
 	}
 	s.end()
@@ -144,7 +144,11 @@ func TestWaitStatus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		patience := time.Minute
+		if strings.Contains(script, "sleep") {
+			patience = time.Second
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		late := awaitOrKill(ctx, cmd.Process.Pid, pidfd, "no such cgroup")
 		if errors.Is(late, context.DeadlineExceeded) != strings.Contains(script, "sleep") {
 			t.Errorf("%s: %v", script, late)
