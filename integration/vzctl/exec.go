@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -124,7 +125,8 @@ func inside(dom *libvirt.Domain, args []string, input io.Reader) error {
 	return nil
 }
 
-// relay runs a program between an input, or none, and two outputs.
+// relay runs a program between an input, or none, and two outputs. When it
+// returns, nothing is asked any more: what it asks is the caller's to close.
 func relay(ask func(command string, arguments, answer any) error, p program, input io.Reader, out, errs io.Writer) (*ended, error) {
 	var started struct{ Pid int }
 	p.Stream = true
@@ -135,8 +137,20 @@ func relay(ask func(command string, arguments, answer any) error, p program, inp
 		input = strings.NewReader("")
 	}
 	fed := make(chan error, 1)
-	go func() {
+	var asking sync.Mutex
+	over := false
+	defer func() {
+		asking.Lock()
+		over = true
+		asking.Unlock()
+	}()
+	go func() { // which may read the input for ever
 		fed <- feed(input, func(body []byte, end bool) (int, bool, error) {
+			asking.Lock()
+			defer asking.Unlock()
+			if over {
+				return 0, true, nil
+			}
 			var wrote struct {
 				Count int
 				EOF   bool

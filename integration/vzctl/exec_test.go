@@ -8,6 +8,7 @@ import (
 	"io"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/iotest"
@@ -119,4 +120,44 @@ func TestRelayFails(t *testing.T) {
 	if _, err := relay(asker(t), program{Path: "/no/such/program"}, nil, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "cannot be run") {
 		t.Errorf("a program that is not there: %v", err)
 	}
+}
+
+// TestRelayEndsAsking: what is asked while the program ends has its answer before
+// the connection may be closed, and nothing is asked after that.
+func TestRelayEndsAsking(t *testing.T) {
+	feeding, answer := make(chan struct{}), make(chan struct{})
+	var ended atomic.Bool
+	in, more := io.Pipe()
+	defer more.Close()
+	result := make(chan error)
+	go func() {
+		_, err := relay(func(command string, arguments, into any) error {
+			if ended.Load() {
+				t.Errorf("%s was asked after the end", command)
+			}
+			switch command {
+			case "__org.virtvzd_guest-exec-write":
+				close(feeding)
+				<-answer
+				return json.Unmarshal([]byte(`{"count":1}`), into)
+			case "__org.virtvzd_guest-exec-read":
+				<-feeding
+				return json.Unmarshal([]byte(`{"exited":true}`), into)
+			}
+			return nil
+		}, program{}, in, io.Discard, io.Discard)
+		result <- err
+	}()
+	more.Write([]byte("x"))
+	select {
+	case err := <-result:
+		t.Fatalf("it has ended while something was asked: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	close(answer)
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	ended.Store(true)
+	more.Write([]byte("y"))
 }
