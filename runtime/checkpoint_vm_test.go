@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -153,6 +154,7 @@ func TestCheckpoint(t *testing.T) {
 					t.Errorf("systemd says %s", state)
 				}
 				vmExec(t, i, "systemctl restart systemd-journald && systemd-run --wait -q true")
+				leadsAside(t, r, i)
 			}
 		})
 	}
@@ -259,4 +261,47 @@ func plainLinks(text string) string {
 func readText(name string) string {
 	body, _ := os.ReadFile(name)
 	return string(body)
+}
+
+// leadsAside: what is held while init goes on first is let go by the next daemon
+// if this one is killed, and an init that does not take its signal holds it once.
+func leadsAside(t *testing.T, r *Runtime, i *Instance) {
+	t.Helper()
+	state := func() string {
+		return strings.TrimSpace(readWhole(filepath.Join(i.CgroupPath(), "system.slice", "cgroup.freeze")))
+	}
+	if err := i.holdAside(); err != nil || state() != "1" {
+		t.Fatalf("%v, system.slice is frozen: %s", err, state())
+	}
+	rec, err := loadRecord(i.dir)
+	if err != nil || len(rec.Aside) == 0 {
+		t.Fatalf("recorded is %v, %v", rec.Aside, err)
+	}
+	later := newInstance(r, rec, i.pidfd)
+	if err := later.releaseAside(); err != nil || state() != "0" {
+		t.Errorf("%v, system.slice is frozen: %s", err, state())
+	}
+	if rec, err = loadRecord(i.dir); err != nil || len(rec.Aside) > 0 {
+		t.Errorf("recorded is %v, %v", rec.Aside, err)
+	}
+	i.rec.Aside = nil
+
+	for _, s := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGHUP} {
+		if err := i.signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	during := ""
+	for _, want := range []string{"1", "0"} {
+		if err := i.initFirst(t.Context(), func(context.Context) error { during = state(); return nil }); err != nil {
+			t.Error(err)
+		}
+		if during != want || state() != "0" {
+			t.Errorf("system.slice is frozen: %s, then %s", during, state())
+		}
+	}
+	if err := i.signal(syscall.SIGCONT); err != nil {
+		t.Error(err)
+	}
+	eventually(t, i, 60*time.Second, "systemctl is-system-running", "running")
 }

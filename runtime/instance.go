@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,7 @@ type Instance struct {
 	waits   chan struct{} // see patiently
 
 	sockstat sockstat
+	deaf     atomic.Bool // see initFirst
 
 	freezing sync.Mutex // held by who freezes, thaws or changes file systems
 

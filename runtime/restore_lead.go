@@ -29,15 +29,18 @@ const maxAside = 1000
 
 // initFirst has thaw let a frozen environment go on.
 func (i *Instance) initFirst(ctx context.Context, thaw func(context.Context) error) error {
-	if i.rec.Kind != Systemd || !i.isPending(syscall.SIGHUP) {
+	if i.rec.Kind != Systemd || i.deaf.Load() || !i.isPending(syscall.SIGHUP) {
 		return thaw(ctx)
 	}
 	if err := i.holdAside(); err != nil {
 		i.warn(fmt.Sprintf("%s goes on all at once: what a service tells its systemd now may be lost: %v", i.Name(), err))
 	}
 	err := thaw(ctx)
-	for end := time.Now().Add(leadPatience); err == nil && i.isPending(syscall.SIGHUP) && time.Now().Before(end) && ctx.Err() == nil; {
-		time.Sleep(time.Millisecond)
+	for end := time.Now().Add(leadPatience); err == nil && ctx.Err() == nil && i.isPending(syscall.SIGHUP); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			i.deaf.Store(true) // it may never take it, and is not waited for again
+			break
+		}
 	}
 	return errors.Join(err, i.releaseAside())
 }
