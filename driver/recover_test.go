@@ -1,13 +1,17 @@
 package driver
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"virtvzd/driver/protocol"
+	"virtvzd/runtime"
 )
 
 // seen is an environment as the kernel has it.
@@ -47,5 +51,48 @@ func TestObserved(t *testing.T) {
 				t.Errorf("%v, reason %d, %v", state, reason, err)
 			}
 		})
+	}
+}
+
+// TestDefineArrived: a domain that was decided to run here is defined, also when
+// the daemon or the host ended before, and once: what was changed since stays.
+func TestDefineArrived(t *testing.T) {
+	t.Chdir(t.TempDir()) // where a runtime without directories of its own remembers
+	ids := map[runtime.Outcome]string{}
+	for outcome, name := range map[runtime.Outcome]string{runtime.Committed: "came", runtime.Lost: "lost", runtime.Aborted: "aborted", runtime.Undecided: "undecided"} {
+		s := runtime.NewSession()
+		ids[outcome] = s.ID
+		dir := filepath.Join("migration", s.ID)
+		body, _ := json.Marshal(map[string]any{"ID": s.ID, "Secret": s.Secret, "Name": name, "Outcome": outcome, "Definition": domainXML(name, "<uuid>"+protocol.UUID{byte(len(ids))}.String()+"</uuid>")})
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "session.json"), body, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drv := statsDriver(t)
+	defined := func(name string) bool {
+		d, stored := drv.domains.lookupName(name), drv.store.definition(name)
+		_, err := os.Stat(stored)
+		if (d != nil) != (err == nil) {
+			t.Errorf("%s is known: %v, and stored: %v", name, d != nil, err)
+		}
+		return d != nil && d.view().persistent
+	}
+	for range 2 {
+		if err := drv.defineArrived(); err != nil {
+			t.Fatal(err)
+		}
+		if !defined("came") || defined("aborted") || defined("undecided") {
+			t.Error("another is defined than what came")
+		}
+	}
+	if !defined("lost") {
+		t.Error("what was lost here is defined nowhere")
+	}
+	if err := os.WriteFile(drv.store.definition("came"), []byte("changed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := drv.defineArrived()
+	if now, _ := os.ReadFile(drv.store.definition("came")); string(now) != "changed" || err != nil {
+		t.Errorf("it is defined anew: %v\n%s", err, now)
 	}
 }

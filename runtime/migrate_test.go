@@ -569,3 +569,65 @@ func TestGivenUpHeld(t *testing.T) {
 		}
 	}
 }
+
+// afterPowerLoss is what a daemon finds when the host was started anew: the data
+// directory, and nothing of the state directory.
+func afterPowerLoss(t *testing.T, r *Runtime) *Runtime {
+	t.Helper()
+	later := emptyRuntime(t)
+	later.config.DataDir = r.config.DataDir
+	if adopted, ended, err := later.Recover(t.Context(), nil); len(adopted)+len(ended) != 0 || err != nil {
+		t.Fatalf("it finds %v, %v, %v", adopted, ended, err)
+	}
+	return later
+}
+
+// TestDefinitionStays: the definition of what came is there with the decision,
+// also when this host loses its power, until it is kept, whatever its source knows.
+// Of what was not decided there is none.
+func TestDefinitionStays(t *testing.T) {
+	for _, commits := range []bool{true, false} {
+		r, s := emptyRuntime(t), NewSession()
+		r.config.Scopes = &thawing{}
+		env, offer := offered(filepath.Join(t.TempDir(), "root"))
+		in, err := r.PrepareMigration(t.Context(), env, offer, IncomingOptions{Session: s, Definition: "<domain/>"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := newInstance(r, &record{Version: 1, UUID: formatUUID(env.UUID), Name: env.Name, Phase: held, Session: s.ID, Init: 1 << 30}, nil) // of no process
+		if err := os.Mkdir(i.dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		in.mu.Lock()
+		in.instance, in.offer.Inactive = i, false
+		in.mu.Unlock()
+		if commits {
+			if got, err := in.Commit(t.Context()); got != i { // its interfaces cannot be connected, which is for here
+				t.Fatal(err)
+			}
+			if err := r.forgetSession(s.ID); err != nil { // its source has asked
+				t.Fatal(err)
+			}
+		}
+		later := afterPowerLoss(t, r)
+		docs, err := later.Undefined()
+		if err != nil || len(docs) != map[bool]int{true: 1}[commits] || commits && docs[s.ID] != "<domain/>" {
+			t.Fatalf("committed: %v; it finds %v, %v", commits, docs, err)
+		}
+		if !commits {
+			continue
+		}
+		if err := later.Defined(s.ID); err != nil {
+			t.Fatal(err)
+		}
+		if docs, err := later.Undefined(); len(docs) != 0 || err != nil {
+			t.Errorf("once it is kept: %v, %v", docs, err)
+		}
+		if outcome, err := later.SettleSession(t.Context(), s); outcome != Committed || err != nil {
+			t.Errorf("its source is told %q, %v", outcome, err)
+		}
+		if err := later.forgetSession(s.ID); err != nil || exists(later.sessionDir(s.ID)) {
+			t.Errorf("it is remembered for ever: %v", err)
+		}
+	}
+}
