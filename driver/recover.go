@@ -58,8 +58,27 @@ func (drv *Driver) Recover(ctx context.Context, stored map[string]*os.File) erro
 				"domain", inst.Name(), "uuid", protocol.UUID(inst.UUID()), "scope", inst.Scope(), "error", err)
 		}
 	}
+	if err := drv.recoverLeft(running); err != nil {
+		drv.log.Error("it is not known of every domain whether it was sent to another host", "error", err)
+	}
 	// A layer can be as large as a disk, and nobody is served before we are back.
 	go drv.collect(drv.giveUpUnfinished())
+	return err
+}
+
+// recoverLeft has the destinations asked of domains that may run there, whether
+// they are frozen here or have ended, with this host or since.
+func (drv *Driver) recoverLeft(running []*runtime.Instance) error {
+	list, err := drv.rt.AllLeft()
+	for _, l := range list {
+		if n := slices.IndexFunc(running, func(i *runtime.Instance) bool { return i.UUID() == l.UUID }); n >= 0 && running[n].Leaving() == nil {
+			_, failed := drv.rt.ForgetLeft(l.UUID) // it goes on here
+			err = errors.Join(err, failed)
+			continue
+		}
+		drv.log.Warn("a domain was sent to another host, which is asked what became of it there", "domain", l.Name, "destination", l.Address)
+		go drv.settleLater(*l)
+	}
 	return err
 }
 
@@ -157,8 +176,7 @@ func (c *change) takeOver(inst *runtime.Instance, live *libvirtxml.Domain, s sav
 	}
 	if l := inst.Leaving(); l != nil {
 		c.publish(func(v *view) { v.state, v.reason = Paused, protocol.DomainPausedMigration })
-		go c.domain.settleLater(inst, *l)
-		return err
+		return err // recoverLeft has it asked about
 	}
 	if err == nil {
 		err = c.finishSave()

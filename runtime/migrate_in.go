@@ -60,7 +60,7 @@ func (r *Runtime) PrepareMigration(ctx context.Context, env *xml.Environment, of
 	if !o.Valid() {
 		return nil, errors.New("the migration has no ID")
 	}
-	if err := r.checkOffer(ctx, env, &offer, o.Unsafe); err != nil {
+	if err := errors.Join(r.checkOffer(ctx, env, &offer, o.Unsafe), r.RefuseLeft(env.UUID)); err != nil {
 		return nil, err
 	}
 	e := *env

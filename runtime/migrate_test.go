@@ -582,6 +582,120 @@ func afterPowerLoss(t *testing.T, r *Runtime) *Runtime {
 	return later
 }
 
+// leavingInstance was sent to another host, but for what makes it whole there.
+func leavingInstance(t *testing.T, r *Runtime) *Instance {
+	t.Helper()
+	i := newInstance(r, &record{
+		Version: 1, UUID: "01000000-0000-0000-0000-000000000000", Name: "web", Phase: running,
+		Migration: &Leave{Session: NewSession(), Address: "tcp://there:1", Flags: 7},
+	}, nil)
+	if err := os.Mkdir(i.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// TestLeftWithHost: of an environment that may run elsewhere nothing makes another
+// when its host loses its power, until it is known or said what became of it.
+func TestLeftWithHost(t *testing.T) {
+	r := emptyRuntime(t)
+	i := leavingInstance(t, r)
+	want := *i.rec.Migration
+	want.UUID, want.Name, want.Sent = i.uuid, "web", true
+	if err := i.noteSent(); err != nil {
+		t.Fatal(err)
+	}
+	later := afterPowerLoss(t, r)
+	if list, err := later.AllLeft(); len(list) != 1 || *list[0] != want || err != nil {
+		t.Fatalf("the next daemon knows %+v, %v", list, err)
+	}
+	env, offer := offered(filepath.Join(t.TempDir(), "root"))
+	for name, do := range map[string]func() error{
+		"a start":        func() error { _, err := later.Start(t.Context(), env, StartOptions{}); return err },
+		"an offline one": func() error { _, err := later.OfferDisk(env); return err },
+		"one from elsewhere": func() error {
+			_, err := later.PrepareMigration(t.Context(), env, offer, IncomingOptions{Session: NewSession()})
+			return err
+		},
+		"a start of an image": func() error {
+			_, err := later.Start(t.Context(), env, StartOptions{Checkpoint: t.TempDir()})
+			return err
+		},
+	} {
+		if err := do(); !errors.Is(err, ErrLeft) || !strings.Contains(err.Error(), "web was sent to tcp://there:1, and what became of it there is not known yet") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if left, err := later.ForgetLeft(env.UUID); !left || err != nil {
+		t.Errorf("%v, %v", left, err)
+	}
+	if _, err := later.OfferDisk(env); errors.Is(err, ErrLeft) {
+		t.Errorf("when that is said: %v", err)
+	}
+	if left, err := later.ForgetLeft(env.UUID); left || err != nil {
+		t.Errorf("again: %v, %v", left, err)
+	}
+
+	if err := os.WriteFile(later.leaveFile(env.UUID), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := later.Start(t.Context(), env, StartOptions{}); err == nil || !strings.Contains(err.Error(), later.leaveFile(env.UUID)) {
+		t.Errorf("a note that cannot be read: %v", err)
+	}
+}
+
+// TestNotNoted: what cannot be written down is not sent.
+func TestNotNoted(t *testing.T) {
+	r := emptyRuntime(t)
+	i := leavingInstance(t, r)
+	if err := os.WriteFile(r.leavesDir(), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.noteSent(); err == nil || i.Leaving() != nil {
+		t.Errorf("%v, %+v", err, i.Leaving())
+	}
+}
+
+// TestLeftOutcome: what is known of an environment that left outlives this host
+// until all is done that follows, and one that did not leave is not kept back.
+func TestLeftOutcome(t *testing.T) {
+	for outcome, want := range map[Outcome]Outcome{Committed: Committed, Lost: Lost, Aborted: "none", Forgotten: Undecided} {
+		r := emptyRuntime(t)
+		i := leavingInstance(t, r)
+		if err := i.noteSent(); err != nil {
+			t.Fatal(err)
+		}
+		close(i.exited) // it is not a process, and so can be ended
+		i.EndMigration(t.Context(), outcome, nil)
+		l, err := afterPowerLoss(t, r).Left(i.uuid)
+		if err != nil || (l == nil) != (want == "none") || l != nil && l.Outcome != want {
+			t.Errorf("%q: the next daemon knows %+v, %v", outcome, l, err)
+		}
+	}
+}
+
+// TestAskDestination: a daemon that has no more than what was written down is told
+// what became of it.
+func TestAskDestination(t *testing.T) {
+	for decided, want := range map[Outcome]Outcome{Committed: Committed, Lost: Lost, Undecided: Aborted} {
+		there, s := emptyRuntime(t), NewSession()
+		in := await(t, there, filepath.Join(t.TempDir(), "root"), s)
+		if decided != Undecided {
+			if err := there.decide(s.ID, decided); err != nil {
+				t.Fatal(err)
+			}
+			in.settle(decided)
+		}
+		outcome, err := AskDestination(t.Context(), s, func(context.Context) (io.ReadWriteCloser, error) {
+			link, _ := serve(t.Context(), there)
+			return link, nil
+		})
+		if outcome != want || err != nil {
+			t.Errorf("%q: it is told %q, %v", decided, outcome, err)
+		}
+	}
+}
+
 // TestDefinitionStays: the definition of what came is there with the decision,
 // also when this host loses its power, until it is kept, whatever its source knows.
 // Of what was not decided there is none.
