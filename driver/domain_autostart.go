@@ -52,6 +52,9 @@ func (c *change) startMarked() error {
 	if v.removed || v.state.active() || v.config == nil {
 		return nil
 	}
+	if err := c.drv.rt.RefuseLeft(c.uuid); err != nil {
+		return err // it is started if it turns out not to run there
+	}
 	if v.once {
 		if err := c.setAutostart(c.drv.store.onceLink(v.name), false, func(v *view) { v.once = false }); err != nil {
 			return err

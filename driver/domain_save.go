@@ -222,12 +222,19 @@ func (c *change) dropManagedSave() error {
 }
 
 // passOverSaved is for a start that is not from the managed save image: it has to
-// go, if that was asked for, and keeps it from starting otherwise.
+// go, if that was asked for, and keeps it from starting otherwise. So does that
+// the domain was sent to another host.
 func (c *change) passOverSaved(flags uint32, what string) error {
-	if c.view().saved && flags&protocol.DomainStartForceBoot != 0 {
+	if flags&protocol.DomainStartForceBoot == 0 {
+		return c.refuseSaved(what)
+	}
+	if _, err := c.forgetLeft("it is said not to run there"); err != nil {
+		return err
+	}
+	if c.view().saved {
 		return c.dropManagedSave()
 	}
-	return c.refuseSaved(what)
+	return nil
 }
 
 // refuseSaved is for what would pull the disk away from under saved processes.

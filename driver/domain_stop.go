@@ -108,6 +108,11 @@ func (c *change) destroy(flags uint32) error {
 	if err := checkFlags(flags, protocol.DomainDestroyGraceful, protocol.DomainDestroyRemoveLogs); err != nil {
 		return err
 	}
+	if !c.view().state.active() {
+		if left, err := c.forgetLeft("it is said to run there"); left || err != nil {
+			return err
+		}
+	}
 	if err := c.requireActive(); err != nil {
 		return err
 	}
@@ -119,7 +124,11 @@ func (c *change) destroy(flags uint32) error {
 	} else if err := c.controlled(inst.Kill(c.ctx)); err != nil {
 		return err
 	}
-	return c.stopped(inst, protocol.DomainShutoffDestroyed, protocol.DomainEventStoppedDestroyed)
+	var left error
+	if c.client != nil { // else nobody has said anything
+		_, left = c.forgetLeft("it is said to run there")
+	}
+	return errors.Join(left, c.stopped(inst, protocol.DomainShutoffDestroyed, protocol.DomainEventStoppedDestroyed))
 }
 
 func (c *change) endGracefully(inst *runtime.Instance) error {

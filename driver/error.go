@@ -107,7 +107,7 @@ func classify(err error) *Error {
 		return &Error{Code: xmlCode(bad.Kind), Detail: bad.Error()}
 	case errors.Is(err, runtime.ErrBusy):
 		return &Error{Code: protocol.ErrOperationFailed, Detail: "Active console session exists for this domain"}
-	case errors.Is(err, runtime.ErrFrozen), errors.Is(err, runtime.ErrLeaving):
+	case errors.Is(err, runtime.ErrFrozen), errors.Is(err, runtime.ErrLeaving), errors.Is(err, runtime.ErrLeft):
 		return &Error{Code: protocol.ErrOperationInvalid, Detail: err.Error()}
 	case errors.Is(err, runtime.ErrMountBusy), errors.Is(err, runtime.ErrRootBusy):
 		return &Error{Code: protocol.ErrResourceBusy, Detail: err.Error()}

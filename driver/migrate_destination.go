@@ -57,8 +57,13 @@ func (r *request) prepareMigration(how migration, in []byte, tunnel bool) (uri s
 	if err != nil {
 		return "", nil, err
 	}
+	keep, err := a.toKeep()
+	if err != nil {
+		return "", nil, err
+	}
 	a.in, err = r.drv.rt.PrepareMigration(r.ctx, env, *told.Offer, runtime.IncomingOptions{
 		Session: told.Session, Address: address, Paused: how.has(protocol.MigratePaused), Unsafe: how.has(protocol.MigrateUnsafe),
+		Definition: keep,
 	})
 	if err != nil {
 		return "", nil, errMigration("the domain cannot come here", err)
@@ -269,18 +274,24 @@ func (a *arriving) commit() (ref protocol.NonnullDomain, err error) {
 		return fail(errors.New("the domain is not here yet"))
 	}
 	// What a later daemon needs to know is there before it is decided, and of no
-	// effect until then.
+	// effect until then; the definition is, too (toKeep).
 	live := xml.Live(a.def, liveFacts(inst))
-	if err := a.announce(live); err != nil {
+	status, err := statusOf(&view{name: a.def.Name, state: Running, persistent: a.view().persistent, live: live})
+	if err == nil {
+		err = a.drv.store.saveStatus(a.uuid, status)
+	}
+	if err != nil {
 		return fail(err)
 	}
 	if inst, err = a.in.Commit(a.ctx); inst == nil {
 		return fail(err)
 	}
 	if a.persistent != nil {
-		if e := a.define(a.persistent); e != nil {
-			err = errors.Join(err, e)
+		e := a.define(a.persistent)
+		if e == nil {
+			e = a.in.Defined()
 		}
+		err = errors.Join(err, e)
 	}
 	if err != nil { // it is decided: what went wrong is for here
 		a.drv.log.Error("a domain came here, and something of it has to be mended", "domain", a.def.Name, "error", err)
@@ -299,17 +310,14 @@ func (a *arriving) commit() (ref protocol.NonnullDomain, err error) {
 	return a.ref(a.view()), a.enter(a.view().state, protocol.DomainRunningMigrated, nil)
 }
 
-// announce saves the status that a domain has when it runs here, with the
-// definition that is to be kept then.
-func (a *arriving) announce(live *libvirtxml.Domain) error {
-	status, err := statusOf(&view{name: a.def.Name, state: Running, persistent: a.view().persistent, live: live})
-	if err == nil && a.persistent != nil {
-		status.Define, err = xml.Format(a.persistent, xml.FormatOptions{Inactive: true, Secure: true})
+// toKeep is the definition that is on the disk with the decision that the domain
+// runs here: its source deletes its own, and this host may crash before it is
+// defined. One that does not run is defined before its source is told.
+func (a *arriving) toKeep() (string, error) {
+	if a.persistent == nil || a.how.has(protocol.MigrateOffline) {
+		return "", nil
 	}
-	if err != nil {
-		return err
-	}
-	return a.drv.store.saveStatus(a.uuid, status)
+	return xml.Format(a.persistent, xml.FormatOptions{Inactive: true, Secure: true})
 }
 
 // arrived announces a domain that runs here.

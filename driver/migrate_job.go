@@ -67,6 +67,20 @@ func (c *change) stay() error {
 	return v.instance.EndMigration(c.ctx, runtime.Aborted, env.Interfaces)
 }
 
+// forgetLeft is for a domain that was sent to another host, and of which nothing
+// runs here: it was said what became of it. It tells whether there was such a
+// thing.
+func (c *change) forgetLeft(said string) (bool, error) {
+	if c.drv.rt == nil {
+		return false, nil
+	}
+	left, err := c.drv.rt.ForgetLeft(c.uuid)
+	if left && err == nil {
+		c.drv.log.Warn("a domain was sent to another host, and "+said, "domain", c.view().name, "by", c.procedure)
+	}
+	return left, err
+}
+
 // hastenMigration has a domain that is about to move stand still: suspending it
 // means that the rest comes in one go.
 func hastenMigration(d *domain) {

@@ -320,24 +320,50 @@ func (p *departure) confirmOffline(cancelled bool) error {
 // gone is for a domain that runs at the destination.
 func (p *departure) gone() error {
 	defer p.leave(departureSettling)
-	inst := p.view().instance
 	p.control.Moved(time.Now())
 	s := p.control.Stats()
 	p.drv.log.Info("the domain has moved", "domain", p.view().name, "rounds", s.Round, "stood_still", s.Down,
 		"freezing", s.Freezing, "dumping", s.Dumping, "restoring", s.Restoring)
 	p.job.completedAgain(p.control)
-	if err := p.controlled(inst.EndMigration(p.ctx, runtime.Committed, p.env.Interfaces)); err != nil {
+	undefined := p.how.has(protocol.MigrateUndefineSource) && p.view().persistent
+	err := p.endHere()
+	if p.view().state.active() {
 		return errMigration("the domain runs at its destination, and could not be ended here", err)
 	}
-	undefined := p.how.has(protocol.MigrateUndefineSource) && p.view().persistent
-	err := p.stopped(inst, protocol.DomainShutoffMigrated, protocol.DomainEventStoppedMigrated)
 	if p.how.has(protocol.MigrateUndefineSource) {
 		err = errors.Join(err, p.forgetHere())
 	}
 	if undefined {
 		err = errors.Join(err, undefine(p.change, protocol.DomainUndefineManagedSave|protocol.DomainUndefineSnapshotsMetadata))
 	}
+	if err == nil { // else what is left of it here is not to be started
+		_, err = p.drv.rt.ForgetLeft(p.uuid)
+	}
 	return err
+}
+
+// endHere ends what is here of a domain that runs at the destination.
+func (p *departure) endHere() error {
+	inst := p.view().instance
+	if inst == nil { // it ended with this host
+		return p.enter(Shutoff, protocol.DomainShutoffMigrated, nil)
+	}
+	if err := p.controlled(inst.EndMigration(p.ctx, runtime.Committed, p.env.Interfaces)); err != nil {
+		return err
+	}
+	return p.stopped(inst, protocol.DomainShutoffMigrated, protocol.DomainEventStoppedMigrated)
+}
+
+// stays is for a domain that is not at the destination, and of which nothing runs
+// here: it ended with this host, with which it would have been started again.
+func (p *departure) stays() error {
+	if _, err := p.forgetLeft("does not run there"); err != nil {
+		return err
+	}
+	if v := p.view(); !v.autostart && !v.once {
+		return nil
+	}
+	return p.startMarked()
 }
 
 // forgetHere deletes the disk that is at the destination now.
@@ -366,7 +392,7 @@ func (p *departure) settle(call func(context.Context) (runtime.Outcome, error)) 
 	inst := p.view().instance
 	p.leave(departureSettling)
 	if l := inst.Leaving(); l != nil {
-		go p.domain.settleLater(inst, *l)
+		go p.drv.settleLater(*l)
 	}
 	return errorf(protocol.ErrOperationFailed, "it is not known whether domain '%s' runs at %s (%v): it stays paused until that host answers; 'virsh resume' if it does not run there, 'virsh destroy' if it does", p.view().name, p.address, err)
 }
@@ -384,6 +410,9 @@ func (p *departure) follow(outcome runtime.Outcome) error {
 	}
 	defer p.leave(departureSettling)
 	inst := p.view().instance
+	if inst == nil {
+		return p.stays()
+	}
 	if err := inst.EndMigration(p.ctx, outcome, p.env.Interfaces); err != nil {
 		return errMigration("the domain did not move, and cannot go on here", err)
 	}
@@ -413,48 +442,69 @@ func (p *departure) ask(call func(context.Context) (runtime.Outcome, error)) (ru
 }
 
 // settleLater asks again what became of a domain, also for a daemon that has died
-// since, until that is known or somebody has said what to do.
-func (d *domain) settleLater(inst *runtime.Instance, l runtime.Leave) {
+// since, or a host that has, until that is known or somebody has said what to do.
+func (drv *Driver) settleLater(l runtime.Leave) {
 	for {
 		select {
-		case <-inst.Exited():
-			return
-		case <-d.drv.stopping:
+		case <-drv.stopping:
 			return
 		case <-time.After(settleAgain):
 		}
-		if inst.Leaving() == nil {
+		now := drv.unsettled(l)
+		if now == nil {
 			return
 		}
-		outcome, err := d.drv.askAgain(inst, l)
-		if err != nil || outcome == runtime.Forgotten || outcome == runtime.Undecided {
-			continue
+		outcome := now.Outcome
+		if !outcome.Moved() {
+			var err error
+			if outcome, err = drv.askAgain(l); err != nil || !outcome.Moved() && outcome != runtime.Aborted {
+				continue
+			}
 		}
-		d.settled(inst, outcome, l)
+		drv.settled(l, outcome)
 		return
 	}
 }
 
+// unsettled is what there is on the disk of a migration; nil: it is settled.
+func (drv *Driver) unsettled(l runtime.Leave) *runtime.Leave {
+	now, err := drv.rt.Left(l.UUID)
+	if err != nil {
+		drv.log.Error("a domain that was sent to another host is not asked about any more", "domain", l.Name, "error", err)
+	}
+	if now != nil && now.Session != l.Session {
+		return nil
+	}
+	return now
+}
+
 // askAgain asks a destination on a connection of its own, or over libvirt.
-func (drv *Driver) askAgain(inst *runtime.Instance, l runtime.Leave) (runtime.Outcome, error) {
+func (drv *Driver) askAgain(l runtime.Leave) (runtime.Outcome, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if strings.HasPrefix(l.Address, "tcp://") || strings.HasPrefix(l.Address, "tls://") {
-		return inst.SettleMigration(ctx, func(ctx context.Context) (io.ReadWriteCloser, error) { return drv.dialMigration(ctx, l.Address) })
+		return runtime.AskDestination(ctx, l.Session, func(ctx context.Context) (io.ReadWriteCloser, error) { return drv.dialMigration(ctx, l.Address) })
 	}
 	told, err := cookie{Session: l.Session}.encode()
 	if err != nil {
 		return runtime.Forgotten, err
 	}
 	return askOver(ctx, l.Address, drv.config.Migration.Certificates, &protocol.DomainMigrateFinish3ParamsArgs{
-		Params: migration{name: inst.Name()}.params(), CookieIn: told, Cancelled: 1,
+		Params: migration{name: l.Name}.params(), CookieIn: told, Cancelled: 1,
 	})
 }
 
 // settled does what follows from an answer that came late.
-func (d *domain) settled(inst *runtime.Instance, outcome runtime.Outcome, l runtime.Leave) {
+func (drv *Driver) settled(l runtime.Leave, outcome runtime.Outcome) {
+	d := drv.domains.lookup(l.UUID)
+	if d == nil { // it was transient, or was undefined since: nothing of it can be started
+		if _, err := drv.rt.ForgetLeft(l.UUID); err != nil {
+			drv.log.Error("a migration has not ended as it should", "domain", l.Name, "outcome", outcome, "error", err)
+		}
+		return
+	}
 	c := d.changeAlways("migration")
-	if c.view().instance != inst || inst.Leaving() == nil {
+	if drv.unsettled(l) == nil {
 		c.done() // somebody has said what to do
 		return
 	}
@@ -462,12 +512,12 @@ func (d *domain) settled(inst *runtime.Instance, outcome runtime.Outcome, l runt
 	p.phase.Store(departureSettling)
 	d.leaving.Store(p)
 	var err error
-	if p.env, err = xml.NewEnvironment(c.view().live); err == nil {
+	if p.env, err = xml.NewEnvironment(c.view().definition(false)); err == nil {
 		p.offer.Root = c.drv.rt.RootOf(p.env)
 		err = p.follow(outcome)
 	}
 	p.leave(departureSettling)
 	if err != nil {
-		d.drv.log.Error("a migration has not ended as it should", "domain", c.view().name, "outcome", outcome, "error", err)
+		drv.log.Error("a migration has not ended as it should", "domain", c.view().name, "outcome", outcome, "error", err)
 	}
 }

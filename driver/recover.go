@@ -33,6 +33,9 @@ func (drv *Driver) Recover(ctx context.Context, stored map[string]*os.File) erro
 			drv.log.Warn("environment ended while the daemon was not running", "domain", e.Name, "cause", e.Exit.Cause)
 		}
 	}
+	if err := drv.defineArrived(); err != nil {
+		drv.log.Error("cannot define a domain that came here", "error", err)
+	}
 	err = drv.store.statuses(func(id protocol.UUID, s savedStatus) {
 		inst := byUUID[id]
 		if inst == nil {
@@ -55,8 +58,27 @@ func (drv *Driver) Recover(ctx context.Context, stored map[string]*os.File) erro
 				"domain", inst.Name(), "uuid", protocol.UUID(inst.UUID()), "scope", inst.Scope(), "error", err)
 		}
 	}
+	if err := drv.recoverLeft(running); err != nil {
+		drv.log.Error("it is not known of every domain whether it was sent to another host", "error", err)
+	}
 	// A layer can be as large as a disk, and nobody is served before we are back.
 	go drv.collect(drv.giveUpUnfinished())
+	return err
+}
+
+// recoverLeft has the destinations asked of domains that may run there, whether
+// they are frozen here or have ended, with this host or since.
+func (drv *Driver) recoverLeft(running []*runtime.Instance) error {
+	list, err := drv.rt.AllLeft()
+	for _, l := range list {
+		if n := slices.IndexFunc(running, func(i *runtime.Instance) bool { return i.UUID() == l.UUID }); n >= 0 && running[n].Leaving() == nil {
+			_, failed := drv.rt.ForgetLeft(l.UUID) // it goes on here
+			err = errors.Join(err, failed)
+			continue
+		}
+		drv.log.Warn("a domain was sent to another host, which is asked what became of it there", "domain", l.Name, "destination", l.Address)
+		go drv.settleLater(*l)
+	}
 	return err
 }
 
@@ -138,11 +160,6 @@ func (c *change) takeOver(inst *runtime.Instance, live *libvirtxml.Domain, s sav
 	if err := inst.FinishMigration(c.ctx, env.Interfaces); err != nil {
 		c.drv.log.Error("a domain came here, and something of it has to be mended", "domain", c.view().name, "error", err)
 	}
-	if s.Define != "" {
-		if err := c.defineStored(s.Define); err != nil {
-			c.drv.log.Error("cannot define a domain that came here", "domain", c.view().name, "error", err)
-		}
-	}
 	state, reason, err := observed(inst, s)
 	if err != nil {
 		return err
@@ -159,8 +176,7 @@ func (c *change) takeOver(inst *runtime.Instance, live *libvirtxml.Domain, s sav
 	}
 	if l := inst.Leaving(); l != nil {
 		c.publish(func(v *view) { v.state, v.reason = Paused, protocol.DomainPausedMigration })
-		go c.domain.settleLater(inst, *l)
-		return err
+		return err // recoverLeft has it asked about
 	}
 	if err == nil {
 		err = c.finishSave()
@@ -174,14 +190,38 @@ func (c *change) takeOver(inst *runtime.Instance, live *libvirtxml.Domain, s sav
 	return err
 }
 
+// defineArrived keeps the definitions of domains that came here from other hosts,
+// and that an earlier daemon could not keep. What cannot be kept is tried again by
+// the next.
+func (drv *Driver) defineArrived() error {
+	docs, err := drv.rt.Undefined()
+	for session, doc := range docs {
+		e := drv.defineStored(doc)
+		if e == nil {
+			e = drv.rt.Defined(session)
+		}
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
 // defineStored keeps a definition that the daemon itself has written down.
-func (c *change) defineStored(doc string) error {
-	facts := c.drv.facts()
+func (drv *Driver) defineStored(doc string) error {
+	facts := drv.facts()
 	facts.Templates = nil
 	def, err := xml.Parse(doc, facts, xml.ParseOptions{Stored: true})
 	if err != nil {
 		return err
 	}
+	id, err := protocol.ParseUUID(def.UUID)
+	if err != nil {
+		return err
+	}
+	c, err := drv.recovered(id, def.Name)
+	if err != nil {
+		return err
+	}
+	defer c.release()
 	return c.define(def)
 }
 
@@ -208,10 +248,6 @@ func observed(inst interface {
 // endedMeanwhile is for a domain whose status says that it runs, and which
 // does not. e tells how it ended, if there was a record of it left.
 func (drv *Driver) endedMeanwhile(id protocol.UUID, s savedStatus, e *runtime.Ended) error {
-	if s.Define != "" && (e == nil || !e.Started) {
-		drv.log.Info("a domain that was to come does not", "domain", s.Name)
-		return drv.store.removeStatus(id)
-	}
 	live, err := drv.parseLive(s)
 	if err != nil {
 		return errors.Join(err, drv.store.removeStatus(id))
@@ -231,11 +267,6 @@ func (drv *Driver) endedMeanwhile(id protocol.UUID, s savedStatus, e *runtime.En
 		return errors.Join(err, drv.store.removeStatus(id))
 	}
 	defer c.release()
-	if s.Define != "" { // it came, and ended at once
-		if err := c.defineStored(s.Define); err != nil {
-			drv.log.Error("cannot define a domain that came here", "domain", s.Name, "error", err)
-		}
-	}
 	if then.restart {
 		drv.log.Info("domain restarts", "domain", s.Name)
 		if err = c.launchAgain(live); err == nil {

@@ -36,7 +36,6 @@ type savedStatus struct {
 	Rebooting   bool   `json:"rebooting,omitempty"`
 	Restarting  bool   `json:"restarting,omitempty"`
 	Updated     bool   `json:"updated,omitempty"`
-	Define      string `json:"define,omitempty"` // domain XML to be kept once the environment runs here
 }
 
 func (s store) definition(name string) string {

@@ -33,7 +33,8 @@ import (
 // to Commit, and it answers that it did, or that nothing is left there. From its
 // Commit on the environment runs there. The source, frozen, asks in case of doubt
 // (SettleMigration), and lets its own go on only when the destination says that it gave
-// up. What the destination decides outlives its daemon, see session; an environment
+// up. What the destination decides outlives its daemon and its host, see session,
+// and so does at the source that it has to ask, see Leave; an environment
 // whose memory follows does not, and its source is told that it was lost.
 //
 //	migrate_out.go       the source's side; migrate_rounds.go what is sent while all goes on,

@@ -45,6 +45,9 @@ func (i *Instance) Offer(ctx context.Context, env *xml.Environment) (MigrationOf
 
 // OfferDisk is Offer of an environment that is shut off.
 func (r *Runtime) OfferDisk(env *xml.Environment) (o MigrationOffer, err error) {
+	if err := r.RefuseLeft(env.UUID); err != nil {
+		return o, err
+	}
 	if o, err = r.offer(env); err != nil {
 		return o, err
 	}

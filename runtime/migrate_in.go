@@ -21,6 +21,10 @@ type IncomingOptions struct {
 	Address string // where this host can be asked later what became of it; "": nowhere
 	Paused  bool   // it is to stay as it comes, frozen
 	Unsafe  bool   // what may go wrong is no reason to refuse it
+
+	// Definition is what its caller keeps of it once it runs here, and then says so
+	// (Defined): until then it outlives this host with the decision.
+	Definition string
 }
 
 // Incoming is an environment on its way here, from PrepareMigration until Commit
@@ -56,7 +60,7 @@ func (r *Runtime) PrepareMigration(ctx context.Context, env *xml.Environment, of
 	if !o.Valid() {
 		return nil, errors.New("the migration has no ID")
 	}
-	if err := r.checkOffer(ctx, env, &offer, o.Unsafe); err != nil {
+	if err := errors.Join(r.checkOffer(ctx, env, &offer, o.Unsafe), r.RefuseLeft(env.UUID)); err != nil {
 		return nil, err
 	}
 	e := *env
@@ -103,7 +107,7 @@ func (in *Incoming) planDisk() error {
 	r, root, fs := in.r, in.offer.Root, in.env.Filesystems[0]
 	s := &session{
 		Session: in.options.Session, UUID: in.offer.UUID, Name: in.env.Name, Address: in.options.Address,
-		Began: time.Now(), Paused: in.options.Paused, Root: root.Type, Owners: map[string]string{},
+		Began: time.Now(), Paused: in.options.Paused, Definition: in.options.Definition, Root: root.Type, Owners: map[string]string{},
 	}
 	in.session = s
 	if fs.Type != root.Type {
@@ -246,6 +250,9 @@ func (r *Runtime) SettleSession(ctx context.Context, s Session) (Outcome, error)
 	}
 	return known.Outcome, nil
 }
+
+// Defined is called when its definition is kept.
+func (in *Incoming) Defined() error { return in.r.Defined(in.session.ID) }
 
 // Outcome is what became of it so far.
 func (in *Incoming) Outcome() Outcome {

@@ -27,6 +27,8 @@ type session struct {
 	Began   time.Time
 	Paused  bool `json:",omitempty"` // it stays frozen
 
+	Definition string `json:",omitempty"` // to be kept once it runs here, until that is done
+
 	Root   string            // type of the root
 	Target string            `json:",omitempty"` // directory of a root of type mount
 	Stage  string            `json:",omitempty"` // where that is until then
@@ -91,14 +93,42 @@ func (r *Runtime) sessions() (list []*session, err error) {
 	return list, err
 }
 
-// decide changes what became of a migration.
-func (r *Runtime) decide(id string, o Outcome) error {
+// editSession changes what is remembered of a migration.
+func (r *Runtime) editSession(id string, edit func(*session)) error {
+	r.editing.Lock()
+	defer r.editing.Unlock()
 	s, err := r.loadSession(id)
 	if err != nil {
 		return err
 	}
-	s.Outcome = o
+	edit(s)
 	return r.saveSession(s)
+}
+
+// decide changes what became of a migration.
+func (r *Runtime) decide(id string, o Outcome) error {
+	return r.editSession(id, func(s *session) { s.Outcome = o })
+}
+
+// Undefined are definitions of what came here and that are not kept yet, by the
+// ID of the migration: an earlier daemon, or the host, ended before. They are
+// known after Recover.
+func (r *Runtime) Undefined() (map[string]string, error) {
+	list, err := r.sessions()
+	docs := map[string]string{}
+	for _, s := range list {
+		if s.undefined() {
+			docs[s.ID] = s.Definition
+		}
+	}
+	return docs, err
+}
+
+func (s *session) undefined() bool { return s.Outcome.Moved() && s.Definition != "" }
+
+// Defined is called when the definition is kept that came by a migration.
+func (r *Runtime) Defined(id string) error {
+	return r.editSession(id, func(s *session) { s.Definition = "" })
 }
 
 // cutOff is for an environment whose memory followed when an earlier daemon
@@ -122,8 +152,16 @@ func (r *Runtime) committedHere(id string) bool {
 	return err == nil && s.Outcome == Committed
 }
 
-// forgetSession is for what the source knows.
-func (r *Runtime) forgetSession(id string) error { return os.RemoveAll(r.sessionDir(id)) }
+// forgetSession is for what the source knows. What is not kept yet of it is
+// remembered for a while more.
+func (r *Runtime) forgetSession(id string) error {
+	r.editing.Lock()
+	defer r.editing.Unlock()
+	if s, err := r.loadSession(id); err == nil && s.undefined() {
+		return nil
+	}
+	return os.RemoveAll(r.sessionDir(id))
+}
 
 // recoverSessions gives up what was not decided when an earlier daemon ended, and
 // finishes what was. It tells where the source may ask for the rest.

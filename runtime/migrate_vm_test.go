@@ -147,6 +147,9 @@ func TestMigrate(t *testing.T) {
 				if err := i.EndMigration(t.Context(), Committed, env.Interfaces); err != nil {
 					t.Error(err)
 				}
+				if left, err := hop.from.ForgetLeft(i.uuid); !left || err != nil {
+					t.Errorf("%v, %v", left, err)
+				}
 				vmLeft(t, hop.from, i)
 				i, env = moved, m.env
 				next(i, 5)
@@ -240,6 +243,9 @@ func TestPostCopy(t *testing.T) {
 			if err := i.EndMigration(t.Context(), Committed, env.Interfaces); err != nil {
 				t.Error(err)
 			}
+			if left, err := a.ForgetLeft(i.uuid); !left || err != nil {
+				t.Errorf("%v, %v", left, err)
+			}
 			vmLeft(t, a, i)
 			if after := vmExec(t, moved, remembered); after != before {
 				t.Errorf("it remembers %s and not %s", after, before)
@@ -306,6 +312,9 @@ func TestPostCopyCutOff(t *testing.T) {
 				t.Errorf("it remembers %s and not %s", after, before)
 			}
 		}
+	}
+	if left, err := a.ForgetLeft(i.uuid); !left || err != nil {
+		t.Errorf("%v, %v", left, err)
 	}
 	vmLeft(t, a, i)
 	a.RemovePrivate(env.UUID)

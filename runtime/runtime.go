@@ -65,6 +65,7 @@ type Runtime struct {
 	restoring int        // how many restores need that, see allowFaults
 
 	counting sync.Mutex // held while traffic is read and added to an account
+	editing  sync.Mutex // held while what is remembered of a migration changes
 
 	mu        sync.Mutex
 	instances map[[16]byte]*Instance // nil while a start or a clean-up goes on

@@ -38,6 +38,9 @@ func (r *Runtime) Start(ctx context.Context, env *xml.Environment, o StartOption
 	if err := r.releaseEnded(ctx, env.UUID); err != nil {
 		return nil, err
 	}
+	if err := r.RefuseLeft(env.UUID); err != nil {
+		return nil, err
+	}
 	var m *manifest
 	if o.Checkpoint != "" {
 		if err := r.probeCRIU(); err != nil {

@@ -44,6 +44,18 @@ func killCRIU(host string) func(*hosts, *testing.T) {
 	}
 }
 
+// powerLoss ends all that runs on a machine, and what it keeps in memory is gone
+// when its daemon starts. What was defined there is marked for its start.
+func powerLoss(host string) func(*hosts, *testing.T) {
+	return func(h *hosts, t *testing.T) {
+		h.all()[host].Sh(t, `[ ! -e /etc/libvirt/vz/web1.xml ] || ln -s /etc/libvirt/vz/web1.xml /etc/libvirt/vz/autostart/web1.xml
+kill -9 $(systemctl show -P MainPID virtvzd); systemctl stop virtvzd.socket virtvzd-ro.socket virtvzd-admin.socket virtvzd.service
+systemctl kill -s KILL 'machine-vz*.scope'; for n in $(seq 60); do [ -z "$(systemctl list-units --plain --no-legend 'machine-vz*')" ] && break; sleep 0.5; done
+awk '$5 ~ "^/run/libvirt/vz/" {print $5}' /proc/self/mountinfo | tac | xargs -r umount -l; rm -rf /run/libvirt/vz
+systemctl reset-failed virtvzd.service; systemctl start virtvzd.socket virtvzd-ro.socket virtvzd-admin.socket virtvzd.service`)
+	}
+}
+
 // inside runs a command as root of web1 although its daemon stands still.
 func inside(command string) func(*hosts, *testing.T) {
 	return func(h *hosts, t *testing.T) {
@@ -66,6 +78,13 @@ var failures = []failure{
 	{name: "destination killed deciding", host: "b", step: "commit kill", want: "a"},
 	{name: "destination killed decided", host: "b", step: "committed kill", want: "b"},
 	{name: "destination killed while memory follows", host: "b", step: "memory follows kill", flags: "--live --postcopy --postcopy-after-precopy", want: "", says: "a domain that moved was lost", long: true},
+	// A host loses its power. What was frozen at its source is started there again only
+	// when it does not run at its destination.
+	{name: "source loses power, reboots, sent", host: "a", step: "migrate sent stop", during: powerLoss("a"), want: "a", says: "was sent to another host, which is asked", long: true},
+	{name: "source loses power decided", host: "b", step: "committed stop", during: powerLoss("a"), want: "b", says: "was sent to another host, which is asked", long: true},
+	{name: "destination loses power decided", host: "b", step: "committed stop", during: powerLoss("b"), after: func(h *hosts, t *testing.T) {
+		h.B.Sh(t, "for n in $(seq 60); do virsh -c vz:///system domstate web1 2>/dev/null | grep -q 'shut off' && exit 0; sleep 1; done; exit 1")
+	}, want: "", long: true},
 	// A step fails.
 	{name: "round fails", host: "a", step: "migrate round fail", flags: "--live", want: "b", long: true},
 	{name: "round fails and that ends it", host: "a", step: "migrate round fail", flags: "--live --abort-on-error", want: "a", long: true},

@@ -184,6 +184,7 @@ ls /run/libvirt/vz/crun 2>/dev/null | grep -E '^[0-9a-f]{8}-' | sed 's/^/crun /'
 ls /etc/libvirt/vz/*.xml 2>/dev/null
 ls -A /var/lib/libvirt/vz/private /var/lib/libvirt/vz/save /var/lib/libvirt/vz/layers 2>/dev/null | grep -v -e : -e '^$' -e '^\.lock$' | sed 's/^/disk /'
 ls -A /var/lib/libvirt/vz/migration/* 2>/dev/null | grep -v -e : -e '^$' -e '^session\.json$' | sed 's/^/migration /'
+ls -A /var/lib/libvirt/vz/leaving 2>/dev/null | sed 's/^/leaving /'
 ip -o link | grep -oE ' (vnet|vz)[0-9-]+' | sed 's/^/link/'
 ls -d /sys/fs/cgroup/system.slice/virtvzd.service/virtvzd-restore-* 2>/dev/null
 pgrep -a criu
