@@ -46,6 +46,19 @@ func (i *Instance) noteSent() error {
 	return i.rec.save(i.dir)
 }
 
+// keepLeaving is noteSent for what an earlier daemon has noted in its state alone.
+func (i *Instance) keepLeaving() error {
+	l := i.Leaving()
+	if l == nil {
+		return nil
+	}
+	if known, err := i.r.Left(i.uuid); err != nil || known != nil {
+		return err
+	}
+	l.Name = i.Name()
+	return i.r.saveLeave(l)
+}
+
 // leavesDir has a file for each environment that may run elsewhere, from before
 // its destination can have all of it until it is known, and done, what follows.
 func (r *Runtime) leavesDir() string { return filepath.Join(r.config.DataDir, "leaving") }

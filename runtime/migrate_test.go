@@ -745,3 +745,31 @@ func TestDefinitionStays(t *testing.T) {
 		}
 	}
 }
+
+// TestKeepLeaving: what a daemon of before has noted in its state alone is kept
+// by the next one, once.
+func TestKeepLeaving(t *testing.T) {
+	r := emptyRuntime(t)
+	i := leavingInstance(t, r)
+	if err := i.keepLeaving(); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := r.AllLeft(); len(list) != 0 || err != nil {
+		t.Fatalf("not sent yet: %+v, %v", list, err)
+	}
+	i.rec.Migration.Sent = true
+	want := *i.rec.Migration
+	want.UUID, want.Name = i.uuid, "web"
+	for _, outcome := range []Outcome{want.Outcome, Committed} {
+		if err := i.keepLeaving(); err != nil {
+			t.Fatal(err)
+		}
+		want.Outcome = outcome
+		if list, err := r.AllLeft(); len(list) != 1 || *list[0] != want || err != nil {
+			t.Fatalf("kept is %+v, %v", list, err)
+		}
+		if err := r.noteOutcome(i.uuid, Committed); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -49,7 +49,7 @@ func (r *Runtime) Recover(ctx context.Context, stored map[string]*os.File) (adop
 		}
 		if i := r.adopt(rec, stored); i != nil {
 			adopted = append(adopted, i)
-			failures = append(failures, i.releaseAside(), i.serveAgain(ctx))
+			failures = append(failures, i.releaseAside(), i.keepLeaving(), i.serveAgain(ctx))
 			continue
 		}
 		if err := r.cutOff(rec); err != nil {
