@@ -34,8 +34,8 @@ const (
 )
 
 // setShaping makes the queue for what is sent to the environment what rate
-// says. One that there is changes its rate: what waits in it is kept, and at no
-// moment is there none.
+// says. One that there is changes its rate: what waits in it is kept, and what was
+// saved for a burst, and at no moment is there none.
 func setShaping(h *netlink.Handle, link netlink.Link, rate xml.Rate) error {
 	index := link.Attrs().Index
 	root := netlink.NewHtb(netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT})
