@@ -37,6 +37,18 @@ func buildTest(t *testing.T, programs ...string) {
 	t.Skipf("%s is missing", missing)
 }
 
+// needRoot skips a test for what only root can do, unless nothing may be missing.
+func needRoot(t testing.TB, what string) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("VIRTVZD_REQUIRE") != "" {
+		t.Fatal(what)
+	}
+	t.Skip(what)
+}
+
 // remains is what a build could leave on the host.
 func remains(t *testing.T, templates *Templates) string {
 	t.Helper()

@@ -105,9 +105,6 @@ func pidNamespace(pid int) string {
 
 // parentOf is 0 if there is no such process.
 func parentOf(pid int) int {
-	text, _ := readProc(fmt.Sprintf("/proc/%d/status", pid))
-	_, after, _ := strings.Cut(string(text), "\nPPid:\t")
-	line, _, _ := strings.Cut(after, "\n")
-	parent, _ := strconv.Atoi(line)
+	parent, _ := strconv.Atoi(statusField(pid, "PPid"))
 	return parent
 }

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -13,9 +12,7 @@ import (
 // TestEntered: what was started from outside is told by its name, and what has
 // its parent inside is not: its own children, and those it has left to init.
 func TestEntered(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root enters a PID namespace")
-	}
+	needRoot(t, "only root enters a PID namespace")
 	start := func(cmd *exec.Cmd) *exec.Cmd {
 		t.Helper()
 		if err := cmd.Start(); err != nil {

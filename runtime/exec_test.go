@@ -64,9 +64,7 @@ func TestStreams(t *testing.T) {
 
 // TestStreamsOwner: root inside may open again what it was given.
 func TestStreamsOwner(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root starts programs of somebody else")
-	}
+	needRoot(t, "only root starts programs of somebody else")
 	var out, errs bytes.Buffer
 	s, err := openStreams(Command{Stdin: strings.NewReader("text\n"), Stdout: &out, Stderr: &errs}, 100000, 100001)
 	if err != nil {

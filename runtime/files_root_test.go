@@ -23,9 +23,7 @@ import (
 // are 100000 more outside.
 func userspace(t *testing.T, capabilities, script string) *Instance {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root makes files of several users")
-	}
+	needRoot(t, "only root makes files of several users")
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 65536}}
 	cmd := exec.Command("/bin/sh", "-ec", script+"\necho ready\nexec cat")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS, UidMappings: ids, GidMappings: ids, Credential: &syscall.Credential{NoSetGroups: true}}

@@ -132,9 +132,7 @@ func TestReadToEnd(t *testing.T) {
 
 // TestBecomeUser: the host's settings are not this thread's to change any more.
 func TestBecomeUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root becomes somebody else")
-	}
+	needRoot(t, "only root becomes somebody else")
 	onOwnThread(func() error {
 		if err := becomeUser(100000, 100001, 0); err != nil {
 			t.Error(err)

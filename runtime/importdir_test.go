@@ -70,9 +70,7 @@ func TestImportDirectory(t *testing.T) {
 // mountTmpfs mounts one, whose files have the same numbers as those of the next.
 func mountTmpfs(t *testing.T, at string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root can mount")
-	}
+	needRoot(t, "only root can mount")
 	if err := unix.Mount("test", at, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}

@@ -25,9 +25,7 @@ var layersUUID = [16]byte{1, 2, 3, 4}
 // newTestLayers makes a template and the disk of an environment on it.
 func newTestLayers(t *testing.T) *Layers {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root can make whiteouts and the overlay's attributes")
-	}
+	needRoot(t, "only root can make whiteouts and the overlay's attributes")
 	data := t.TempDir()
 	l := OpenLayers(data, filepath.Join(data, "state"))
 	again(t, l.templates, "web", "1")

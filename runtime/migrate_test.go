@@ -38,9 +38,7 @@ func offered(root string) (*xml.Environment, MigrationOffer) {
 
 func await(t *testing.T, r *Runtime, root string, s Session) *Incoming {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give files away")
-	}
+	needRoot(t, "only root can give files away")
 	env, offer := offered(root)
 	in, err := r.PrepareMigration(t.Context(), env, offer, IncomingOptions{Session: s})
 	if err != nil {

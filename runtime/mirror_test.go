@@ -36,9 +36,7 @@ const onDisk, inMemory = "/var/tmp", "/dev/shm"
 // newMirrorPair makes both trees in a directory below where.
 func newMirrorPair(t *testing.T, where string) *mirrorPair {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give files away, and make nodes")
-	}
+	needRoot(t, "only root can give files away, and make nodes")
 	dir, err := os.MkdirTemp(where, "mirror-")
 	if err != nil {
 		t.Fatal(err)

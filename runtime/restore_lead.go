@@ -47,14 +47,8 @@ func (i *Instance) initFirst(ctx context.Context, thaw func(context.Context) err
 
 // isPending tells whether init has been sent a signal and has not taken it.
 func (i *Instance) isPending(s syscall.Signal) bool {
-	text, err := readProc(fmt.Sprintf("/proc/%d/status", i.rec.Init))
-	if err != nil || dead(i.pidfd) {
-		return false
-	}
-	_, after, _ := strings.Cut(string(text), "\nShdPnd:\t")
-	line, _, _ := strings.Cut(after, "\n")
-	set, _ := strconv.ParseUint(line, 16, 64)
-	return set&(1<<(s-1)) != 0
+	set, _ := strconv.ParseUint(statusField(i.rec.Init, "ShdPnd"), 16, 64)
+	return set&(1<<(s-1)) != 0 && !dead(i.pidfd)
 }
 
 // holdAside freezes the cgroups beside init's that are not frozen by themselves,

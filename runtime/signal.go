@@ -48,21 +48,21 @@ func (i *Instance) Signal(pid int64, signal int) error {
 // numbered tells whether a process of the host has a number, or a negative
 // one of its group, in the PID namespace below the host's.
 func numbered(host int, pid int64) bool {
-	field, want := "NSpid:", pid
+	field, want := "NSpid", pid
 	if pid < 0 {
-		field, want = "NSpgid:", -pid
+		field, want = "NSpgid", -pid
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", host))
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(text)) {
-		if numbers, ok := strings.CutPrefix(line, field); ok {
-			f := strings.Fields(numbers)
-			return len(f) > 1 && f[1] == strconv.FormatInt(want, 10)
-		}
-	}
-	return false
+	numbers := strings.Fields(statusField(host, field))
+	return len(numbers) > 1 && numbers[1] == strconv.FormatInt(want, 10)
+}
+
+// statusField is a line of /proc/PID/status, or empty if there is no such process
+// or line.
+func statusField(pid int, name string) string {
+	text, _ := readProc(fmt.Sprintf("/proc/%d/status", pid))
+	_, after, _ := strings.Cut(string(text), "\n"+name+":\t")
+	line, _, _ := strings.Cut(after, "\n")
+	return line
 }
 
 // processes visits the environment's, by their numbers on the host.
