@@ -119,8 +119,12 @@ func (i *Instance) IDMap() xml.IDMap { return i.rec.IDMap }
 // may come shortly after Start has returned.
 func (i *Instance) Warnings() []string {
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	return slices.Clone(i.warnings)
+	list := slices.Clone(i.warnings)
+	i.mu.Unlock()
+	for _, id := range i.unfiltered() {
+		list = append(list, fmt.Sprintf("nothing that is sent by network interface %s passes, because its filter cannot be bound: mend the filter (virsh nwfilter-list shows those there are), it is tried again every %v", id, retryTime))
+	}
+	return list
 }
 
 func (i *Instance) warn(sentence string) {

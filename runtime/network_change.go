@@ -135,7 +135,7 @@ func (i *Instance) changeInterface(ctx context.Context, w *wires, from, to xml.I
 
 // rewire brings a link from one plan to another.
 func (i *Instance) rewire(ctx context.Context, w *wires, l *recordedLink, was, p linkPlan, plugged bool) error {
-	p.Guarded = p.Filter.Name != "" && !l.has(p.Filter)
+	p.Guarded = p.Filter.Name != "" && !i.has(l, p.Filter)
 	claims := p.claims()
 	fresh := without(claims, l.Claims)
 	if err := i.r.claimLinks(i.Name(), fresh); err != nil {

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,11 +40,17 @@ func (e *UnboundError) Unwrap() error { return e.Err }
 // has tells whether a filter is bound, so that nothing need be held back.
 func (l *recordedLink) has(f xml.Filter) bool { return !l.Rebinding && reflect.DeepEqual(l.Filter, f) }
 
+func (i *Instance) has(l *recordedLink, f xml.Filter) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return l.has(f)
+}
+
 // bindFilter gives a link the filter that is planned, and then lets pass what
 // comes from inside. One that it has stays in force while libvirt's daemon is away.
 func (i *Instance) bindFilter(ctx context.Context, w *wires, l *recordedLink, p linkPlan) error {
 	if p.Filter.Name == "" {
-		if l.has(p.Filter) {
+		if i.has(l, p.Filter) {
 			return nil
 		}
 		if err := i.r.unbind(ctx, l.Host); err != nil {
@@ -54,29 +61,11 @@ func (i *Instance) bindFilter(ctx context.Context, w *wires, l *recordedLink, p 
 	if i.r.config.Filters == nil {
 		return errors.New("this daemon has no way to libvirt's network filters")
 	}
-	unsure := l.Rebinding
-	if err := i.noteLink(func() { l.Rebinding = true }); err != nil {
-		return err
-	}
-	atStep("filter")
-	err := i.newBinding(ctx, l, p.Filter)
-	noted := i.noteLink(func() {
-		switch {
-		case err == nil:
-			l.Filter, l.Rebinding = p.Filter, false
-		case errors.As(err, new(*UnboundError)):
-			l.Filter = xml.Filter{}
-		default:
-			l.Rebinding = unsure
-		}
-	})
-	if err != nil && !l.has(p.Filter) {
+	unsure, err := i.newBinding(ctx, l, p.Filter)
+	if err != nil {
 		return fmt.Errorf("network interface %s: %w", p.ID, err)
 	}
-	if noted != nil {
-		return noted
-	}
-	if !p.Guarded {
+	if !p.Guarded && !unsure {
 		return nil
 	}
 	link, err := w.host.LinkByIndex(l.HostIndex)
@@ -87,15 +76,34 @@ func (i *Instance) bindFilter(ctx context.Context, w *wires, l *recordedLink, p 
 	return w.setIngress(p, link)
 }
 
-// newBinding is in place of one that was left over of the same name.
-func (i *Instance) newBinding(ctx context.Context, l *recordedLink, f xml.Filter) error {
+// newBinding is in place of one that was left over of the same name, and is
+// noted. It tells whether it was unknown before which filter was in force, if any.
+func (i *Instance) newBinding(ctx context.Context, l *recordedLink, f xml.Filter) (unsure bool, err error) {
 	i.r.binding.Lock()
 	defer i.r.binding.Unlock()
-	if err := i.bind(ctx, l, f); err != nil {
-		return err
+	unsure = l.Rebinding
+	if err := i.noteLink(func() { l.Rebinding = true }); err != nil {
+		return unsure, err
 	}
-	os.Remove(i.r.debt(unbound, l.Host))
-	return nil
+	atStep("filter")
+	err = i.bind(ctx, l, f)
+	if err == nil {
+		os.Remove(i.r.debt(unbound, l.Host))
+	}
+	noted := i.noteLink(func() {
+		switch {
+		case err == nil:
+			l.Filter, l.Rebinding = f, false
+		case errors.As(err, new(*UnboundError)):
+			l.Filter = xml.Filter{}
+		default:
+			l.Rebinding = unsure
+		}
+	})
+	if i.has(l, f) {
+		err = nil // as it was
+	}
+	return unsure, cmp.Or(err, noted)
 }
 
 func (i *Instance) bind(ctx context.Context, l *recordedLink, f xml.Filter) error {
@@ -105,7 +113,8 @@ func (i *Instance) bind(ctx context.Context, l *recordedLink, f xml.Filter) erro
 }
 
 // renewFilters binds again what an environment had when an earlier daemon
-// ended, in case that it was taken away meanwhile.
+// ended, in case that it was taken away meanwhile. Where that cannot be nothing
+// from inside passes until it can.
 func (i *Instance) renewFilters(ctx context.Context) {
 	if i.r.config.Filters == nil {
 		return
@@ -120,30 +129,57 @@ func (i *Instance) renewFilters(ctx context.Context) {
 func (i *Instance) renewFilter(ctx context.Context, id string) {
 	i.r.binding.Lock()
 	defer i.r.binding.Unlock()
-	l, ok := i.filtered(id)
+	l := i.filtered(id)
 	host := i.r.hostLinks()
-	if !ok || host == nil {
+	if l == nil || host == nil {
 		return
 	}
-	if _, err := host.LinkByIndex(l.HostIndex); err != nil {
+	link, err := host.LinkByIndex(l.HostIndex)
+	if err != nil {
 		return
 	}
-	err := i.bind(ctx, &l, l.Filter) // what was there is, if libvirt's daemon is not
-	if errors.As(err, new(*UnboundError)) {
-		i.warn(fmt.Sprintf("the network filter %s of interface %s is not in force, what comes from inside passes unchecked: detach it, or mend the filter and restart virtvzd: %v", l.Filter.Name, l.ID, err))
+	err = i.bind(ctx, l, l.Filter) // what was there is, if libvirt's daemon is not
+	if !errors.As(err, new(*UnboundError)) {
+		return
+	}
+	// First the note: it is what has this undone.
+	err = errors.Join(i.noteLink(func() { l.Rebinding = true }), setIngress(host, link, xml.Rate{}, true, nil))
+	if err != nil {
+		i.warn(fmt.Sprintf("what comes from inside of interface %s cannot be held back, and passes unchecked: detach it: %v", l.ID, err))
 	}
 }
 
-// filtered copies the record of an interface that has a filter.
-func (i *Instance) filtered(id string) (recordedLink, bool) {
+// filtered is the record of an interface with a filter in force, nil if there
+// is none.
+func (i *Instance) filtered(id string) *recordedLink {
+	l := i.link(id)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if l == nil || l.Filter.Name == "" || l.Rebinding {
+		return nil
+	}
+	return l
+}
+
+// retryFilters has bound what could not be (RenewInterfaces).
+func (r *Runtime) retryFilters() {
+	for _, i := range r.running() {
+		if len(i.unfiltered()) > 0 {
+			i.tellChanged()
+		}
+	}
+}
+
+// unfiltered are the interfaces from which nothing passes for want of a filter.
+func (i *Instance) unfiltered() (ids []string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, l := range i.rec.Links {
-		if l.ID == id && l.Filter.Name != "" && !l.Rebinding {
-			return *l, true
+		if l.Rebinding {
+			ids = append(ids, l.ID)
 		}
 	}
-	return recordedLink{}, false
+	return ids
 }
 
 // What libvirt's daemons are to remove and could not, because they are away,

@@ -172,24 +172,69 @@ func TestFilterRenewed(t *testing.T) {
 	}
 }
 
-// TestFilterLost: of a filter that is not there any more whoever runs the
-// environment hears.
+// TestFilterLost: without the filter that was there before a restart nothing
+// from inside passes, and whoever runs the environment hears of it, until it
+// can be bound again.
 func TestFilterLost(t *testing.T) {
-	w := newSpace(t)
-	host := addLink(t, w, cable("vnet0"))
-	d := &filterDaemon{bound: map[string]Binding{}, away: true}
-	i := instanceIn(t, w)
-	i.r.config.Filters = d
-	i.rec.Links = []*recordedLink{{ID: "52:54:00:00:00:01", Host: "vnet0", HostIndex: host.Attrs().Index, Filter: xml.Filter{Name: "clean-traffic"}}}
-	i.renewFilters(t.Context())
-	if list := i.Warnings(); len(list) > 0 {
-		t.Errorf("while libvirt's daemon is away: %q", list)
+	i, d, p, w := withFilter(t)
+	i.changed = make(chan struct{}, 1)
+	i.r.instances = map[[16]byte]*Instance{testUUID: i}
+	i.r.links.claims = map[string]string{}
+	ctx, l := t.Context(), i.rec.Links[0]
+	l.Guest, l.Parent = "eth0", "br0"
+	n := xml.Interface{Type: "bridge", Source: "br0", MAC: l.MAC, Filter: p.Filter, Outbound: xml.Rate{Average: 1 << 20}}
+	if err := i.changeInterface(ctx, w, n, n, []xml.Interface{n}, []xml.Interface{n}); err != nil {
+		t.Fatal(err)
 	}
+	link, err := w.host.LinkByName("vnet0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	limited := traffic(t, w.host, link)
+	expect := func(what string, passes, told bool) {
+		t.Helper()
+		i.r.retryFilters()
+		select {
+		case <-i.changed:
+			if passes {
+				t.Errorf("%s: is tried again", what)
+			}
+		default:
+			if !passes {
+				t.Errorf("%s: is not tried again", what)
+			}
+		}
+		rules, warnings := traffic(t, w.host, link), strings.Join(i.Warnings(), "\n")
+		if passes && rules != limited || !passes && rules != "7 shot" || strings.Contains(warnings, "nothing that is sent by network interface 52:54:00:00:00:01 passes") != told {
+			t.Errorf("%s: %q, %q", what, rules, warnings)
+		}
+	}
+	renew := func() error {
+		return i.renewLink(ctx, w, l, n, []xml.Interface{n})
+	}
+	d.away = true
+	i.renewFilters(ctx)
+	expect("while libvirt's daemon is away", true, false)
 	d.away, d.loses = false, true
-	i.renewFilters(t.Context())
-	if got := strings.Join(i.Warnings(), "\n"); !strings.HasPrefix(got, "the network filter clean-traffic of interface 52:54:00:00:00:01 is not in force") {
-		t.Errorf("lost: %q", got)
+	i.renewFilters(ctx)
+	expect("lost", false, true)
+	if err := renew(); err == nil {
+		t.Error("bound by a daemon that cannot")
 	}
+	expect("still lost", false, true)
+	rec, err := loadRecord(i.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.rec = rec // of the next daemon
+	l, d.loses, d.away = rec.Links[0], false, true
+	i.renewFilters(ctx)
+	expect("lost, and another daemon", false, true)
+	d.away = false
+	if err := renew(); err != nil || d.bound["vnet0"].Filter.Name != p.Filter.Name {
+		t.Errorf("%v, bound %v", err, d.bound)
+	}
+	expect("mended", true, false)
 }
 
 // TestFilterRefused: while the filter that an interface has stays bound, what
@@ -248,11 +293,10 @@ func TestFilterRefused(t *testing.T) {
 // TestFilterNoted: the record says what is bound and not what was to be, and
 // whether that is known.
 func TestFilterNoted(t *testing.T) {
-	d := &filterDaemon{bound: map[string]Binding{}}
-	r := &Runtime{config: Config{StateDir: t.TempDir(), Filters: d}}
-	i := &Instance{r: r, uuid: testUUID, rec: &record{UUID: formatUUID(testUUID), Name: "web1"}, dir: t.TempDir()}
+	i, d, p, w := withFilter(t)
+	p.Guarded = false
 	a, b := xml.Filter{Name: "a"}, xml.Filter{Name: "b"}
-	i.rec.Links = []*recordedLink{{ID: "52:54:00:00:00:01", Host: "vnet0", Filter: a}} // as an earlier daemon wrote it
+	i.rec.Links[0].Filter = a // as an earlier daemon wrote it
 	d.bound["vnet0"] = Binding{Filter: a}
 	for _, c := range []struct {
 		to          xml.Filter
@@ -273,13 +317,14 @@ func TestFilterNoted(t *testing.T) {
 		{to: xml.Filter{}},
 	} {
 		d.away, d.loses = c.away, c.loses
-		err := i.bindFilter(t.Context(), nil, i.rec.Links[0], linkPlan{Filter: c.to})
+		p.Filter = c.to
+		err := i.bindFilter(t.Context(), w, i.rec.Links[0], p)
 		rec, e := loadRecord(i.dir)
 		if e != nil {
 			t.Fatal(e)
 		}
 		l := rec.Links[0]
-		if (err != nil) != c.refused || l.Filter.Name != c.has.Name || l.Rebinding != c.rebinding || l.has(c.has) == c.rebinding || d.bound["vnet0"].Filter.Name != c.has.Name {
+		if (err != nil) != c.refused || l.Filter.Name != c.has.Name || l.Rebinding != c.rebinding || i.has(l, c.has) == c.rebinding || d.bound["vnet0"].Filter.Name != c.has.Name {
 			t.Errorf("%+v: %v, noted %+v, bound %v", c, err, l.Filter, d.bound)
 		}
 	}

@@ -22,7 +22,8 @@ import (
 //     of libvirt's that ends (virsh net-destroy) its list of them;
 //   - a link that goes down, if only because its cable was pulled, forgets for
 //     whom the host answers on it, and before it has its address the host does
-//     not know that it is to answer.
+//     not know that it is to answer;
+//   - a network filter that is taken away cannot always be bound again.
 //
 // So the host's links are watched, and whoever an environment belongs to hears
 // of a change that may concern it (HostChanged) and has it connected again
@@ -76,7 +77,10 @@ func (r *Runtime) watchHost() {
 // tend sees to what nobody asks for, until the runtime is closed.
 func (r *Runtime) tend() {
 	go r.repeat(countTime, r.countAll)
-	r.repeat(retryTime, func() { r.retryDebts(context.Background()) }) // which takes long while libvirt's daemon hangs
+	r.repeat(retryTime, func() {
+		r.retryFilters()
+		r.retryDebts(context.Background()) // which takes long while libvirt's daemon hangs
+	})
 }
 
 func (r *Runtime) repeat(each time.Duration, do func()) {
@@ -284,18 +288,20 @@ func (i *Instance) renewLink(ctx context.Context, w *wires, l *recordedLink, n x
 		}
 		return i.renewProxies(w, l, p)
 	}
-	if _, err := w.host.LinkByName(l.Parent); l.Type != "bridge" || end.Attrs().MasterIndex != 0 || err != nil {
-		return nil // connected, or what to is not there
+	_, err = w.host.LinkByName(l.Parent)
+	loose := l.Type == "bridge" && end.Attrs().MasterIndex == 0 && err == nil
+	if !loose && (n.Filter.Name == "" || i.has(l, n.Filter)) {
+		return nil
 	}
-	return i.reconnect(ctx, w, l, n, all)
+	return i.reconnect(ctx, w, l, n, all, loose)
 }
 
-// reconnect makes the host's end that has no bridge a port of its again. It is
-// without a port in its network until the network can tell of one, and may
-// itself be used meanwhile.
-func (i *Instance) reconnect(ctx context.Context, w *wires, l *recordedLink, n xml.Interface, all []xml.Interface) (err error) {
+// reconnect makes the host's end, if it is loose, a port of its bridge again,
+// and binds its filter. It is without a port in its network until the network
+// can tell of one, and may itself be used meanwhile.
+func (i *Instance) reconnect(ctx context.Context, w *wires, l *recordedLink, n xml.Interface, all []xml.Interface, loose bool) (err error) {
 	plug := l.plug()
-	if n.Type == "network" {
+	if loose && n.Type == "network" {
 		made, e := i.plugIn(ctx, l, n)
 		if err = e; err == nil {
 			plug = made
