@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"virtvzd/xml"
 )
 
@@ -31,6 +33,9 @@ func (in *Incoming) Commit(ctx context.Context) (*Instance, error) {
 		default:
 		}
 	}
+	if err := in.written(); err != nil {
+		return nil, err
+	}
 	if err := atStep("commit"); err != nil {
 		return nil, err
 	}
@@ -53,6 +58,35 @@ func (in *Incoming) Commit(ctx context.Context) (*Instance, error) {
 	}
 	return i, err
 }
+
+// writeBack has what has come below dir written to the disk, beside all else.
+func (in *Incoming) writeBack(dir string) error {
+	f, err := os.Open(dir) // which may be moved meanwhile
+	if err != nil {
+		return err
+	}
+	in.writing.Go(func() {
+		defer f.Close()
+		if err := syncfs(int(f.Fd())); err != nil {
+			in.mu.Lock()
+			in.unwritten = fmt.Errorf("what has come cannot be written to the disk: %w", err)
+			in.mu.Unlock()
+		}
+	})
+	return nil
+}
+
+// written waits until all that has come is on the disk: the source deletes what
+// it has of it when it is decided that the environment runs here.
+func (in *Incoming) written() error {
+	in.writing.Wait()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.unwritten
+}
+
+// syncfs is the kernel's; a test lets it fail.
+var syncfs = unix.Syncfs
 
 // settle notes what was decided. Of what it notes sources are told that ask, but
 // only when no memory follows any more.

@@ -72,7 +72,10 @@ func (r *Runtime) placeDisk(s *session) error {
 		if err := os.Remove(s.Target); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		return os.Rename(s.Stage, s.Target)
+		if err := os.Rename(s.Stage, s.Target); err != nil {
+			return err
+		}
+		return syncDirectory(filepath.Dir(s.Target))
 	}
 	l := r.Layers()
 	return awaitJoins(func() error {

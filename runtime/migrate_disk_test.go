@@ -5,12 +5,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"virtvzd/xml"
 )
@@ -58,6 +61,54 @@ func TestMoveDisk(t *testing.T) {
 			p.same()
 			if err := in.Abort(t.Context()); err != errCommitted || !exists(filepath.Join(target, "file")) {
 				t.Errorf("a late abort: %v", err)
+			}
+		})
+	}
+}
+
+// TestWrittenBack: nothing is decided before all that has come is on the disk, nor
+// when it cannot be.
+func TestWrittenBack(t *testing.T) {
+	for name, failure := range map[string]error{"slow": nil, "full": unix.ENOSPC} {
+		t.Run(name, func(t *testing.T) {
+			from, to, target := emptyRuntime(t), emptyRuntime(t), filepath.Join(t.TempDir(), "root")
+			in := await(t, to, target, NewSession())
+			source := t.TempDir()
+			os.WriteFile(filepath.Join(source, "file"), []byte("text"), 0o640)
+			written, asked := make(chan error), make(chan string, 1)
+			syncfs = func(fd int) error {
+				where, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+				asked <- where
+				return <-written
+			}
+			t.Cleanup(func() { syncfs = unix.Syncfs })
+			link, served := serve(t.Context(), to)
+			dial := func(context.Context) (io.ReadWriteCloser, error) { return link, nil }
+			err := from.SendDisk(t.Context(), Outgoing{Session: in.options.Session, Dial: dial, Root: MigrationRoot{Type: "mount", Dir: source}, Control: NewMigrationControl(0, 0)})
+			if err := errors.Join(err, <-served); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case where := <-asked:
+				if filepath.Dir(where) != filepath.Dir(target) {
+					t.Errorf("written: what is in %s", where)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("what has come is not written to the disk")
+			}
+			decided := make(chan error, 1)
+			go func() {
+				_, err := in.Commit(t.Context())
+				decided <- err
+			}()
+			select {
+			case err := <-decided:
+				t.Fatalf("decided before it is on the disk: %v", err)
+			case <-time.After(50 * time.Millisecond):
+			}
+			written <- failure
+			if err := <-decided; !errors.Is(err, failure) || (in.Outcome() == Committed) != (failure == nil) {
+				t.Errorf("%v, %v", err, in.Outcome())
 			}
 		})
 	}

@@ -42,16 +42,18 @@ type Incoming struct {
 	ended   chan struct{}
 	memory  func() error // awaitMemory, once
 
-	deciding sync.Mutex // held while it is decided
+	deciding sync.Mutex     // held while it is decided
+	writing  sync.WaitGroup // what has come is written to the disk
 
-	mu       sync.Mutex
-	outcome  Outcome
-	idle     chan struct{} // closed when nothing is taken from a source any more; nil: none has come
-	started  chan error    // the start that waits for what comes, once there is one
-	instance *Instance     // once all is here
-	lazy     *lazyPages    // memory follows
-	whole    bool          // the disk of one that does not run is here
-	traffic  InterfaceStats
+	mu        sync.Mutex
+	outcome   Outcome
+	idle      chan struct{} // closed when nothing is taken from a source any more; nil: none has come
+	started   chan error    // the start that waits for what comes, once there is one
+	instance  *Instance     // once all is here
+	lazy      *lazyPages    // memory follows
+	whole     bool          // the disk of one that does not run is here
+	traffic   InterfaceStats
+	unwritten error // why some of it could not be
 }
 
 // PrepareMigration makes room for an environment, or says why it cannot come. env

@@ -127,7 +127,10 @@ func (in *Incoming) takeTree(ctx context.Context, ch *channel, dir string) error
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		err = fmt.Errorf("there is no room for it: %w", err)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return in.writeBack(dir)
 }
 
 func (in *Incoming) takeTemplate(ctx context.Context, ch *channel, p part) error {

@@ -278,12 +278,7 @@ func describe(dir string, g *Generation) error {
 	if err := os.Mkdir(filepath.Join(dir, "names"), 0o700); err != nil {
 		return err
 	}
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return unix.Syncfs(int(f.Fd()))
+	return syncTree(dir)
 }
 
 // commit makes visible what was made in work. The same content made again is
