@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -156,7 +157,7 @@ func (s *starter) settle(ctx context.Context) error {
 		return err
 	}
 	s.rec.Restoring = ""
-	if err := s.i.renewInit(); err != nil {
+	if err := s.i.renewManagers(); err != nil {
 		return err
 	}
 	if s.held() { // they are frozen, and systemd has to know it
@@ -173,17 +174,36 @@ func (s *starter) settle(ctx context.Context) error {
 	return s.i.initFirst(ctx, func(ctx context.Context) error { return s.i.freezeCgroup(ctx, false) })
 }
 
-// renewInit has a systemd inside write down its state and read it again, as
+// renewManagers has each systemd inside write down its state and read it again, as
 // 'systemctl daemon-reload' does: SIGHUP in systemd(1). From version 256 on it
 // knows a process by its number and the inode of a pidfd (pidref_equal in
 // src/basic/pidref.c), which no restore can give back. It would take what a
 // service tells it for another's, and kill at its time those with a watchdog, of
-// which journald and logind are two. It is frozen, and takes the signal by initFirst.
-func (i *Instance) renewInit() error {
-	if i.rec.Kind != Systemd {
-		return nil
+// which journald and logind are two. It is frozen, and takes the signal by
+// initFirst; those of users, or of containers inside, when they go on.
+func (i *Instance) renewManagers() error {
+	if i.rec.Kind == Systemd {
+		if err := i.signal(syscall.SIGHUP); err != nil {
+			return err
+		}
 	}
-	return i.signal(syscall.SIGHUP)
+	return i.processes(func(host int) error {
+		if host == i.rec.Init || !isManager(host) {
+			return nil
+		}
+		err := unix.Kill(host, syscall.SIGHUP) // frozen, so that it keeps its number
+		if errors.Is(err, unix.ESRCH) {
+			err = nil // killed all the same
+		}
+		return err
+	})
+}
+
+// isManager tells a systemd by its name and by the cgroup that each makes for itself.
+func isManager(pid int) bool {
+	name, _ := readProc(fmt.Sprintf("/proc/%d/comm", pid))
+	cgroup, _ := readProc(fmt.Sprintf("/proc/%d/cgroup", pid))
+	return string(name) == "systemd\n" && strings.HasSuffix(string(cgroup), "/init.scope\n")
 }
 
 // replaceConsole gives a restored environment a console in place of one that

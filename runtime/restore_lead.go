@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A systemd inside that was restored has to read its state again (renewInit)
+// A systemd inside that was restored has to read its state again (renewManagers)
 // before a service tells it anything, or that is lost: also the sign of life of
 // one with a watchdog, the next of which may come too late. So init goes on
 // first. What is in the cgroups beside its own stays frozen until init has taken
