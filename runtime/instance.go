@@ -36,14 +36,15 @@ type Instance struct {
 
 	freezing sync.Mutex // held by who freezes, thaws or changes file systems
 
-	mu        sync.Mutex
-	rec       *record    // its Name and Phase change
-	consoles  []*Console // without those that were lost, see takeConsole
-	warnings  []string
-	exit      Exit
-	guarded   bool      // see guardFrozen
-	migration *outgoing // sent, and not yet known what became of it
-	kept      map[int]*adoptedProgram
+	mu         sync.Mutex
+	rec        *record    // its Name and Phase change
+	consoles   []*Console // without those that were lost, see takeConsole
+	warnings   []string
+	exit       Exit
+	tornStates int       // how many of those that are noted Settle leaves, see torn
+	guarded    bool      // see guardFrozen
+	migration  *outgoing // sent, and not yet known what became of it
+	kept       map[int]*adoptedProgram
 }
 
 func newInstance(r *Runtime, rec *record, pidfd *os.File) *Instance {

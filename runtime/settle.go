@@ -11,12 +11,21 @@ import (
 
 // unsettle notes, until Settle, that what is in force may be other than what
 // the daemon has saved, and what it may be. A daemon that is killed meanwhile
-// finds the note.
-func (i *Instance) unsettle(states ...*xml.Environment) error {
+// finds the note. It tells whether there was one already since Settle.
+func (i *Instance) unsettle(states ...*xml.Environment) (already bool, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	already = len(i.rec.InForce) > i.tornStates
 	i.rec.Unsettled, i.rec.InForce = true, append(i.rec.InForce, states...)
-	return i.rec.save(i.dir)
+	return already, i.rec.save(i.dir)
+}
+
+// torn is called when what is in force may stay other than what is saved: Settle
+// leaves the note of it for the next daemon, whose Enforce puts that right.
+func (i *Instance) torn() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.tornStates = len(i.rec.InForce)
 }
 
 // Settle is called when what Tune did is saved, or undone.
@@ -26,7 +35,7 @@ func (i *Instance) Settle() error {
 	if !i.rec.Unsettled {
 		return nil
 	}
-	i.rec.Unsettled, i.rec.InForce = false, nil
+	i.rec.Unsettled, i.rec.InForce = i.tornStates > 0, append([]*xml.Environment(nil), i.rec.InForce[:i.tornStates]...)
 	return i.rec.save(i.dir)
 }
 
@@ -58,6 +67,7 @@ func (i *Instance) Enforce(ctx context.Context, env *xml.Environment) error {
 		i.restoreFilesystems(ctx, env.Filesystems),
 		i.restoreInterfaces(ctx, env.Interfaces, states))
 	if err := errors.Join(errs...); err != nil {
+		i.torn()
 		return err
 	}
 	i.closeDisks(ctx, disks)

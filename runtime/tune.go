@@ -43,9 +43,15 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 		}
 		defer release()
 	}
-	if err := i.unsettle(before, after); err != nil {
+	again, err := i.unsettle(before, after)
+	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil && again { // it was to undo one that could not be saved
+			i.torn()
+		}
+	}()
 	had, has := before.Devices, after.Devices
 	defer func() {
 		if err != nil {
@@ -69,7 +75,10 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 	old, wanted, now := limitProperties(before, held), limitProperties(after, cpus), limitProperties(&shrunk, held)
 	if err := i.setProperties(back, i.r.difference(now, wanted)); err != nil {
 		if errors.As(err, new(*systemd.UnavailableError)) {
-			i.setProperties(back, i.r.difference(wanted, old)) // systemd may yet do the one, and then this after it
+			// It may yet do the one, and then this after it.
+			if i.setProperties(back, i.r.difference(wanted, old)) != nil {
+				i.torn()
+			}
 		}
 		return errors.Join(err, i.writeCgroup("memory.high", orMax(orInfinity(before.Memory.High))))
 	}
@@ -80,11 +89,15 @@ func (i *Instance) Tune(ctx context.Context, before, after *xml.Environment, pro
 		if err == nil {
 			continue
 		}
-		errs := []error{err}
+		var undone []error
 		for _, change := range slices.Backward(changes[:n]) {
-			errs = append(errs, change(back, after, before))
+			undone = append(undone, change(back, after, before))
 		}
-		return errors.Join(append(errs, i.setProperties(back, i.r.difference(wanted, old)))...)
+		failed := errors.Join(append(undone, i.setProperties(back, i.r.difference(wanted, old)))...)
+		if failed != nil {
+			i.torn()
+		}
+		return errors.Join(err, failed)
 	}
 	atStep("tune done")
 	return nil

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,6 +66,71 @@ func TestTuneLate(t *testing.T) {
 	if s.has["MemoryMax"] != before.Memory.Max {
 		t.Errorf("systemd has %v", s.has)
 	}
+}
+
+// TestTuneTorn: what could not be undone stays noted for the next daemon, whatever
+// is changed after it.
+func TestTuneTorn(t *testing.T) {
+	for name, c := range map[string]struct {
+		refuses []int // which of its calls systemd refuses
+		changes int   // without Settle
+		torn    bool
+	}{
+		"undone":                                {nil, 1, false},
+		"refused":                               {[]int{1}, 1, false},
+		"not undone":                            {[]int{2}, 1, true},
+		"not undone when it could not be saved": {nil, 2, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := limitedInstance(t, &refusingScopes{refuses: c.refuses}, map[string]string{"memory.high": "max"})
+			if err := os.Mkdir(filepath.Join(i.CgroupPath(), "cgroup.max.descendants"), 0o700); err != nil { // cannot be written
+				t.Fatal(err)
+			}
+			before := &xml.Environment{Memory: xml.MemoryLimits{Max: 64 << 20, High: unlimited, Swap: unlimited}, Counts: xml.NoCounts()}
+			after := *before
+			after.Memory.Max, after.Counts.Cgroups = 128<<20, 5
+			for range c.changes {
+				if err := i.Tune(t.Context(), before, &after, nil); err == nil {
+					t.Fatal("it succeeds")
+				}
+			}
+			possible := after
+			possible.Counts = before.Counts
+			for range 3 {
+				if err := i.Settle(); err != nil {
+					t.Fatal(err)
+				}
+				if err := i.Tune(t.Context(), before, &possible, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := i.Settle(); err != nil {
+				t.Fatal(err)
+			}
+			rec, err := loadRecord(i.dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			noted := slices.ContainsFunc(rec.InForce, func(e *xml.Environment) bool { return e.Counts.Cgroups == 5 })
+			if rec.Unsettled != c.torn || noted != c.torn || len(rec.InForce) > 2*c.changes {
+				t.Errorf("noted %v, %d states", rec.Unsettled, len(rec.InForce))
+			}
+		})
+	}
+}
+
+// refusingScopes is a systemd that refuses some of what it is asked.
+type refusingScopes struct {
+	Scopes
+	refuses []int
+	asked   int
+}
+
+func (s *refusingScopes) SetProperties(context.Context, string, ...systemd.Property) error {
+	if s.asked++; slices.Contains(s.refuses, s.asked) {
+		return errors.New("refused")
+	}
+	return nil
 }
 
 // TestRlimitsUndone: limits that could not be changed are none for what is run
