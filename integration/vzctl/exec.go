@@ -102,6 +102,7 @@ type ended struct {
 	Err          []byte `json:"err-data"`
 	OutTruncated bool   `json:"out-truncated"`
 	ErrTruncated bool   `json:"err-truncated"`
+	Unknown      bool   `json:"-"` // it has neither exit status nor signal
 }
 
 // inside runs /bin/sh as root of the container. Its input and output go through

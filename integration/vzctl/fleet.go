@@ -179,9 +179,9 @@ func runFleet(uris, args []string) error {
 	if err != nil {
 		return f.nothing(os.Stdout, err)
 	}
-	guests, conns, err := f.find()
-	for _, c := range conns {
-		defer c.Close()
+	guests, hosts, err := f.find()
+	for _, h := range hosts {
+		defer h.close()
 	}
 	if err != nil {
 		return f.nothing(os.Stdout, err)
@@ -256,6 +256,7 @@ func (f *fleet) one(ctx context.Context, g *guest, do work, report *reporter) *r
 		r.Status, r.Reason = skipped, "the run was interrupted before its turn"
 	default:
 		report.begin(g.name)
+		g.reconnect(ctx) // it may have waited for its turn for long
 		limited, cancel := ctx, context.CancelFunc(func() {})
 		if f.timeout > 0 {
 			limited, cancel = context.WithTimeout(ctx, f.timeout)
@@ -322,6 +323,7 @@ func (f *fleet) afterwards(g *guest, r *result) {
 	if r.Status == ok || r.Status == skipped || !f.revertFailed || r.Snapshot == "" {
 		return
 	}
+	g.reconnect(context.Background())
 	if err := g.revert(r.Snapshot); err != nil {
 		r.Reason = strings.TrimPrefix(cmp.Or(r.Reason, "")+"; reverting it failed: "+message(err), "; ")
 		return

@@ -335,6 +335,26 @@ func TestStopped(t *testing.T) {
 	}
 }
 
+// TestEndUnknown: what a daemon started that was restarted meanwhile did not end
+// well, whatever it may have done.
+func TestEndUnknown(t *testing.T) {
+	ask := func(command string, _, answer any) error {
+		if command == "guest-exec" {
+			return into(answer, `{"pid":1}`)
+		}
+		return into(answer, `{"exited":true,"out-data":"ZG9uZQo="}`)
+	}
+	f, r := &fleet{args: []string{"true"}}, &result{}
+	do, err := f.exec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.settle(do(t.Context(), &guest{ask: ask}, r), t.Context())
+	if r.Status != failed || r.Exit != nil || r.Stdout != "done\n" || !strings.Contains(r.Reason, "how it ended is not known") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestChanged(t *testing.T) {
 	before := installed([]string{"a:amd64 1", "b 1", "kernel 1", "kernel 2", "nonsense", "evil\x1b 1"})
 	after := installed([]string{"a:amd64 2", "c 1", "kernel 1", "kernel 2", "kernel 3", "evil\x1b 1"})
@@ -380,8 +400,8 @@ func (a *files) ask(command string, arguments, answer any) (err error) {
 		a.ended = ended{Exited: true, ExitCode: e.ExitCode, Out: out.Bytes(), Err: errs.Bytes()}
 		return into(answer, `{"pid":1}`)
 	case "guest-exec-status":
-		*answer.(*ended) = a.ended
-		return nil
+		text, err := json.Marshal(map[string]any{"exited": true, "exitcode": a.ended.ExitCode, "out-data": a.ended.Out, "err-data": a.ended.Err})
+		return errors.Join(err, into(answer, string(text)))
 	}
 	return a.fake.ask(command, arguments, answer)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"strings"
 	"time"
 
@@ -15,6 +16,8 @@ type guest struct {
 	name string // unique in this run
 	uri  string
 	row  *row
+	host *host
+	conn *libvirt.Connect // the host's that dom and ask are of
 	dom  *libvirt.Domain
 	ask  func(command string, arguments, answer any) error
 }
@@ -26,8 +29,8 @@ const grace = 10 * time.Second
 // call asks the agent. One that does not answer is left behind once the time
 // is over: a host may be gone.
 func (g *guest) call(ctx context.Context, command string, arguments, answer any) error {
-	done := make(chan error, 1)
-	go func() { done <- g.ask(command, arguments, answer) }()
+	done, ask := make(chan error, 1), g.ask
+	go func() { done <- ask(command, arguments, answer) }()
 	select {
 	case err := <-done:
 		return err
@@ -73,15 +76,35 @@ func (g *guest) shell(ctx context.Context, script string, args, env []string, in
 	return e, &stopped{ctx.Err(), still}
 }
 
-// wait asks until the program has ended.
+// errEndUnknown is how a program ended while no daemon was its parent.
+var errEndUnknown = errors.New("the daemon was restarted meanwhile: how it ended is not known")
+
+// wait asks until the program has ended, also the daemon that comes after the one
+// that started it. With errEndUnknown there is what it printed.
 func (g *guest) wait(ctx context.Context, pid int) (*ended, error) {
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
-		e := &ended{}
-		if err := g.call(ctx, "guest-exec-status", map[string]int{"pid": pid}, e); err != nil {
-			return nil, err // a call that was left behind may still write to e
+		answer := &struct {
+			ended
+			ExitCode *int
+		}{}
+		err := g.call(ctx, "guest-exec-status", map[string]int{"pid": pid}, answer)
+		if err != nil && ctx.Err() == nil && g.reconnect(ctx) {
+			continue
 		}
-		if e.Exited {
+		if err != nil {
+			return nil, err // a call that was left behind may still write to the answer
+		}
+		e := &answer.ended
+		switch {
+		case !e.Exited:
+		case answer.ExitCode != nil:
+			e.ExitCode = *answer.ExitCode
 			return e, nil
+		case e.Signal != 0:
+			return e, nil
+		default:
+			e.Unknown = true
+			return e, errEndUnknown
 		}
 		select {
 		case <-ctx.Done():
@@ -127,7 +150,7 @@ func (g *guest) kill(pid int, token string) (e *ended, still bool) {
 }
 
 // ok: it has ended, and well.
-func (e *ended) ok() bool { return e.Exited && e.ExitCode == 0 && e.Signal == 0 }
+func (e *ended) ok() bool { return e.Exited && e.ExitCode == 0 && e.Signal == 0 && !e.Unknown }
 
 func (e *ended) lines() (lines []string) {
 	for line := range bytes.Lines(e.Out) {

@@ -99,7 +99,7 @@ func (r *result) ended(e *ended) {
 	r.Stdout, r.Stderr = strings.ToValidUTF8(string(e.Out), "\uFFFD"), strings.ToValidUTF8(string(e.Err), "\uFFFD")
 	r.Truncated = r.Truncated || e.OutTruncated || e.ErrTruncated
 	r.Exit, r.Signal = nil, e.Signal
-	if e.Signal == 0 {
+	if e.Signal == 0 && !e.Unknown {
 		r.Exit = &e.ExitCode
 	}
 }

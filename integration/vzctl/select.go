@@ -87,41 +87,41 @@ func (s *selector) choose(all []*guest) ([]*guest, error) {
 }
 
 // find connects to all hosts and lists what is selected there. One host that
-// cannot be reached ends it, before anything was done. The connections are
-// the caller's to close.
-func (f *fleet) find() (chosen []*guest, conns []*libvirt.Connect, err error) {
+// cannot be reached ends it, before anything was done. The hosts are the
+// caller's to close.
+func (f *fleet) find() (chosen []*guest, hosts []*host, err error) {
 	var all []*guest
 	seen := map[string]bool{} // one host by two URIs is one host
 	for _, uri := range f.uris {
 		conn, err := libvirt.NewConnect(uri)
 		if err != nil {
-			return nil, conns, failf(codeOf(err), "%s: %s", uri, message(err))
+			return nil, hosts, failf(codeOf(err), "%s: %s", uri, message(err))
 		}
-		conns = append(conns, conn)
-		host, err := conn.GetHostname()
+		h := &host{uri: uri, conn: conn}
+		hosts = append(hosts, h)
+		name, err := conn.GetHostname()
 		if err != nil {
-			return nil, conns, failf(codeOf(err), "%s: %s", uri, message(err))
+			return nil, hosts, failf(codeOf(err), "%s: %s", uri, message(err))
 		}
 		domains, err := conn.ListAllDomains(0)
 		if err != nil {
-			return nil, conns, failf(codeOf(err), "%s: %s", uri, message(err))
+			return nil, hosts, failf(codeOf(err), "%s: %s", uri, message(err))
 		}
 		s := &session{conn: conn, uri: uri}
 		for n := range domains {
 			r, err := s.row(&domains[n])
-			if err != nil || seen[host+"/"+r.UUID] {
+			if err != nil || seen[name+"/"+r.UUID] {
 				domains[n].Free() // it was undefined meanwhile, or is known
 				continue
 			}
-			seen[host+"/"+r.UUID] = true
-			all = append(all, &guest{row: r, uri: uri, dom: &domains[n]})
+			seen[name+"/"+r.UUID] = true
+			g := &guest{row: r, uri: uri, host: h}
+			g.on(conn, &domains[n])
+			all = append(all, g)
 		}
 	}
 	chosen, err = f.selector.choose(all)
-	for _, g := range chosen {
-		g.ask = func(command string, arguments, answer any) error { return agent(g.dom, command, arguments, answer) }
-	}
-	return chosen, conns, err
+	return chosen, hosts, err
 }
 
 const maxTags = 64
