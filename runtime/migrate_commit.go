@@ -65,9 +65,10 @@ func (in *Incoming) writeBack(dir string) error {
 	if err != nil {
 		return err
 	}
+	write := syncfs
 	in.writing.Go(func() {
 		defer f.Close()
-		if err := syncfs(int(f.Fd())); err != nil {
+		if err := write(int(f.Fd())); err != nil {
 			in.mu.Lock()
 			in.unwritten = fmt.Errorf("what has come cannot be written to the disk: %w", err)
 			in.mu.Unlock()
