@@ -12,8 +12,10 @@ func planAPK(r *Recipe, h buildHost) (*buildPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	apk = append(apk, "--initdb", "--no-progress", "add")
-	p.Steps = append(p.Steps, buildStep{Title: "installing packages", Argv: append(apk, r.Packages...), Network: true})
+	// Its lists of packages are of no use to the root, and would be taken for
+	// new ones when it is asked for updates.
+	apk = append(apk, "--initdb", "--no-progress", "--no-cache", "add")
+	p.Steps = append(p.Steps, buildStep{Title: "installing packages", Argv: append(apk, r.Packages...), Network: true, API: true})
 	return p, nil
 }
 
@@ -24,7 +26,7 @@ func planAPKUpdate(r *Recipe, h buildHost) (*buildPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Steps = append(p.Steps, buildStep{Argv: append([]string{"/bin/sh", "-e", "-c", strings.ReplaceAll(updateAPK, "apk", `"$@"`), "sh"}, apk...), Network: true, Capture: true})
+	p.Steps = append(p.Steps, buildStep{Argv: append([]string{"/bin/sh", "-e", "-c", updateAPKFrom, "sh"}, apk...), Network: true, Capture: true})
 	return p, nil
 }
 
@@ -85,9 +87,18 @@ func withKeys(r *Recipe, script, dir string) []buildStep {
 	return []buildStep{{Title: "taking the keys", Argv: append([]string{"/bin/sh", "-e", "-c", script, dir}, r.keys()...)}}
 }
 
-// updateAPK prints "NAME-VERSION < NEWER" for each package.
-const updateAPK = `apk -q update >&2
+// updateAPK prints "NAME-VERSION < NEWER" for each package. apk 2 is quiet about
+// why it fails when told to be quiet, and has lists that are younger than four
+// hours for new if not forced.
+const updateAPK = `apk --force-refresh update >&2
 apk version -l '<' | sed '/^Installed:/d'`
+
+// updateAPKFrom does so with the apk in the arguments. It is no failure to apk
+// that it cannot use a repository in a directory: it only warns.
+const updateAPKFrom = `said=$("$@" --force-refresh update 2>&1) && failed= || failed=yes
+printf '%s\n' "$said" >&2
+if [ "$failed" ] || printf '%s\n' "$said" | grep -q '^WARNING: .*file:/'; then exit 1; fi
+"$@" version -l '<' | sed '/^Installed:/d'`
 
 // pacmanKeyring makes a keyring at $0 that trusts the keys in the arguments.
 // TrustAll of pacman.conf(5) is no way to say so: pacman downloads a key that it

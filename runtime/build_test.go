@@ -129,7 +129,7 @@ func rights(script string) (buildStep, string) {
 	for prefix, how := range map[string]buildStep{
 		"outside:": {},
 		"mounts:":  {Network: true, Mounts: true}, // as mmdebstrap is run
-		"api:":     {Network: true, API: true},    // as dnf and pacman are
+		"api:":     {Network: true, API: true},    // as dnf, pacman and apk are
 	} {
 		if rest, ok := strings.CutPrefix(script, prefix); ok {
 			return how, rest

@@ -59,7 +59,7 @@ var (
 	plainWord    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._-]{0,63}$`)
 	repositoryID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._:-]{0,63}$`)
 	addressText  = regexp.MustCompile(`^(https?|file)://[A-Za-z0-9/._~:@%+?&=$,{}()-]{1,1000}$`)
-	filePath     = regexp.MustCompile(`^/[A-Za-z0-9/._+-]{1,1000}$`)
+	filePath     = regexp.MustCompile(`^/[A-Za-z0-9/._@+-]{1,1000}$`)
 	components   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._/ -]{0,255}$`)
 )
 

@@ -195,7 +195,8 @@ func TestManifest(t *testing.T) {
 	templates, made, err := importBody(t, tarOf(t,
 		file("etc/os-release", "ID=x\nPRETTY_NAME=\"Some\x1b Linux\"\n"),
 		file("var/lib/dpkg/status", "Package: b\nStatus: install ok installed\nVersion: 1:2-3\n\nPackage: gone\nStatus: deinstall ok config-files\nVersion: 1\n\nPackage: a\nStatus: install ok installed\nVersion: 9\n"),
-		file("lib/apk/db/installed", "C:x\nP:musl\nV:1.2-r3\n\nP:busybox\nV:1.37\n"),
+		file("lib/apk/db/installed", "C:x\nP:musl\nV:1.2-r3\n\nC:Q1YEHCzHG/9OTMfvqQoUiYxQvNzTY=\nP:busybox\nV:1.37.0-r18\nA:x86_64\nT:busybox of a test\n"+
+			"D:alpine-baselayout\nF:bin\nR:busybox\na:0:0:755\nZ:Q1PAEWIcBcXCQXg9PzCe0c+Y3rZBI=\n\n"),
 		dir("var/lib/pacman/local/gcc-libs-15.1-2"), file("var/lib/pacman/local/ALPM_DB_VERSION", "9")), Limits{})
 	if err != nil {
 		t.Fatal(err)
@@ -208,7 +209,7 @@ func TestManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	list, err := found.PackageList()
-	if got, want := strings.Join(list, ", "), "a 9, b 1:2-3, busybox 1.37, gcc-libs 15.1-2, musl 1.2-r3"; got != want || err != nil {
+	if got, want := strings.Join(list, ", "), "a 9, b 1:2-3, busybox 1.37.0-r18, gcc-libs 15.1-2, musl 1.2-r3"; got != want || err != nil {
 		t.Errorf("packages %s, %v, want %s", got, err, want)
 	}
 }

@@ -27,8 +27,8 @@ case "$1 $manager" in
 	zypper -q --non-interactive refresh >&2 || exit 1
 	plan=$(zypper -q --non-interactive list-updates) || exit 1
 	echo "$plan" | grep '^v' || true ;;
-'pending apk')
-	apk -q update >&2 || exit 1
+'pending apk') # apk 2 has lists that are younger than four hours for new
+	apk --force-refresh update >&2 || exit 1
 	plan=$(apk upgrade --simulate) || exit 1
 	echo "$plan" | grep '^(' || true ;;
 'pending pacman') # beside its own lists, for these belong to what is installed
@@ -49,6 +49,6 @@ case "$1 $manager" in
 	ended=$?
 	case $ended in 102 | 103) exit 0 ;; esac # done, and a restart is advised
 	exit $ended ;;
-'update apk') apk update && apk upgrade ;;
+'update apk') apk --force-refresh update && apk upgrade ;;
 'update pacman') pacman -Syu --noconfirm ;;
 esac

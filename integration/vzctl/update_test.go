@@ -18,7 +18,7 @@ var managers = map[string]string{
 	"apt-get": `case "$*" in *-s*upgrade) printf 'Inst tiny [1] (2 local [all])\nConf tiny (2 local [all])\n' ;; esac`,
 	"dnf":     `case "$*" in *check-update) echo; echo tiny.noarch 2-1 local; exit 100 ;; esac`,
 	"zypper":  `case "$*" in *list-updates) printf 'S | Repository | Name\nv | local | tiny\n' ;; *update*agree*) exit 102 ;; esac`,
-	"apk":     `case "$*" in 'upgrade --simulate') printf '(1/1) Upgrading tiny (1-r0 -> 2-r0)\nOK: 1 MiB\n' ;; 'info -v') printf 'WARNING: old\ntiny-tool-1.2-r0\n' ;; esac`,
+	"apk":     `case "$*" in 'upgrade --simulate') ! grep -q -e --force-refresh "$CALLS" || printf '(1/1) Upgrading tiny (1-r0 -> 2-r0)\nOK: 1 MiB\n' ;; 'info -v') printf 'WARNING: old\ntiny-tool-1.2-r0\n' ;; esac`,
 	"pacman":  `case "$*" in -Qu*) echo 'tiny 1-1 -> 2-1' ;; -Q) echo 'tiny 1-1' ;; esac`,
 }
 
@@ -69,7 +69,7 @@ func TestUpdateScript(t *testing.T) {
 		"apt-get": {"tiny:all 1", "tiny [1] (2 local [all])", "dpkg --force-confdef --force-confold --configure -a\napt-get -q -y "},
 		"dnf":     {"tiny.noarch 1-1", "tiny.noarch 2-1 local", "dnf -y --refresh upgrade\n"},
 		"zypper":  {"tiny.noarch 1-1", "v | local | tiny", "zypper --non-interactive update --auto-agree-with-licenses\n"},
-		"apk":     {"tiny-tool 1.2-r0", "(1/1) Upgrading tiny (1-r0 -> 2-r0)", "apk update\napk upgrade\n"},
+		"apk":     {"tiny-tool 1.2-r0", "(1/1) Upgrading tiny (1-r0 -> 2-r0)", "apk --force-refresh update\napk upgrade\n"},
 		"pacman":  {"tiny 1-1", "tiny 1-1 -> 2-1", "pacman -Syu --noconfirm\n"},
 	} {
 		dir := bin(t, manager, managers[manager])
