@@ -34,6 +34,7 @@ func (r *Relay) dial(ctx context.Context, d Driver, who *Caller, h hooks) (*back
 		case errors.As(err, &answered) && answered.Code == protocol.ErrResourceBusy:
 			return nil, err
 		case errors.As(err, &answered) && answered.Code == protocol.ErrNoConnect: // a libvirtd without this driver
+		case errors.As(err, &answered) && answered.missing: // virtproxyd, which looked where we have
 		case failure.absent:
 			failure = errUnreachable(d, socket, err)
 		}
