@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"virtvzd/driver/protocol"
@@ -18,8 +19,10 @@ import (
 // socket may have to start it first.
 const openTimeout = 30 * time.Second
 
-// dial connects to whichever daemon has the driver. who is nil for calls of
-// the daemon's own.
+// dial connects to whichever daemon has the driver: the first that takes the
+// connection, unless it has not. The socket of libvirtd may be that of
+// virtproxyd, which would make the calls in this daemon's name. who is nil for
+// calls of the daemon's own.
 func (r *Relay) dial(ctx context.Context, d Driver, who *Caller, h hooks) (*backend, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
@@ -35,8 +38,12 @@ func (r *Relay) dial(ctx context.Context, d Driver, who *Caller, h hooks) (*back
 			return nil, err
 		case errors.As(err, &answered) && answered.Code == protocol.ErrNoConnect: // a libvirtd without this driver
 		case errors.As(err, &answered) && answered.missing: // virtproxyd, which looked where we have
-		case failure.absent:
-			failure = errUnreachable(d, socket, err)
+		case errors.Is(err, syscall.ECONNREFUSED): // it died
+			if failure.absent {
+				failure = errUnreachable(d, socket, err)
+			}
+		default:
+			return nil, errUnreachable(d, socket, err)
 		}
 	}
 	return nil, failure

@@ -171,6 +171,27 @@ func TestWhichDaemon(t *testing.T) {
 	}
 }
 
+// TestNoDetour: a modular daemon that took the connection is the one, whatever
+// comes of it. At libvirt-sock is virtproxyd then, which leads to it as well, but
+// in the name of this daemon, root, and not in the caller's.
+func TestNoDetour(t *testing.T) {
+	f := newFront(t, Config{})
+	d := startDaemon(t, f.dir, "virtnetworkd-sock", map[string]rpc.Handler{
+		"CONNECT_SET_IDENTITY": func(_ context.Context, c *rpc.Call) (xdr.Marshaler, error) {
+			c.Conn.Close("too many clients")
+			return nil, rpc.ErrLater
+		},
+	})
+	proxy := startDaemon(t, f.dir, "libvirt-sock", nil)
+	c := f.dial(t)
+	fails(t, do(t, c, protocol.NetworkLookupByName.Info, protocol.NetworkLookupByNameArgs{}), protocol.ErrNoConnect, "virtnetworkd-sock (it closed the connection)")
+	if opened, _ := proxy.opens(); len(opened) > 0 {
+		t.Error("the call went by libvirt-sock")
+	}
+	d.handle("CONNECT_SET_IDENTITY", nil)
+	works(t, c)
+}
+
 // TestDeath kills the daemon in the middle of calls: they fail, the client
 // stays, and its next call finds the new daemon.
 func TestDeath(t *testing.T) {
