@@ -49,7 +49,20 @@ func (r *Relay) dial(ctx context.Context, d Driver, who *Caller, h hooks) (*back
 	return nil, failure
 }
 
+// try asks the daemon at a socket once more when it closed the connection: one
+// that ends for lack of clients does that, and systemd has the next one started.
 func (r *Relay) try(ctx context.Context, d Driver, socket string, who *Caller, h hooks) (*backend, error) {
+	b, err := r.connect(ctx, d, socket, who, h)
+	if IsLost(err) {
+		b, err = r.connect(ctx, d, socket, who, h)
+	}
+	if IsLost(err) {
+		err = errors.New("it closed the connection")
+	}
+	return b, err
+}
+
+func (r *Relay) connect(ctx context.Context, d Driver, socket string, who *Caller, h hooks) (*backend, error) {
 	release, err := r.admit(who)
 	if err != nil {
 		return nil, err
@@ -62,10 +75,6 @@ func (r *Relay) try(ctx context.Context, d Driver, socket string, who *Caller, h
 	b := newBackend(socket, up, h, release)
 	if err := b.open(ctx, r.config.URI(d), who); err != nil {
 		b.close()
-		var own *Error
-		if errors.As(err, &own) && own.lost {
-			err = errors.New("it closed the connection")
-		}
 		return nil, err
 	}
 	return b, nil

@@ -192,6 +192,23 @@ func TestNoDetour(t *testing.T) {
 	works(t, c)
 }
 
+// TestEnding: a daemon that ends as it has had no clients for a while takes
+// connections to the last, and closes them. systemd has the next one started.
+func TestEnding(t *testing.T) {
+	f := newFront(t, Config{})
+	d := startDaemon(t, f.dir, "virtsecretd-sock", nil)
+	for _, name := range []string{"AUTH_LIST", "CONNECT_OPEN", "CONNECT_SET_IDENTITY"} {
+		d.handle(name, func(_ context.Context, c *rpc.Call) (xdr.Marshaler, error) {
+			d.handle(name, nil)
+			c.Conn.Close("nobody was there")
+			return nil, rpc.ErrLater
+		})
+		if p := do(t, f.dial(t), protocol.ConnectNumOfSecrets.Info, xdr.Void{}); p.Status != protocol.StatusOK {
+			t.Errorf("it ended at %s: %s", name, *p.Error(t).Message)
+		}
+	}
+}
+
 // TestDeath kills the daemon in the middle of calls: they fail, the client
 // stays, and its next call finds the new daemon.
 func TestDeath(t *testing.T) {
