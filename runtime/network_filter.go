@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 
 	"virtvzd/xml"
 )
@@ -20,6 +21,8 @@ type Filters interface {
 	Bind(ctx context.Context, b Binding) error
 	// Unbind removes them. That there are none is no error.
 	Unbind(ctx context.Context, device string) error
+	// Keep has whoever makes them stay for the next minutes.
+	Keep(ctx context.Context)
 }
 
 // Binding is a filter, filled in for one interface.
@@ -131,6 +134,17 @@ func (i *Instance) renewFilter(ctx context.Context, id string) {
 	err := i.bind(ctx, &l, l.Filter) // what was there is, if libvirt's daemon is not
 	if errors.As(err, new(*UnboundError)) {
 		i.warn(fmt.Sprintf("the network filter %s of interface %s is not in force, what comes from inside passes unchecked: detach it, or mend the filter and restart virtvzd: %v", l.Filter.Name, l.ID, err))
+	}
+}
+
+// keepFilters has libvirt's daemon stay while there are filters: it ends when
+// it has no clients, and learns then no address that a filter is to let pass.
+func (r *Runtime) keepFilters(ctx context.Context) {
+	has := func(i *Instance) bool {
+		return slices.ContainsFunc(i.Links(), func(l Link) bool { _, ok := i.filtered(l.ID); return ok })
+	}
+	if r.config.Filters != nil && slices.ContainsFunc(r.running(), has) {
+		r.config.Filters.Keep(ctx)
 	}
 }
 

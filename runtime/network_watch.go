@@ -76,7 +76,10 @@ func (r *Runtime) watchHost() {
 // tend sees to what nobody asks for, until the runtime is closed.
 func (r *Runtime) tend() {
 	go r.repeat(countTime, r.countAll)
-	r.repeat(retryTime, func() { r.retryDebts(context.Background()) }) // which takes long while libvirt's daemon hangs
+	r.repeat(retryTime, func() { // which takes long while libvirt's daemon hangs
+		r.retryDebts(context.Background())
+		r.keepFilters(context.Background())
+	})
 }
 
 func (r *Runtime) repeat(each time.Duration, do func()) {
