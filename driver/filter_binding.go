@@ -128,6 +128,13 @@ func (f *packetFilters) Unbind(ctx context.Context, device string) error {
 	return f.delete(ctx, client, b)
 }
 
+// Keep holds the connection for another while, or makes one.
+func (f *packetFilters) Keep(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
+	defer cancel()
+	f.connect(ctx) // tried again soon
+}
+
 // bindingOf asks for a binding (conf/virnwfilterbindingdef.c reads it).
 func bindingOf(b runtime.Binding) *libvirtxml.NWFilterBinding {
 	ref := &libvirtxml.NWFilterBindingFilterRef{Filter: b.Filter.Name}

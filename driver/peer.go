@@ -70,7 +70,7 @@ func (p *peer) connect(ctx context.Context) (*relay.Client, error) {
 func (p *peer) current() (*relay.Client, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.client != nil && p.idle.Reset(peerIdle) {
+	if p.client != nil && !p.client.Ended() && p.idle.Reset(peerIdle) {
 		return p.client, nil
 	}
 	if time.Since(p.silent) < silentTime {

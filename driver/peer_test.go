@@ -104,3 +104,37 @@ func TestPeerHangs(t *testing.T) {
 		}
 	}
 }
+
+// TestKeep: what makes the filters has a client as long as it is kept, also when
+// it has been started anew.
+func TestKeep(t *testing.T) {
+	server, p := startHanging(t, true)
+	f := &packetFilters{p}
+	connected := func(what string, want int) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); len(server.Clients()) != want; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: %d connections", what, len(server.Clients()))
+			}
+		}
+	}
+	f.Keep(t.Context())
+	connected("at first", 1)
+	client := p.client
+	p.idle.Reset(3 * time.Second)
+	f.Keep(t.Context())
+	time.Sleep(3500 * time.Millisecond)
+	if p.client != client || client.Ended() {
+		t.Error("it was not kept")
+	}
+	server.Clients()[0].Close("restart")
+	for end := time.Now().Add(10 * time.Second); !client.Ended(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the end of the connection is not noticed")
+		}
+	}
+	connected("ended", 0)
+	f.Keep(t.Context())
+	connected("started anew", 1)
+	p.drop(p.client)
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 
 	"virtvzd/xml"
 )
@@ -21,6 +22,8 @@ type Filters interface {
 	Bind(ctx context.Context, b Binding) error
 	// Unbind removes them. That there are none is no error.
 	Unbind(ctx context.Context, device string) error
+	// Keep has whoever makes them stay for the next minutes.
+	Keep(ctx context.Context)
 }
 
 // Binding is a filter, filled in for one interface.
@@ -146,6 +149,17 @@ func (i *Instance) renewFilter(ctx context.Context, id string) {
 	err = errors.Join(i.noteLink(func() { l.Rebinding = true }), setIngress(host, link, xml.Rate{}, true, nil))
 	if err != nil {
 		i.warn(fmt.Sprintf("what comes from inside of interface %s cannot be held back, and passes unchecked: detach it: %v", l.ID, err))
+	}
+}
+
+// keepFilters has libvirt's daemon stay while there are filters: it ends when
+// it has no clients, and learns then no address that a filter is to let pass.
+func (r *Runtime) keepFilters(ctx context.Context) {
+	has := func(i *Instance) bool {
+		return slices.ContainsFunc(i.Links(), func(l Link) bool { return i.filtered(l.ID) != nil })
+	}
+	if r.config.Filters != nil && slices.ContainsFunc(r.running(), has) {
+		r.config.Filters.Keep(ctx)
 	}
 }
 

@@ -52,6 +52,12 @@ func (d *filterDaemon) Unbind(_ context.Context, device string) error {
 	return nil
 }
 
+func (d *filterDaemon) Keep(context.Context) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.calls = append(d.calls, "keep")
+}
+
 func withFilter(t *testing.T) (*Instance, *filterDaemon, linkPlan, *wires) {
 	w := newSpace(t)
 	addLink(t, w, cable("up0"))
@@ -170,6 +176,24 @@ func TestFilterRenewed(t *testing.T) {
 	if len(d.bound) != 0 {
 		t.Errorf("bound %v after it was removed", d.bound)
 	}
+}
+
+// TestFilterKept: libvirt's daemon is kept while an environment has a filter.
+func TestFilterKept(t *testing.T) {
+	d := &filterDaemon{}
+	i := &Instance{uuid: testUUID, rec: &record{Links: []*recordedLink{{ID: "52:54:00:00:00:01", Host: "vnet0"}}}}
+	r := &Runtime{config: Config{Filters: d}, instances: map[[16]byte]*Instance{testUUID: i}}
+	r.keepFilters(t.Context())
+	if len(d.calls) > 0 {
+		t.Errorf("without a filter: %q", d.calls)
+	}
+	i.rec.Links[0].Filter = xml.Filter{Name: "clean-traffic"}
+	r.keepFilters(t.Context())
+	if !slices.Equal(d.calls, []string{"keep"}) {
+		t.Errorf("with one: %q", d.calls)
+	}
+	r.config.Filters = nil
+	r.keepFilters(t.Context())
 }
 
 // TestFilterLost: without the filter that was there before a restart nothing

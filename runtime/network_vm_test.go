@@ -43,6 +43,8 @@ func (f vmFilters) Unbind(_ context.Context, device string) error {
 	return nil
 }
 
+func (vmFilters) Keep(context.Context) {}
+
 func (n vmNetworks) Plug(_ context.Context, p Port) (Plug, error) {
 	if p.Network != "lan" {
 		return Plug{}, errors.New("there is no such network")

@@ -80,6 +80,7 @@ func (r *Runtime) tend() {
 	r.repeat(retryTime, func() {
 		r.retryFilters()
 		r.retryDebts(context.Background()) // which takes long while libvirt's daemon hangs
+		r.keepFilters(context.Background())
 	})
 }
 

@@ -26,6 +26,9 @@ func (r *Relay) Dial(ctx context.Context, d Driver) (*Client, error) {
 // Close ends the connection and the calls that wait.
 func (c *Client) Close() { c.b.close() }
 
+// Ended tells that the connection has ended.
+func (c *Client) Ended() bool { return c.b.isDone() }
+
 // Call makes a call that has no stream and waits for its answer until ctx
 // ends. An *Error has the daemon's code, VIR_ERR_…; once the connection broke
 // every call fails, and it takes another Dial.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"virtvzd/driver/protocol"
 	"virtvzd/driver/rpc"
@@ -16,8 +17,9 @@ type Error struct {
 	Code   int32
 	Detail string
 
-	absent bool // there is no such driver on this host
-	lost   bool // the connection ended before the answer
+	absent  bool // there is no such driver on this host
+	lost    bool // the connection ended before the answer
+	missing bool // the daemon answers that a file, such as a socket, is not there
 }
 
 func (e *Error) Error() string { return e.Detail }
@@ -66,10 +68,13 @@ func decoded(raw rpc.RawError) *Error {
 	if err := xdr.Unmarshal(raw, &e); err != nil {
 		return &Error{Code: protocol.ErrRpc, Detail: fmt.Sprintf("an error came that cannot be decoded: %v", err)}
 	}
+	ret := &Error{Code: e.Code, Detail: fmt.Sprintf("error %d", e.Code)}
+	ret.missing = e.Code == protocol.ErrSystemError && e.Int1 == int32(syscall.ENOENT)
 	for _, text := range []*string{e.Message, e.Str2} {
 		if text != nil && *text != "" {
-			return &Error{Code: e.Code, Detail: *text}
+			ret.Detail = *text
+			break
 		}
 	}
-	return &Error{Code: e.Code, Detail: fmt.Sprintf("error %d", e.Code)}
+	return ret
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"virtvzd/driver/protocol"
@@ -18,8 +19,10 @@ import (
 // socket may have to start it first.
 const openTimeout = 30 * time.Second
 
-// dial connects to whichever daemon has the driver. who is nil for calls of
-// the daemon's own.
+// dial connects to whichever daemon has the driver: the first that takes the
+// connection, unless it has not. The socket of libvirtd may be that of
+// virtproxyd, which would make the calls in this daemon's name. who is nil for
+// calls of the daemon's own.
 func (r *Relay) dial(ctx context.Context, d Driver, who *Caller, h hooks) (*backend, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
@@ -34,14 +37,32 @@ func (r *Relay) dial(ctx context.Context, d Driver, who *Caller, h hooks) (*back
 		case errors.As(err, &answered) && answered.Code == protocol.ErrResourceBusy:
 			return nil, err
 		case errors.As(err, &answered) && answered.Code == protocol.ErrNoConnect: // a libvirtd without this driver
-		case failure.absent:
-			failure = errUnreachable(d, socket, err)
+		case errors.As(err, &answered) && answered.missing: // virtproxyd, which looked where we have
+		case errors.Is(err, syscall.ECONNREFUSED): // it died
+			if failure.absent {
+				failure = errUnreachable(d, socket, err)
+			}
+		default:
+			return nil, errUnreachable(d, socket, err)
 		}
 	}
 	return nil, failure
 }
 
+// try asks the daemon at a socket once more when it closed the connection: one
+// that ends for lack of clients does that, and systemd has the next one started.
 func (r *Relay) try(ctx context.Context, d Driver, socket string, who *Caller, h hooks) (*backend, error) {
+	b, err := r.connect(ctx, d, socket, who, h)
+	if IsLost(err) {
+		b, err = r.connect(ctx, d, socket, who, h)
+	}
+	if IsLost(err) {
+		err = errors.New("it closed the connection")
+	}
+	return b, err
+}
+
+func (r *Relay) connect(ctx context.Context, d Driver, socket string, who *Caller, h hooks) (*backend, error) {
 	release, err := r.admit(who)
 	if err != nil {
 		return nil, err
@@ -54,10 +75,6 @@ func (r *Relay) try(ctx context.Context, d Driver, socket string, who *Caller, h
 	b := newBackend(socket, up, h, release)
 	if err := b.open(ctx, r.config.URI(d), who); err != nil {
 		b.close()
-		var own *Error
-		if errors.As(err, &own) && own.lost {
-			err = errors.New("it closed the connection")
-		}
 		return nil, err
 	}
 	return b, nil

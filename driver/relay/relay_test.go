@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -107,14 +108,22 @@ func TestNoDaemon(t *testing.T) {
 }
 
 // TestWhichDaemon: the modular daemon comes first; one that is not there,
-// died or has not this driver is passed over.
+// died, has not this driver or is virtproxyd, which has none, is passed over.
 func TestWhichDaemon(t *testing.T) {
 	none := map[string]rpc.Handler{"CONNECT_OPEN": func(context.Context, *rpc.Call) (xdr.Marshaler, error) {
 		return nil, &Error{Code: protocol.ErrNoConnect, Detail: "no connection driver available for network:///system"}
 	}}
+	proxy := map[string]rpc.Handler{"CONNECT_OPEN": func(context.Context, *rpc.Call) (xdr.Marshaler, error) {
+		text := "Failed to connect socket to '/run/libvirt/virtnetworkd-sock': No such file or directory"
+		body, err := xdr.Marshal(protocol.Error{Code: protocol.ErrSystemError, Message: &text, Level: protocol.ErrError, Int1: int32(syscall.ENOENT)})
+		if err != nil {
+			t.Error(err)
+		}
+		return nil, rpc.RawError(body)
+	}}
 	type socket struct {
 		name  string
-		state string // "runs", "lacks" the driver, "dead": the socket is left
+		state string // "runs", "lacks" the driver, "proxies": it is virtproxyd; "dead": the socket is left
 	}
 	modular, monolithic := "virtnetworkd-sock", "libvirt-sock"
 	for name, c := range map[string]struct {
@@ -126,18 +135,17 @@ func TestWhichDaemon(t *testing.T) {
 		"both":                      {[]socket{{modular, "runs"}, {monolithic, "runs"}}, modular},
 		"modular died":              {[]socket{{modular, "dead"}, {monolithic, "runs"}}, monolithic},
 		"monolithic lacks driver":   {[]socket{{monolithic, "lacks"}}, "absent"},
+		"only virtproxyd":           {[]socket{{monolithic, "proxies"}}, "absent"},
 		"died":                      {[]socket{{monolithic, "dead"}}, "unreachable"},
 		"modular died, other lacks": {[]socket{{modular, "dead"}, {monolithic, "lacks"}}, "unreachable"},
+		"modular died, virtproxyd":  {[]socket{{modular, "dead"}, {monolithic, "proxies"}}, "unreachable"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFront(t, Config{})
 			daemons := map[string]*daemon{}
 			for _, s := range c.sockets {
-				handlers := none
-				if s.state != "lacks" {
-					handlers = nil
-				}
-				daemons[s.name] = startDaemon(t, f.dir, s.name, handlers)
+				handlers := map[string]map[string]rpc.Handler{"lacks": none, "proxies": proxy}
+				daemons[s.name] = startDaemon(t, f.dir, s.name, handlers[s.state])
 				if s.state == "dead" {
 					daemons[s.name].crash()
 				}
@@ -160,6 +168,44 @@ func TestWhichDaemon(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNoDetour: a modular daemon that took the connection is the one, whatever
+// comes of it. At libvirt-sock is virtproxyd then, which leads to it as well, but
+// in the name of this daemon, root, and not in the caller's.
+func TestNoDetour(t *testing.T) {
+	f := newFront(t, Config{})
+	d := startDaemon(t, f.dir, "virtnetworkd-sock", map[string]rpc.Handler{
+		"CONNECT_SET_IDENTITY": func(_ context.Context, c *rpc.Call) (xdr.Marshaler, error) {
+			c.Conn.Close("too many clients")
+			return nil, rpc.ErrLater
+		},
+	})
+	proxy := startDaemon(t, f.dir, "libvirt-sock", nil)
+	c := f.dial(t)
+	fails(t, do(t, c, protocol.NetworkLookupByName.Info, protocol.NetworkLookupByNameArgs{}), protocol.ErrNoConnect, "virtnetworkd-sock (it closed the connection)")
+	if opened, _ := proxy.opens(); len(opened) > 0 {
+		t.Error("the call went by libvirt-sock")
+	}
+	d.handle("CONNECT_SET_IDENTITY", nil)
+	works(t, c)
+}
+
+// TestEnding: a daemon that ends as it has had no clients for a while takes
+// connections to the last, and closes them. systemd has the next one started.
+func TestEnding(t *testing.T) {
+	f := newFront(t, Config{})
+	d := startDaemon(t, f.dir, "virtsecretd-sock", nil)
+	for _, name := range []string{"AUTH_LIST", "CONNECT_OPEN", "CONNECT_SET_IDENTITY"} {
+		d.handle(name, func(_ context.Context, c *rpc.Call) (xdr.Marshaler, error) {
+			d.handle(name, nil)
+			c.Conn.Close("nobody was there")
+			return nil, rpc.ErrLater
+		})
+		if p := do(t, f.dial(t), protocol.ConnectNumOfSecrets.Info, xdr.Void{}); p.Status != protocol.StatusOK {
+			t.Errorf("it ended at %s: %s", name, *p.Error(t).Message)
+		}
 	}
 }
 
