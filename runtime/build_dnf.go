@@ -13,7 +13,7 @@ func planDNF(r *Recipe, h buildHost) (*buildPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	install := append(slices.Clone(dnf), "install")
+	install := append(slices.Clone(dnf), "--setopt=skip_if_unavailable=False", "install")
 	p.Steps = []buildStep{
 		{Title: "installing packages", Argv: append(install, r.Packages...), Network: true, API: true},
 		{Title: "removing what was downloaded", Argv: append(dnf, "clean", "all")},
@@ -95,6 +95,7 @@ func rpmDatabase(r *Recipe) string {
 }
 
 // updateDNF: dnf exits with 100 when there are updates, and prints
-// "NAME.ARCH VERSION REPOSITORY" for each.
-const updateDNF = `list=$(dnf -q check-update) || [ $? = 100 ]
-echo "$list" | awk 'NF == 3 && $1 ~ /[.]/'`
+// "NAME.ARCH VERSION REPOSITORY" for each, and indented what they replace.
+// dnf.conf as it comes has it pass over a repository that cannot be reached.
+const updateDNF = `list=$(dnf -q --refresh --setopt=skip_if_unavailable=False check-update) || [ $? = 100 ]
+echo "$list" | awk '/^[^ ]/ && NF == 3 && $1 ~ /[.]/ && !told[$0]++'`

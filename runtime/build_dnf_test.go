@@ -116,10 +116,26 @@ script = "echo by the hook >/etc/mark"
 		t.Errorf("updates %q, %v\n%s", pending, err, said.String())
 	}
 
+	// A repository that cannot be used is not one without updates.
+	if err := os.Rename(repository+"/repodata", repository+"/gone"); err != nil {
+		t.Fatal(err)
+	}
+	if pending, err = templates.Pending(t.Context(), "test", o); err == nil || !strings.Contains(err.Error(), "repo 'local'") {
+		t.Errorf("updates %q of a repository that is gone, %v", pending, err)
+	}
+	if err := os.Rename(repository+"/gone", repository+"/repodata"); err != nil {
+		t.Fatal(err)
+	}
+
 	// What fails leaves the template as it is.
 	os.WriteFile(recipe, []byte(strings.Replace(text, `["base"]`, `["base", "nosuch"]`, 1)), 0o644)
 	if _, err := templates.Build(t.Context(), "test", recipe, o); err == nil || !strings.Contains(err.Error(), "nosuch") {
 		t.Errorf("a package that there is not: %v", err)
+	}
+	second := "[[repository]]\nname = 'second'\naddress = 'file://" + t.TempDir() + "'\nunsigned = true\n"
+	os.WriteFile(recipe, []byte(text+second), 0o644)
+	if _, err := templates.Build(t.Context(), "test", recipe, o); err == nil || !strings.Contains(err.Error(), "repo 'second'") {
+		t.Errorf("a repository that there is not: %v", err)
 	}
 	if left, err := templates.Lookup("test"); err != nil || left.Digest != now.Digest {
 		t.Errorf("%+v, %v", left, err)
@@ -152,4 +168,26 @@ func TestBuildHostileRPM(t *testing.T) {
 		t.Errorf("%v\n%s", err, tried)
 	}
 	gone(t, templates)
+}
+
+// TestUpdateDNF: what dnf 4.23 prints with a package that replaces another, and
+// dnf5 twice, is told once, and not what is replaced.
+func TestUpdateDNF(t *testing.T) {
+	const dnf = `dnf() {
+	case $* in *--refresh*) ;; *) return 0 ;; esac
+	cat <<-end
+
+	tiny.noarch                                50-1                           local
+	gplus.noarch                               1-1                            local
+	Obsoleting Packages
+	gplus.noarch                               1-1                            local
+	    g++-1_x.y.noarch                       1:1.0-1                        @local
+	end
+	return 100
+}
+`
+	out, err := exec.Command("/bin/sh", "-e", "-c", dnf+updateDNF).Output()
+	if got := strings.Join(strings.Fields(string(out)), " "); err != nil || got != "tiny.noarch 50-1 local gplus.noarch 1-1 local" {
+		t.Errorf("%q, %v", out, err)
+	}
 }

@@ -148,6 +148,7 @@ func planPacman(r *Recipe, h buildHost) (*buildPlan, error) {
 	}, nil
 }
 
-// updatePacman: pacman -Qu exits with 1 when there are none.
+// updatePacman: pacman -Qu exits with 1 when there are none, and tells as well
+// what is held back.
 const updatePacman = `pacman -Sy >&2
-pacman -Qu || true`
+pacman -Qu | grep -v '\[ignored\]$' || true`

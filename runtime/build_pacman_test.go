@@ -62,3 +62,15 @@ func TestBuildPacman(t *testing.T) {
 	}
 	gone(t, templates)
 }
+
+// TestUpdatePacman: what pacman holds back is no update, and none is no failure.
+func TestUpdatePacman(t *testing.T) {
+	for _, kept := range []string{"", "tiny 14-1 -> 18-1 [ignored]\n"} {
+		for _, want := range []string{"", "fresh 44-1 -> 60-1\n"} {
+			pacman := "pacman() { [ $1 = -Sy ] || { printf '" + want + kept + "'; [ '" + want + kept + "' ]; }; }\n"
+			if out, err := exec.Command("/bin/sh", "-e", "-c", pacman+updatePacman).Output(); err != nil || string(out) != want {
+				t.Errorf("%q, %v, want %q", out, err, want)
+			}
+		}
+	}
+}
