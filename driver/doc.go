@@ -20,7 +20,8 @@
 //
 // The way of `virsh migrate`: migrate.go (the phases, flags and parameters),
 // migrate_source.go and migrate_destination.go (what each side does in them),
-// migrate_p2p.go (the source as the client), migrate_listen.go (where it comes to).
+// migrate_settle.go (what follows from the outcome), migrate_p2p.go (the source
+// as the client), migrate_listen.go (where it comes to).
 //
 // Networks, storage, node devices, interfaces, secrets and filters are not
 // ours: relayed.go hands their procedures to relay/, which passes them on to
