@@ -322,9 +322,7 @@ func mirrorRecord(kind byte, v any) []byte {
 // be.
 func hostile(t *testing.T, send func(m *mirrorTarget, outside string)) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, as the daemon is")
-	}
+	needRoot(t, "needs root, as the daemon is")
 	dir := t.TempDir()
 	outside, copied := filepath.Join(dir, "outside"), filepath.Join(dir, "copy")
 	for _, made := range []string{outside, copied} {

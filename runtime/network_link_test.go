@@ -35,10 +35,11 @@ func skipWithout(t *testing.T, err error) {
 // stands for the host's, and gives another for an environment.
 func newSpace(t *testing.T) *wires {
 	t.Helper()
+	needRoot(t, "network namespaces can only be made by root")
 	goruntime.LockOSThread() // for good: the thread ends with the test
 	make := func() *os.File {
 		if err := unix.Unshare(unix.CLONE_NEWNET); errors.Is(err, unix.EPERM) {
-			t.Skip("network namespaces can only be made by root")
+			t.Skip("root of this host may not make network namespaces")
 		} else if err != nil {
 			t.Fatal(err)
 		}
