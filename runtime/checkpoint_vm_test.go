@@ -286,10 +286,20 @@ func leadsAside(t *testing.T, r *Runtime, i *Instance) {
 	}
 	i.rec.Aside = nil
 
-	for _, s := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGHUP} {
-		if err := i.signal(s); err != nil {
-			t.Fatal(err)
+	if i.deaf.Load() {
+		t.Fatalf("after a restore its init did not take the signal in %v", leadPatience)
+	}
+	if err := i.signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	// It may be at reading its signals, and would take one that comes before it stops.
+	for end := time.Now().Add(time.Minute); !strings.HasPrefix(statusField(i.rec.Init, "State"), "T"); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("its init does not stop")
 		}
+	}
+	if err := i.signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
 	}
 	during := ""
 	for _, want := range []string{"1", "0"} {

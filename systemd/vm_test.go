@@ -11,6 +11,7 @@
 package systemd
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -454,10 +455,9 @@ func storeHelper() {
 		slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 		fail(err)
 		slave.WriteString("hello from the slave\n")
-		line := make([]byte, 100)
-		n, err = master.Read(line)
+		line, err := bufio.NewReader(master).ReadString('\n') // a terminal gives its end apart, at times
 		fail(err)
-		fmt.Fprintf(&report, "console-a: %s\n", strings.TrimSpace(string(line[:n])))
+		fmt.Fprintf(&report, "console-a: %s\n", strings.TrimSpace(line))
 		slave.Close()
 	}
 	if pidfd := found["init-a"]; pidfd != nil {
