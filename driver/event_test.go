@@ -81,7 +81,7 @@ func TestEventsWhilePolkitHangs(t *testing.T) {
 func TestClientGivenUp(t *testing.T) {
 	h := newTestHost(t)
 	server := rpc.NewServer("virtvzd", rpc.Limits{MaxClients: 5, MaxAnonymousClients: 5, MaxClientRequests: 5, MaxWorkers: 1,
-		KeepaliveInterval: 20 * time.Millisecond, KeepaliveCount: 2}, EncodeError)
+		KeepaliveInterval: 100 * time.Millisecond, KeepaliveCount: 2}, EncodeError)
 	h.drv.Register(server)
 	socket := filepath.Join(t.TempDir(), "sock")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})

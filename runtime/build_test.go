@@ -78,7 +78,7 @@ func remains(t *testing.T, templates *Templates) string {
 // cleared after the last mount is.
 func gone(t *testing.T, templates *Templates) {
 	t.Helper()
-	for range 100 {
+	for range 400 {
 		if remains(t, templates) == "" {
 			return
 		}

@@ -88,7 +88,7 @@ func expect(t *testing.T, r io.Reader, want string) {
 		if g != want {
 			t.Fatalf("read %q, want %q", g, want)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Fatalf("%q did not come", want)
 	}
 }
@@ -205,7 +205,7 @@ func TestConsoleCloseUnblocksWrite(t *testing.T) {
 	a.Close()
 	select {
 	case <-done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Fatal("a blocked write outlives its attachment")
 	}
 }
@@ -220,7 +220,7 @@ func TestConsoleLog(t *testing.T) {
 	c, slave := openPty(t, log)
 	say(t, slave, "hello\n")
 	c.finish()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for {
 		got, _ := os.ReadFile(name)
 		if string(got) == "old\nhello\r\n" {

@@ -3,6 +3,7 @@ package runtime
 import (
 	"os"
 	"os/exec"
+	"os/signal"
 	"syscall"
 	"testing"
 	"time"
@@ -28,6 +29,11 @@ func TestExitOf(t *testing.T) {
 }
 
 func TestPidfd(t *testing.T) {
+	// Who is started in the background of a script ignores SIGINT, and so does what
+	// it starts, unless it listens to it itself.
+	heard := make(chan os.Signal, 1)
+	signal.Notify(heard, syscall.SIGHUP, syscall.SIGINT)
+	defer signal.Stop(heard)
 	for script, want := range map[string]Exit{
 		"exit 0":        {Cause: ExitPoweroff},
 		"exit 7":        {Cause: ExitCrash, Status: 7},

@@ -24,6 +24,8 @@ type Bus struct {
 	signals dbus.SignalHandler
 	match   []dbus.MatchOption // the signals to subscribe to on every new connection
 
+	returns time.Duration // returnTimeout, but in tests
+
 	// dialing holds one token. It is a channel and not a mutex because a dial can take long and every waiter must
 	// still follow its own context.
 	dialing chan struct{}
@@ -38,7 +40,7 @@ func SystemBus() *Bus { return NewBus(systemBus()) }
 
 // NewBus is SystemBus for any D-Bus server address.
 func NewBus(address string) *Bus {
-	return &Bus{address: address, signals: noSignals{}, dialing: make(chan struct{}, 1)}
+	return &Bus{address: address, signals: noSignals{}, returns: returnTimeout, dialing: make(chan struct{}, 1)}
 }
 
 // Close ends the connection for good.
@@ -159,7 +161,7 @@ func (b *Bus) Call(ctx context.Context, m Method, args []any, results ...any) er
 		// breaks under a call is a restart more often than an end and is worth some patience.
 		return translate(m.Service, err)
 	}
-	deadline := time.Now().Add(returnTimeout)
+	deadline := time.Now().Add(b.returns)
 	for pause := 10 * time.Millisecond; lost(err) && time.Now().Before(deadline); pause = min(2*pause, returnTimeout/8) {
 		if sleep(ctx, pause) != nil {
 			break

@@ -152,15 +152,20 @@ func TestEventGone(t *testing.T) {
 	gone := decode[protocol.ConnectNetworkEventRegisterAnyRet](t, p).CallbackID
 	kept := register(t, c)
 	d.stop()
+	eventually(t, "the end is seen", func() bool { return f.connections() == 0 })
+	answered := make(chan bool, 10) // what is announced then comes behind the answer
 	d.handle("CONNECT_NETWORK_EVENT_REGISTER_ANY", func(_ context.Context, c *rpc.Call) (xdr.Marshaler, error) {
 		var args protocol.ConnectNetworkEventRegisterAnyArgs
 		if err := xdr.Unmarshal(c.Payload, &args); err != nil || args.Net != nil {
 			return nil, &Error{Code: protocol.ErrNoNetwork, Detail: "no such network"}
 		}
-		return protocol.ConnectNetworkEventRegisterAnyRet{CallbackID: 8}, nil
+		c.Answer(protocol.ConnectNetworkEventRegisterAnyRet{CallbackID: 8}, nil)
+		answered <- true
+		return nil, rpc.ErrLater
 	})
 	d.start()
 	works(t, c)
+	<-answered
 	d.announce(8, "still there")
 	hears(t, c, kept, "still there")
 	for _, id := range []int32{gone, kept} {

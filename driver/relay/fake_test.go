@@ -238,7 +238,7 @@ func (f *front) dial(t *testing.T) *rpctest.Client { return rpctest.Dial(t, f.pa
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for range 1000 {
+	for range 3000 {
 		if ok() {
 			return
 		}

@@ -42,7 +42,7 @@ func DialRemote(ctx context.Context, uri, certificates string) (*Client, error) 
 		}
 		return nil, errRemote(uri, err)
 	}
-	go b.watch()
+	go b.watch(remotePulse, remotePatience)
 	return &Client{b}, nil
 }
 
@@ -50,10 +50,11 @@ func DialRemote(ctx context.Context, uri, certificates string) (*Client, error) 
 // long it may say nothing at all: what it is told to do can take longer.
 var remotePulse, remotePatience = 5 * time.Second, 30 * time.Second
 
-// watch ends the connection with a daemon that says nothing any more.
-func (b *backend) watch() {
+// watch ends the connection with a daemon that says nothing any more. It is told
+// how often to ask, and how long to wait: a test may set that for who comes next.
+func (b *backend) watch(every, patience time.Duration) {
 	ping := protocol.MessageHeader{Prog: protocol.KeepaliveProgram, Vers: protocol.KeepaliveVersion, Proc: int32(protocol.KeepaliveProcPing), Type: protocol.Message}
-	pulse := time.NewTicker(remotePulse)
+	pulse := time.NewTicker(every)
 	defer pulse.Stop()
 	b.hear()
 	sent := make(chan struct{}, 1)
@@ -63,7 +64,7 @@ func (b *backend) watch() {
 			return
 		case <-pulse.C:
 		}
-		if time.Since(time.Unix(0, b.heard.Load())) > remotePatience {
+		if time.Since(time.Unix(0, b.heard.Load())) > patience {
 			b.close()
 			return
 		}

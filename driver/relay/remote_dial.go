@@ -131,14 +131,17 @@ func (r *remote) ssh() (*net.UnixConn, func() string, error) {
 		return nil, nil, err
 	}
 	defer theirs.Close()
-	said := &saying{}
+	said := &saying{ended: make(chan struct{})}
 	cmd := exec.Command(cmp.Or(r.query.Get("command"), "ssh"), args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, said
 	if err := cmd.Start(); err != nil {
 		ours.Close()
 		return nil, nil, err
 	}
-	go cmd.Wait() // it ends when our end of the pair is closed
+	go func() { // it ends when our end of the pair is closed
+		cmd.Wait()
+		close(said.ended)
+	}()
 	return ours, said.text, nil
 }
 
@@ -147,9 +150,14 @@ func shellQuoted(text string) string { return "'" + strings.ReplaceAll(text, "'"
 
 // saying keeps what a program says, up to a bound.
 type saying struct {
-	mu  sync.Mutex
-	all bytes.Buffer
+	ended chan struct{} // closed when it has ended, and all was read
+	mu    sync.Mutex
+	all   bytes.Buffer
 }
+
+// sayingPatience is how long to wait for a program's end that has closed its
+// connection: one that it has left behind may hold on to its standard error.
+const sayingPatience = 5 * time.Second
 
 func (s *saying) Write(p []byte) (int, error) {
 	s.mu.Lock()
@@ -161,7 +169,10 @@ func (s *saying) Write(p []byte) (int, error) {
 }
 
 func (s *saying) text() string {
-	time.Sleep(100 * time.Millisecond) // it is said before the connection ends, and read after
+	select {
+	case <-s.ended:
+	case <-time.After(sayingPatience):
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.Join(strings.Fields(strings.Map(func(r rune) rune {

@@ -551,6 +551,19 @@ func TestRemoteTLS(t *testing.T) {
 	}
 }
 
+// TestRemoteSaysLate: why ssh has failed is told although it says so after the
+// connection has ended, as it may on a busy host.
+func TestRemoteSaysLate(t *testing.T) {
+	ssh := filepath.Join(t.TempDir(), "ssh")
+	if err := os.WriteFile(ssh, []byte("#!/bin/sh\nexec <&- >&-\nsleep 0.5\necho 'no route to there' >&2\nexit 255\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err := DialRemote(t.Context(), "vz+ssh://there/system?command="+url.QueryEscape(ssh), t.TempDir())
+	if err == nil || !strings.HasSuffix(err.Error(), ": no route to there") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestRemoteFallsSilent: a daemon that says nothing any more is given up, whatever
 // waits for it, and one that only takes its time is not.
 func TestRemoteFallsSilent(t *testing.T) {

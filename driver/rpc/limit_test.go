@@ -22,7 +22,7 @@ func TestRequestLimit(t *testing.T) {
 	}
 	last := c.Start(testProgram, testVersion, procEcho, nil)
 	conn := s.client(t, 0)
-	eventually(t, "three calls are served", func() bool { return len(conn.slots) == 3 })
+	eventually(t, "three calls are served", func() bool { return len(conn.slots) == 3 && s.Pool().Queue == 0 })
 	time.Sleep(50 * time.Millisecond)
 	if n := s.Pool(); n.Queue != 0 || len(conn.slots) != 3 {
 		t.Errorf("%d calls are served and %d queued, the limit is 3", len(conn.slots), n.Queue)

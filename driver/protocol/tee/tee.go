@@ -17,7 +17,9 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"virtvzd/driver/protocol"
 )
@@ -73,13 +75,14 @@ func (p *Proxy) accept() {
 			client.Close()
 			continue
 		}
-		p.wg.Go(func() { p.pass(daemon, client, false) })
-		p.wg.Go(func() { p.pass(client, daemon, true) })
+		w := &watch{make(chan struct{}, 1)}
+		p.wg.Go(func() { p.pass(daemon, client, false, w) })
+		p.wg.Go(func() { p.pass(client, daemon, true, w) })
 	}
 }
 
 // pass copies packets one way until either side ends, then ends both.
-func (p *Proxy) pass(to, from net.Conn, fromServer bool) {
+func (p *Proxy) pass(to, from net.Conn, fromServer bool, w *watch) {
 	defer to.Close()
 	defer from.Close()
 	for {
@@ -90,7 +93,7 @@ func (p *Proxy) pass(to, from net.Conn, fromServer bool) {
 			}
 			return
 		}
-		p.note(frame, fromServer)
+		w.await(p.note(frame, fromServer))
 		if _, err := to.Write(frame); err != nil {
 			return // the other direction knows why
 		}
@@ -115,7 +118,38 @@ func readFrame(r io.Reader) ([]byte, error) {
 	return frame, nil
 }
 
-func (p *Proxy) note(frame []byte, fromServer bool) {
+// watch is how virsh watches a job. One thread asks for the job, and has the
+// event loop end that another runs until then, which asks how far the job is. A
+// job that ends before that loop has begun is waited for without end (seen with
+// virsh 9.0 on a busy host): its answer is held back until the loop has asked.
+type watch struct{ asked chan struct{} }
+
+// watched are the procedures that virsh watches so.
+var watched = []string{"DOMAIN_SAVE", "DOMAIN_SAVE_FLAGS", "DOMAIN_SAVE_PARAMS", "DOMAIN_MANAGED_SAVE", "DOMAIN_CORE_DUMP", "DOMAIN_CORE_DUMP_WITH_FORMAT"}
+
+// await is called with each packet of a connection before it is passed on.
+func (w *watch) await(kind string) {
+	name, what, _ := strings.Cut(kind, " ")
+	switch isWatched := slices.Contains(watched, name); {
+	case kind == "DOMAIN_GET_JOB_INFO call":
+		select {
+		case w.asked <- struct{}{}:
+		default:
+		}
+	case isWatched && what == "call":
+		select {
+		case <-w.asked: // how far another job was
+		default:
+		}
+	case isWatched:
+		select {
+		case <-w.asked:
+		case <-time.After(10 * time.Second): // it is not virsh
+		}
+	}
+}
+
+func (p *Proxy) note(frame []byte, fromServer bool) (kind string) {
 	packet := Packet{FromServer: fromServer, Frame: frame}
 	kind, err := packet.Check()
 	p.mu.Lock()
@@ -127,6 +161,7 @@ func (p *Proxy) note(frame []byte, fromServer bool) {
 	if err != nil {
 		p.problem("%s: %v", kind, err)
 	}
+	return kind
 }
 
 func (p *Proxy) problem(format string, args ...any) {

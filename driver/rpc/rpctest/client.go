@@ -90,7 +90,7 @@ func Frame(h protocol.MessageHeader, body []byte) []byte {
 // Send writes bytes as they are.
 func (c *Client) Send(frame []byte) {
 	c.t.Helper()
-	c.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	c.SetWriteDeadline(time.Now().Add(time.Minute))
 	if _, err := c.Write(frame); err != nil {
 		c.t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func (c *Client) Start(program, version, procedure uint32, body []byte) uint32 {
 	return c.serial
 }
 
-// Next reads a message, or fails after ten seconds.
+// Next reads a message, or fails after a minute.
 func (c *Client) Next() Packet {
 	c.t.Helper()
 	p, err := c.Read1()
@@ -117,7 +117,7 @@ func (c *Client) Next() Packet {
 
 // Read1 reads a message or tells why there is none.
 func (c *Client) Read1() (p Packet, err error) {
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	var word [4]byte
 	if _, err := io.ReadFull(c, word[:]); err != nil {
 		return p, err
