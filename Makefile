@@ -58,10 +58,12 @@ install: build
 go:
 	integration/go.sh
 
-# That, and packages of the host that the tests need; nothing when all are there.
+# That, packages of the host that the tests need, and modules; nothing when all
+# are there.
 deps:
 	integration/vm/install.sh
 	integration/go.sh
+	integration/again.sh $(GO) mod download
 
 # Everything, from a machine that may have nothing but make.
 test: deps test-quick fuzz test-vm
@@ -72,7 +74,7 @@ test-quick:
 	driver/protocol/gen/fetch.sh >/dev/null
 	$(GO) vet ./...
 	$(GO) vet -tags vm,faults ./...
-	VIRTVZD_REQUIRE=1 $(GO) test -race ./...
+	VIRTVZD_REQUIRE=1 $(GO) test -race -timeout 30m ./...
 
 # Briefly what strangers send: frames, XDR, domain XML.
 fuzz:

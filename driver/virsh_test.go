@@ -139,7 +139,7 @@ func (h *testHost) virsh(ok bool, args ...string) string {
 
 func (h *testHost) virshOn(uri string, ok bool, args ...string) string {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "virsh", append([]string{"-c", uri}, args...)...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")

@@ -9,7 +9,7 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
 apt13() {
-	apt-get -qq -o Dir::Etc::SourceList="$tmp/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+	apt-get -qq -o Acquire::Retries=8 -o Dir::Etc::SourceList="$tmp/sources.list" -o Dir::Etc::SourceParts=/dev/null \
 		-o Dir::Etc::Preferences=- -o Dir::Etc::PreferencesParts=/dev/null \
 		-o Dir::State::Lists="$tmp/lists" -o Dir::Cache="$tmp/cache" -o APT::Sandbox::User=root "$@"
 }
@@ -26,5 +26,5 @@ debian13() {
 	[ -e "$keys" ] && keys="[signed-by=$keys]" || keys=
 	mkdir -p "$tmp/lists/partial" "$tmp/cache/archives/partial"
 	echo "$1 $keys $archive $release main" >"$tmp/sources.list"
-	apt13 update >&2
+	apt13 -o APT::Update::Error-Mode=any update >&2
 }

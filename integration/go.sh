@@ -23,4 +23,4 @@ ln -s "usr/lib/go-$version/bin" "$tmp/root/bin"
 rm -rf "$go"
 mkdir -p "${go%/*}"
 mv "$tmp/root" "$go"
-"$go/bin/go" version >&2
+integration/again.sh "$go/bin/go" version >&2 # that fetches the release

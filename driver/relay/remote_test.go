@@ -544,7 +544,7 @@ func TestRemoteTLS(t *testing.T) {
 			}
 			select {
 			case <-ended:
-			case <-time.After(10 * time.Second):
+			case <-time.After(20 * time.Second):
 				t.Error("the connection is still open")
 			}
 		})

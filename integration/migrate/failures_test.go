@@ -211,7 +211,7 @@ func (f *failure) check(t *testing.T, h *hosts) {
 	running := func(v *vm.VM) string {
 		return strings.TrimSpace(v.Sh(t, "virsh -c vz:///system list --name --state-running 2>&1; virsh -c vz:///system list --name --state-paused | sed '/./s/$/ (paused)/'"))
 	}
-	for end := time.Now().Add(90 * time.Second); ; time.Sleep(time.Second) {
+	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(time.Second) {
 		states = [2]string{running(h.A), running(h.B)}
 		wantA, wantB := "", ""
 		switch f.want {
@@ -244,7 +244,7 @@ func (f *failure) check(t *testing.T, h *hosts) {
 	for _, from := range []*vm.VM{h.A, h.B} {
 		from.Sh(t, "for n in $(seq 10); do ping -c 1 -W 2 10.99.0.50 >/dev/null && exit 0; done; exit 1")
 	}
-	if left := other.Sh(t, leftovers); left != "" {
+	if left := left(t, other); left != "" {
 		t.Errorf("left on the other host:\n%s\n%s", left, h.log(t, other))
 	}
 }

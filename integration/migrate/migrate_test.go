@@ -108,6 +108,7 @@ func TestScripts(t *testing.T) {
 func (h *hosts) setup(env *testscript.Env) error {
 	env.Setenv("A", h.uri("a"))
 	env.Setenv("B", h.uri("b"))
+	env.Setenv("SSH_A", h.ssh["a"]+" root@127.0.0.1")
 	env.Setenv("SSH_B", h.ssh["b"]+" root@127.0.0.1")
 	env.Setenv("LC_ALL", "C")
 	env.Setenv("HOME", env.WorkDir) // of virsh's history
@@ -162,7 +163,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	for end := time.Now().Add(limit); ; time.Sleep(time.Second) {
 		cmd := exec.Command(args[2], args[3:]...)
 		cmd.Env = append(os.Environ(), "LC_ALL=C")
-		for _, name := range []string{"A", "B", "SSH_B"} {
+		for _, name := range []string{"A", "B", "SSH_A", "SSH_B"} {
 			cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 		}
 		out, err := cmd.CombinedOutput()
@@ -192,17 +193,22 @@ find /srv -name '.virtvzd-*'
 cat /run/virtvzd-fault 2>/dev/null
 true`
 
+// left waits until nothing is left on a host, and tells what is then. What ends
+// there, and is removed, is not waited for by whoever asked for it.
+func left(t *testing.T, v *vm.VM) string {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Second) {
+		if left := v.Sh(t, leftovers); left == "" || time.Now().After(end) {
+			return left
+		}
+	}
+}
+
 // nothingLeft ends what a script left, after saying so.
 func (h *hosts) nothingLeft(t *testing.T) {
 	t.Helper()
 	for name, v := range h.all() {
-		left := ""
-		for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Second) {
-			if left = v.Sh(t, leftovers); left == "" || time.Now().After(end) {
-				break
-			}
-		}
-		if left != "" {
+		if left := left(t, v); left != "" {
 			t.Errorf("left on %s:\n%s\n%s", name, left, v.Sh(t, "journalctl -u virtvzd -n 40 -o cat --no-pager"))
 		}
 		v.Sh(t, `rm -f /run/virtvzd-fault; systemctl start virtvzd.service

@@ -22,8 +22,9 @@ echo "install.sh: installing$missing" >&2
 export DEBIAN_FRONTEND=noninteractive
 # Somebody else may be installing just now.
 apt="apt-get -q -y -o DPkg::Lock::Timeout=300"
-$apt update >&2
 # Recommended packages would drag in a libvirt daemon that is started.
+install="$apt --no-install-recommends install"
+../again.sh sh -c "$apt update && $install --download-only $missing" >&2
 # shellcheck disable=SC2086
-$apt --no-install-recommends install $missing >&2
+$install $missing >&2
 echo "install.sh: done" >&2

@@ -102,13 +102,13 @@ func (l *Libvirtd) Start() {
 	if err := l.cmd.Start(); err != nil {
 		l.t.Fatal(err)
 	}
-	for range 200 {
+	for range 1200 {
 		if _, err := os.Stat(l.Socket()); err == nil {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	l.t.Fatal("libvirtd did not open its socket in 10 s")
+	l.t.Fatal("libvirtd did not open its socket in a minute")
 }
 
 // Stop sends a signal that ends it and waits until it is gone.
