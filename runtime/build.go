@@ -165,14 +165,14 @@ func updateScript(g Generation) (string, error) {
 	}
 	defer root.Close()
 	for _, by := range []struct{ program, script string }{
-		{"/usr/bin/apt-get", updateAPT}, {"/usr/bin/dnf", updateDNF}, {"/sbin/apk", updateAPK}, {"/usr/bin/apk", updateAPK}, {"/usr/bin/pacman", updatePacman},
+		{"/usr/bin/apt-get", updateAPT}, {"/usr/bin/dnf", updateDNF}, {"/usr/bin/zypper", updateZypper}, {"/sbin/apk", updateAPK}, {"/usr/bin/apk", updateAPK}, {"/usr/bin/pacman", updatePacman},
 	} {
 		if fd, err := root.open(by.program, unix.O_PATH); err == nil {
 			unix.Close(fd)
 			return by.script, nil
 		}
 	}
-	return "", fmt.Errorf("template %s has no package manager that is known (apt, dnf, apk, pacman)", g.Name)
+	return "", fmt.Errorf("template %s has no package manager that is known (apt, dnf, zypper, apk, pacman)", g.Name)
 }
 
 // stopped tells an interruption from what it makes fail.

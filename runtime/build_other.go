@@ -100,6 +100,13 @@ printf '%s\n' "$said" >&2
 if [ "$failed" ] || printf '%s\n' "$said" | grep -q '^WARNING: .*file:/'; then exit 1; fi
 "$@" version -l '<' | sed '/^Installed:/d'`
 
+// updateZypper prints "NAME VERSION -> NEWER" for each package, of the table
+// that zypper shows. A root of openSUSE without dnf was imported: what is built
+// goes by its recipe.
+const updateZypper = `zypper --non-interactive refresh >&2
+list=$(zypper -q --non-interactive list-updates)
+echo "$list" | sed -n 's/^v[^|]*|[^|]*| *\([^ |]*\) *| *\([^ |]*\) *| *\([^ |]*\).*/\1 \2 -> \3/p'`
+
 // pacmanKeyring makes a keyring at $0 that trusts the keys in the arguments.
 // TrustAll of pacman.conf(5) is no way to say so: pacman downloads a key that it
 // lacks, and would trust that as well.

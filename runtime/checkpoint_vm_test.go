@@ -301,6 +301,8 @@ func leadsAside(t *testing.T, r *Runtime, i *Instance) {
 	if err := i.signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
+	defer func(d time.Duration) { leadPatience = d }(leadPatience)
+	leadPatience = 5 * time.Second // for the one that is stopped
 	during := ""
 	for _, want := range []string{"1", "0"} {
 		if err := i.initFirst(t.Context(), func(context.Context) error { during = state(); return nil }); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -138,7 +139,7 @@ func TestBusyboxSuspendShutdownReboot(t *testing.T) {
 	if err := i.Resume(ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, i, 20*time.Second, "cat /proc/1/comm", "init")
+	eventually(t, i, time.Minute, "cat /proc/1/comm", "init")
 	if err := i.Suspend(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -151,29 +152,43 @@ func TestBusyboxSuspendShutdownReboot(t *testing.T) {
 	if err := i.Shutdown(ctx, ShutdownParavirt, false); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("agent: %v", err)
 	}
-	time.Sleep(500 * time.Millisecond) // busybox sets up its handlers
+	listens(t, i)
 	if err := i.Shutdown(ctx, ShutdownDefault, true); err != nil {
 		t.Fatal(err)
 	}
-	awaitEnd(t, i, 20*time.Second, ExitReboot)
+	awaitEnd(t, i, time.Minute, ExitReboot)
 }
 
 func TestBusyboxPoweroff(t *testing.T) {
 	r := vmRuntime(t)
 	i := vmStart(t, r, vmEnvironment(t, "busybox"), StartOptions{})
-	eventually(t, i, 20*time.Second, "cat /proc/1/comm", "init")
-	time.Sleep(500 * time.Millisecond)
+	eventually(t, i, time.Minute, "cat /proc/1/comm", "init")
+	listens(t, i)
 	if err := i.Shutdown(context.Background(), ShutdownDefault, false); err != nil {
 		t.Fatal(err)
 	}
-	awaitEnd(t, i, 20*time.Second, ExitPoweroff)
+	awaitEnd(t, i, time.Minute, ExitPoweroff)
+}
+
+// listens waits until busybox's init waits for the signals that end it: until
+// then the kernel drops them.
+func listens(t *testing.T, i *Instance) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if set, _ := strconv.ParseUint(statusField(i.Init(), "SigBlk"), 16, 64); set&(1<<(syscall.SIGTERM-1)) != 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the init of %s waits for no signal", i.Name())
+		}
+	}
 }
 
 // A kill works on frozen processes, too, and tells that it was one.
 func TestKillFrozen(t *testing.T) {
 	r := vmRuntime(t)
 	i := vmStart(t, r, vmEnvironment(t, "busybox"), StartOptions{})
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := i.Suspend(ctx); err != nil {
 		t.Fatal(err)
@@ -205,7 +220,7 @@ func TestConsoleOfBusybox(t *testing.T) {
 	a.Write([]byte("echo $((6*7)) && tty\r"))
 	readUntil(t, a, "42\r\n/dev/") // at once: it may come in one piece
 	a.Write([]byte("exit 3\r"))
-	awaitEnd(t, i, 10*time.Second, ExitCrash)
+	awaitEnd(t, i, time.Minute, ExitCrash)
 	if i.Exit().Status != 3 {
 		t.Errorf("exit %v", i.Exit())
 	}

@@ -30,7 +30,7 @@ func TestExecFrozen(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(i.CgroupPath(), "own/cgroup.freeze"), []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); i.refuseFrozenCgroup(cgroup) == nil; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); i.refuseFrozenCgroup(cgroup) == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it does not freeze")
 		}

@@ -21,8 +21,9 @@ import (
 // first. What is in the cgroups beside its own stays frozen until init has taken
 // the signal; from then on it reads nothing else before it has done that.
 
-// leadPatience is how long init may take for that.
-const leadPatience = 5 * time.Second
+// leadPatience is how long init may take for that. It was perhaps saved while it
+// read its state, and ends that first: seconds on a host that is busy.
+var leadPatience = 30 * time.Second
 
 // maxAside is how many cgroups there may be beside init's: a systemd has three.
 const maxAside = 1000

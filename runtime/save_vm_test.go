@@ -202,7 +202,7 @@ func writeOn(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !exists(images + "/1") {
 		if time.Now().After(deadline) {
 			t.Fatal("it does not write")
