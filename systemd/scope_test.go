@@ -18,7 +18,7 @@ func setup(t *testing.T) (*bustest.Bus, *fake, *Conn, context.Context) {
 	t.Helper()
 	b := bustest.New(t)
 	f := newFake(t, b, true)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	c, err := Dial(ctx, b.Address)
 	if err != nil {
