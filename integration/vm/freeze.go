@@ -99,11 +99,12 @@ func newSnapshot(image, accel string) *snapshot {
 // PERF_COUNT_SW_DUMMY, by perf_event_open(2).
 const settle = `systemctl is-system-running --wait; systemctl --failed --no-legend >&2
 virsh --version >/dev/null; crun --version >/dev/null; systemctl list-jobs >/dev/null; ls -laR /srv/roots >/dev/null; sync
-systemd-run -q --unit=perf-event python3 -c '
-import ctypes, signal, struct
+systemd-run -q --unit=perf-event -p Type=notify python3 -c '
+import ctypes, os, signal, socket, struct
 attributes = ctypes.create_string_buffer(struct.pack("IIQ", 1, 112, 9), 112)
 assert ctypes.CDLL(None, use_errno=True).syscall(298, attributes, 0, -1, -1, 0) >= 0
-signal.pause()' && sleep 2 && systemctl is-active -q perf-event`
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+signal.pause()' && systemctl is-active -q perf-event`
 
 // freeze boots the image and stops it: memory goes to a file that QEMU maps, so
 // copies map the same file privately, device state (a few MB) is migrated to

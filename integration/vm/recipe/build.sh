@@ -32,6 +32,7 @@ fi
 # mmdebstrap reads none of the machine's apt options: hand over those that
 # decide whether an archive can be reached and used.
 apt-config dump | grep -Ei '^Acquire::((https?|ftp)::.*Proxy|Check-Valid-Until|Check-Date)' >aptopt || true
+echo 'Acquire::Retries "8";' >>aptopt # for two minutes in all
 bootstrap() { # bootstrap PACKAGES DIR OPTION...
 	local packages=$1 dir=$2
 	shift 2
