@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"virtvzd/systemd"
 	"virtvzd/xml"
 )
@@ -175,7 +177,12 @@ func TestBusyboxPoweroff(t *testing.T) {
 func listens(t *testing.T, i *Instance) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if set, _ := strconv.ParseUint(statusField(i.Init(), "SigBlk"), 16, 64); set&(1<<(syscall.SIGTERM-1)) != 0 {
+		blocked, _ := strconv.ParseUint(statusField(i.Init(), "SigBlk"), 16, 64)
+		if blocked&(1<<(syscall.SIGTERM-1)) != 0 {
+			return
+		}
+		// What sigtimedwait(2) waits for is not blocked meanwhile.
+		if call := readText(fmt.Sprintf("/proc/%d/syscall", i.Init())); strings.HasPrefix(call, fmt.Sprint(unix.SYS_RT_SIGTIMEDWAIT, " ")) {
 			return
 		}
 		if time.Now().After(end) {
