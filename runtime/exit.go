@@ -141,6 +141,10 @@ func waitStatus(pidfd *os.File) (ws syscall.WaitStatus, err error) {
 	return ws, err
 }
 
+// tracerPatience is how long a tracer may take to let go of a process that has
+// ended, as CRIU may be that dumps it: until then its parent is told nothing.
+const tracerPatience = 10 * time.Second
+
 // reap waits for a child by pidfd, so never for another process of the same PID.
 func reap(fd int) (syscall.WaitStatus, error) {
 	// siginfo_t of SIGCHLD on 64-bit Linux; package unix leaves it opaque.
@@ -149,15 +153,17 @@ func reap(fd int) (syscall.WaitStatus, error) {
 		PID, UID, Status      int32
 		_                     [100]byte
 	}
-	for {
+	for end := time.Now().Add(tracerPatience); info.PID == 0; {
 		err := unix.Waitid(unix.P_PIDFD, fd, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG, nil)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
 			return 0, err
+		case info.PID == 0 && time.Now().After(end):
+			return 0, unix.ENODATA
+		case info.PID == 0:
+			time.Sleep(10 * time.Millisecond)
 		}
-		break
 	}
 	const exited = 1 // CLD_EXITED; the others are a signal, perhaps with 0x80 for a core
 	if info.Code == exited {

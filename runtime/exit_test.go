@@ -1,12 +1,18 @@
 package runtime
 
 import (
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
+	goruntime "runtime"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestExitOf(t *testing.T) {
@@ -69,6 +75,55 @@ func TestPidfd(t *testing.T) {
 		}
 		pidfd.Close()
 		children.remove(cmd.Process.Pid)
+	}
+}
+
+// TestTracedEnd: an init that is killed while another process traces it, as CRIU
+// does when it dumps, has not powered off.
+func TestTracedEnd(t *testing.T) {
+	needRoot(t, "tracing")
+	if text := os.Getenv("TEST_TRACED"); text != "" {
+		goruntime.LockOSThread()
+		pid, _ := strconv.Atoi(text)
+		if err := unix.PtraceSeize(pid); err != nil {
+			t.Fatal(err)
+		}
+		os.Stdout.WriteString("traced\n")
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	children.add(cmd.Process.Pid)
+	defer children.remove(cmd.Process.Pid)
+	pidfd, err := openPidfd(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidfd.Close()
+	tracer := exec.Command(os.Args[0], "-test.run=^TestTracedEnd$")
+	tracer.Env = append(os.Environ(), fmt.Sprint("TEST_TRACED=", cmd.Process.Pid))
+	in, _ := tracer.StdinPipe()
+	out, _ := tracer.StdoutPipe()
+	if err := tracer.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer tracer.Wait()
+	defer in.Close()
+	said := make([]byte, 100)
+	if n, err := out.Read(said); err != nil || string(said[:n]) != "traced\n" {
+		t.Fatalf("%q, %v", said[:n], err)
+	}
+	syscall.Kill(cmd.Process.Pid, syscall.SIGKILL)
+	if !awaitExit(pidfd) {
+		t.Fatal("not waited for")
+	}
+	time.AfterFunc(100*time.Millisecond, func() { in.Close() })
+	if got, want := collect(pidfd), (Exit{Cause: ExitCrash, Signal: syscall.SIGKILL}); got != want {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 
