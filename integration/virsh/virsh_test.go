@@ -121,7 +121,7 @@ func TestScripts(t *testing.T) {
 			}
 			removeAll(t)
 			var left string
-			for range 50 {
+			for range 300 {
 				if left = leftovers(t) + added(before, attached(t)); left == "" {
 					return
 				}
