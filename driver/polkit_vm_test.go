@@ -78,7 +78,7 @@ func TestVMPolkit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(rules)
-	for range 100 { // polkitd watches the directory
+	for range 600 { // polkitd watches the directory
 		if p.check(t.Context(), player, actionManage, nil) == nil {
 			break
 		}

@@ -89,9 +89,9 @@ func vmRestore(t *testing.T, r *Runtime, env *xml.Environment, o StartOptions) *
 const counting = `mkdir -p /run/counter; cd /run/counter; cat > count <<'END'
 n=0
 trap 'echo $n > asked' USR1
-while :; do n=$((n+1)); sleep 0.05; done
+while :; do n=$((n+1)); [ $n != 1 ] || echo > ready; sleep 0.05; done
 END
-setsid sh count </dev/null >/dev/null 2>&1 & echo $! > pid`
+setsid sh count </dev/null >/dev/null 2>&1 & echo $! > pid; until [ -e ready ]; do sleep 0.1; done`
 
 const counted = `cd /run/counter; rm -f asked; kill -USR1 $(cat pid); until [ -s asked ]; do sleep 0.1; done; cat asked`
 
@@ -315,5 +315,5 @@ func leadsAside(t *testing.T, r *Runtime, i *Instance) {
 	if err := i.signal(syscall.SIGCONT); err != nil {
 		t.Error(err)
 	}
-	eventually(t, i, 60*time.Second, "systemctl is-system-running", "running")
+	eventually(t, i, 240*time.Second, "systemctl is-system-running", "running")
 }

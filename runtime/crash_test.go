@@ -190,7 +190,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		t.Run(step, func(t *testing.T) {
 			runChild(t, step)
 			r := vmRuntime(t)
-			ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 			defer cancel()
 			adopted, ended, err := r.Recover(ctx, vmStore.take())
 			if err != nil {
@@ -226,7 +226,7 @@ func TestKilledAnytime(t *testing.T) {
 		after := time.Duration(random.Intn(2500)) * time.Millisecond
 		runChild(t, after.String())
 		r := vmRuntime(t)
-		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 		adopted, ended, err := r.Recover(ctx, vmStore.take())
 		if err != nil {
 			t.Errorf("after %v: %v", after, err)

@@ -65,7 +65,7 @@ func testGrow(t *testing.T, size uint64, mkfs ...string) {
 	}
 
 	unix.Close(tree)
-	for range 100 { // the kernel lets go of it on its own time
+	for range 1200 { // the kernel lets go of it on its own time
 		if err = r.GrowRoot(t.Context(), nil, root, 3*size); err == nil {
 			break
 		}
@@ -74,7 +74,7 @@ func testGrow(t *testing.T, size uint64, mkfs ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 100 {
+	for range 1200 {
 		if tree, _, err = openRaw(image, false); err == nil {
 			break
 		}

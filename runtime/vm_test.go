@@ -124,7 +124,7 @@ func vmEnd(t testing.TB, r *Runtime, i *Instance) {
 func nothingLeft(t testing.TB) {
 	t.Helper()
 	var left []string
-	for range 100 { // orphans of a killed manager need a moment to die
+	for range 600 { // orphans of a killed manager need a moment to die
 		if left = leftovers(); len(left) == 0 {
 			return
 		}

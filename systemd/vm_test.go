@@ -246,7 +246,7 @@ func TestVMOutOfMemory(t *testing.T) {
 	in.Write([]byte("go\n"))
 	cmd.Wait()
 	var s State
-	for range 100 {
+	for range 1200 {
 		if s, err = c.State(ctx, unit); err != nil || s.Active == "failed" {
 			break
 		}

@@ -32,7 +32,7 @@ for name in kept auto; do
 done
 virsh autostart auto
 virsh start kept
-vzctl exec kept 'echo kept >/run/in-memory; setsid sh -c "while sleep 0.2; do date +%s >/run/now; done" </dev/null >/dev/null 2>&1 &'
+vzctl exec kept 'echo kept >/run/in-memory; setsid sh -c "while sleep 0.2; do date +%s >/run/new; mv /run/new /run/now; done" </dev/null >/dev/null 2>&1 &'
 printf 'URIS=vz:///system\nON_BOOT=start\nON_SHUTDOWN=suspend\nSHUTDOWN_TIMEOUT=300\n' >/etc/default/libvirt-guests
 systemctl enable virtvzd.service
 systemctl enable --now libvirt-guests`)
@@ -52,7 +52,7 @@ systemctl enable --now libvirt-guests`)
 	v.Sh(t, "systemctl is-system-running --wait || true")
 	for _, c := range []struct{ command, want string }{
 		{"virsh -c vz:///system domstate kept --reason", "running (restored)"},
-		{"vzctl exec kept 'cat /run/in-memory; n=$(cat /run/now); sleep 5; test $(cat /run/now) -gt $n && echo goes on'", "kept\ngoes on"},
+		{"vzctl exec kept 'cat /run/in-memory; n=$(cat /run/now); for i in $(seq 60); do sleep 1; test $(cat /run/now) -gt $n && echo goes on && break; done'", "kept\ngoes on"},
 		{"virsh -c vz:///system domstate auto", "running"},
 		{"virsh -c vz:///system list --all --with-managed-save --name", ""},
 	} {
